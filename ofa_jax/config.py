@@ -1,0 +1,266 @@
+"""The configuration of a run: plain dataclasses, and every check that needs no data.
+
+A config is a Python file whose `get_config(arg)` returns a `Config` built by ordinary calls; fields
+are overridden on the command line, `--config.optim.lr=2e-5`. `validate` collects every fault before
+anything is compiled.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+PRECISIONS = ("bf16", "fp32")
+REMAT = ("none", "dots", "full")
+SCHEDULES = ("constant", "cosine", "linear")
+
+
+@dataclasses.dataclass(kw_only=True)
+class MeshShape:
+  """Devices along each axis of the mesh; -1 takes all that are left.
+
+  The batch is split over `data` x `fsdp`; parameters and optimizer state are split over `fsdp`;
+  `tensor` splits heads and feature axes inside a layer.
+  """
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+
+@dataclasses.dataclass(kw_only=True)
+class Optim:
+  """AdamW and its schedule; patterns are searched in parameter paths, the first match wins.
+
+  `lr_scale` multiplies the learning rate and `clamp` bounds a parameter after the update; a
+  parameter that matches `freeze` is not trained and has no optimizer state; one that matches
+  `no_decay` has no weight decay.
+  """
+
+  lr: float = 1e-3
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  weight_decay: float = 0.0
+  no_decay: tuple[str, ...] = ()
+  schedule: str = "cosine"
+  warmup: int = 0  # steps
+  clip_norm: float | None = None
+  freeze: tuple[str, ...] = ()
+  lr_scale: tuple[tuple[str, float], ...] = ()
+  clamp: tuple[tuple[str, tuple[float, float]], ...] = ()
+  max_bad_steps: int = 20  # non-finite steps in a row before the run stops
+
+
+@dataclasses.dataclass(kw_only=True)
+class Eval:
+  """One evaluation: `task.score` of `task.predict` over `task.streams(split)`.
+
+  Runs every `every` steps (0: only at the end) and at the end. Metrics are logged as `name/metric`.
+  """
+
+  name: str
+  task: Any
+  split: str = "valid"
+  every: int = 0
+  batch_size: int | None = None  # global; None: the training batch size
+
+
+@dataclasses.dataclass(kw_only=True)
+class Config:
+  """Everything that a run is made of.
+
+  Attributes:
+    model: sizes, with `build(rngs, remat, unroll)`, `sharding` and `towers`.
+    task: what is learnt; see `ofa_jax/tasks/base.py`.
+    batch_size: rows of one update over all devices.
+    steps, epochs: the length of the run, exactly one of them; an epoch is
+      ceil(rows / batch_size) updates.
+    init: a checkpoint to start from (a workdir of this program); None: from scratch.
+    precision: bf16 computes in bfloat16 on float32 parameters; fp32 computes in full float32.
+    remat: what the backward pass recomputes: nothing, all but matrix products, or whole layers.
+    unroll: layers per iteration of the scan over layers; more is faster to run, slower to compile.
+    accum: chunks in which one update is computed, with the result of the whole batch.
+    ema: decay of the exponential moving average of the parameters, which is then what is
+      evaluated; None: off.
+    max_bad_rate: share of undecodable rows above which the run stops.
+    workers: decoding threads per host; None: one a core.
+  """
+
+  model: Any
+  task: Any
+  batch_size: int
+  name: str = ""
+  steps: int | None = None
+  epochs: float | None = None
+  init: str | None = None
+  seed: int = 0
+  log_every: int = 50
+  save_every: int = 1000
+  keep: int = 3
+  evals: tuple[Eval, ...] = ()
+  optim: Optim = dataclasses.field(default_factory=Optim)
+  mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
+  precision: str = "bf16"
+  remat: str = "none"
+  unroll: int = 1
+  accum: int = 1
+  ema: float | None = None
+  max_bad_rate: float = 0.01
+  workers: int | None = None
+
+
+def validate(config: Config, *, devices: int, hosts: int = 1) -> None:
+  """Raises one ValueError that lists every fault of the config.
+
+  Args:
+    config: the config after command-line overrides.
+    devices: devices of all hosts together.
+    hosts: processes.
+  """
+  faults = [*_check_run(config), *_check_optim(config.optim)]
+  try:
+    sizes = mesh_sizes(config.mesh, devices)
+    faults += _check_batch(config, sizes, hosts)
+  except ValueError as e:
+    faults.append(str(e))
+  if hasattr(config.task, "check"):
+    faults += config.task.check(config)
+  if faults:
+    raise ValueError("The config cannot run:\n" + "\n".join(f"  - {f}" for f in faults))
+
+
+def mesh_sizes(shape: MeshShape, devices: int) -> tuple[int, int, int]:
+  """(data, fsdp, tensor) with the -1 filled in; ValueError when they do not make `devices`."""
+  sizes = [shape.data, shape.fsdp, shape.tensor]
+  if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+    raise ValueError(f"mesh: expected positive sizes and at most one -1, found {shape}")
+  known = 1
+  for size in sizes:
+    known *= size if size > 0 else 1
+  if -1 in sizes and devices % known == 0:
+    sizes[sizes.index(-1)] = devices // known
+  if sizes[0] * sizes[1] * sizes[2] != devices:
+    raise ValueError(
+      f"mesh: expected data x fsdp x tensor = {devices} devices, found {shape}; "
+      f"set one axis to -1 or choose divisors of {devices}"
+    )
+  return tuple(sizes)
+
+
+def to_dict(value: Any) -> Any:
+  """A config as JSON-able data, with the class of every dataclass under "_class"."""
+  if dataclasses.is_dataclass(value):
+    fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value) if f.repr}
+    return {"_class": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
+  if isinstance(value, dict):
+    return {str(k): to_dict(v) for k, v in value.items()}
+  if isinstance(value, (tuple, list)):
+    return [to_dict(v) for v in value]
+  return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def explain_unknown_field(config: Any, message: str) -> str | None:
+  """A readable text for ml_collections' error about an override that names no field."""
+  found = re.search(r"Field (\S+) not found on dataclass <class '([\w.]+)'>", message)
+  if not found:
+    return None
+  field, owner = found[1], found[2].split(".")[-1]
+  names = sorted(
+    {
+      f.name
+      for d in _dataclasses(config)
+      if type(d).__name__ == owner
+      for f in dataclasses.fields(d)
+    }
+  )
+  near = difflib.get_close_matches(field, names, n=3, cutoff=0.4)
+  hint = f"; did you mean {' or '.join(near)}?" if near else ""
+  return f"--config: {owner} has no field '{field}'{hint} (it has: {', '.join(names)})"
+
+
+def _dataclasses(value: Any) -> Iterable[Any]:
+  if dataclasses.is_dataclass(value):
+    yield value
+    for f in dataclasses.fields(value):
+      yield from _dataclasses(getattr(value, f.name))
+  elif isinstance(value, (tuple, list)):
+    for v in value:
+      yield from _dataclasses(v)
+
+
+def _check_run(c: Config) -> list[str]:
+  faults = []
+  if (c.steps is None) == (c.epochs is None):
+    faults.append(
+      f"expected exactly one of steps and epochs, found steps={c.steps}, epochs={c.epochs}"
+    )
+  if c.steps is not None and c.steps < 1:
+    faults.append(f"steps: expected at least 1, found {c.steps}")
+  if c.epochs is not None and c.epochs <= 0:
+    faults.append(f"epochs: expected more than 0, found {c.epochs}")
+  for field, low in (
+    ("batch_size", 1),
+    ("log_every", 1),
+    ("save_every", 1),
+    ("keep", 1),
+    ("accum", 1),
+    ("unroll", 1),
+  ):
+    if getattr(c, field) < low:
+      faults.append(f"{field}: expected at least {low}, found {getattr(c, field)}")
+  for field, allowed in (("precision", PRECISIONS), ("remat", REMAT)):
+    if getattr(c, field) not in allowed:
+      faults.append(f"{field}: expected one of {', '.join(allowed)}, found {getattr(c, field)!r}")
+  if c.ema is not None and not 0 < c.ema < 1:
+    faults.append(f"ema: expected None or a decay between 0 and 1, found {c.ema}")
+  if not 0 <= c.max_bad_rate <= 1:
+    faults.append(f"max_bad_rate: expected a share between 0 and 1, found {c.max_bad_rate}")
+  if c.init is not None and "://" not in c.init and not Path(c.init).exists():
+    faults.append(f"init: expected an existing checkpoint, found nothing at {c.init}")
+  names = [e.name for e in c.evals]
+  if len(set(names)) < len(names):
+    faults.append(f"evals: expected distinct names, found {names}")
+  return faults
+
+
+def _check_optim(o: Optim) -> list[str]:
+  faults = []
+  if o.schedule not in SCHEDULES:
+    faults.append(f"optim.schedule: expected one of {', '.join(SCHEDULES)}, found {o.schedule!r}")
+  if not o.lr > 0:
+    faults.append(f"optim.lr: expected more than 0, found {o.lr}")
+  for field in ("b1", "b2"):
+    if not 0 <= getattr(o, field) < 1:
+      faults.append(f"optim.{field}: expected 0 <= {field} < 1, found {getattr(o, field)}")
+  if o.clip_norm is not None and o.clip_norm <= 0:
+    faults.append(f"optim.clip_norm: expected None or more than 0, found {o.clip_norm}")
+  patterns = [*o.freeze, *o.no_decay, *(p for p, _ in o.lr_scale), *(p for p, _ in o.clamp)]
+  for pattern in patterns:
+    try:
+      re.compile(pattern)
+    except re.error as e:
+      faults.append(f"optim: {pattern!r} is no regular expression ({e})")
+  return faults
+
+
+def _check_batch(c: Config, sizes: tuple[int, int, int], hosts: int) -> list[str]:
+  faults = []
+  shards = sizes[0] * sizes[1]
+  batches = [("batch_size", c.batch_size)]
+  batches += [(f"evals[{e.name}].batch_size", e.batch_size) for e in c.evals if e.batch_size]
+  for name, size in batches:
+    for divisor, what in ((shards, "data x fsdp devices"), (hosts, "hosts")):
+      if size % divisor:
+        near = max(divisor, round(size / divisor) * divisor)
+        faults.append(
+          f"{name}: expected a multiple of {divisor} ({what}), found {size}; the nearest is {near}"
+        )
+  if c.accum > 1 and c.batch_size % (c.accum * shards):
+    faults.append(
+      f"accum: expected batch_size {c.batch_size} to be a multiple of accum x data x "
+      f"fsdp = {c.accum} x {shards}"
+    )
+  return faults

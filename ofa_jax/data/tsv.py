@@ -1,0 +1,304 @@
+"""Random access to Chinese-CLIP's raw files: base64 images in TSV, captions in JSONL.
+
+`{split}_imgs.tsv` holds one image a line, `<id>\\t<base64 of the image file>`; `{split}_texts.jsonl`
+one caption a line, `{"text_id": 1, "text": "...", "image_ids": [7, 9]}`. The originals turn both
+into LMDB before training. Here the TSV itself is the store: it is scanned once for line offsets,
+the offsets are kept in a small index file, and a row is then one positioned read.
+"""
+
+import binascii
+import dataclasses
+import hashlib
+import json
+import mmap
+import os
+import pathlib
+import uuid
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+import pybase64
+
+INDEX_VERSION = 1
+MAX_ID_BYTES = 256  # more means that the columns are swapped
+
+
+class BadRow(Exception):
+  """A row that cannot be used; the pipeline skips, counts and names it."""
+
+  def __init__(self, name: str, reason: str):
+    super().__init__(name, reason)
+    self.name = name
+    self.reason = reason
+
+  def __str__(self) -> str:
+    return f"{self.name}: {self.reason}"
+
+
+class ImageTable:
+  """The images of one data set in one or more base64 TSV files.
+
+  Args:
+    paths: TSV files (shards), in order.
+    index_dir: where index files go; default: beside each TSV, or the user's cache folder when that
+      directory cannot be written.
+
+  Raises:
+    ValueError: a file is missing or has no rows, or an image id occurs twice.
+  """
+
+  def __init__(self, paths: Sequence[str | os.PathLike], *, index_dir: str | None = None):
+    self.files = tuple(os.path.abspath(path) for path in paths)
+    check_files(self.files)
+    shards = [_load_index(path, index_dir) for path in self.files]
+    empty = [path for path, shard in zip(self.files, shards, strict=True) if not len(shard.ids)]
+    if empty:
+      raise ValueError(
+        f"Expected TSV files with image rows, found {len(empty)} without any: "
+        f"{', '.join(empty[:5])}. Remove them from the list, or write them again."
+      )
+    self._begins = np.cumsum([0] + [len(shard.ids) for shard in shards])
+    self._starts = np.concatenate([shard.starts for shard in shards])
+    self._sizes = np.concatenate([shard.sizes for shard in shards])
+    self._lines = np.concatenate([shard.lines for shard in shards])
+    self._ids = np.concatenate([shard.ids for shard in shards])
+    self._order = np.argsort(self._ids, kind="stable")
+    self._sorted = self._ids[self._order]
+    self._check_duplicates()
+    self._handles = {}
+
+  def __len__(self) -> int:
+    return len(self._ids)
+
+  @property
+  def ids(self) -> list[str]:
+    """The id of every image, in table order."""
+    return [raw.decode("utf-8", "replace") for raw in self._ids.tolist()]
+
+  def find(self, ids: Sequence[str]) -> np.ndarray:
+    """The row of each id: int64[N], -1 where the table has no such image."""
+    wanted = np.array([i.encode() for i in ids], dtype=bytes)
+    if not len(wanted):
+      return np.zeros(0, np.int64)
+    place = np.searchsorted(self._sorted, wanted).clip(max=len(self._sorted) - 1)
+    return np.where(self._sorted[place] == wanted, self._order[place], -1)
+
+  def name(self, i: int) -> str:
+    """`file:line id` of a row, for messages."""
+    shard = self._shard(i)
+    return f"{self.files[shard]}:{self._lines[i]} {self._ids[i].decode('utf-8', 'replace')}"
+
+  def encoded(self, i: int) -> bytes:
+    """The bytes of image file `i`; base64 in the standard or the url-safe alphabet.
+
+    Raises:
+      BadRow: the line has a wrong number of columns, or its base64 is broken.
+    """
+    if self._sizes[i] < 0:
+      raise BadRow(self.name(i), "expected 2 columns separated by one tab: id, base64 of the image")
+    text = os.pread(self._handle(self._shard(i)), int(self._sizes[i]), int(self._starts[i]))
+    try:
+      return decode_base64(text)
+    except binascii.Error as error:
+      raise BadRow(self.name(i), f"broken base64: {error}") from error
+
+  def close(self) -> None:
+    """Closes the files; the next read opens them again."""
+    self._handles = {}
+
+  def __getstate__(self) -> dict:
+    return self.__dict__ | {"_handles": {}}  # a spawned process opens its own
+
+  def _shard(self, i: int) -> int:
+    return int(np.searchsorted(self._begins, i, side="right")) - 1
+
+  def _handle(self, shard: int) -> int:
+    if shard not in self._handles:
+      self._handles.setdefault(shard, open(self.files[shard], "rb", buffering=0))  # noqa: SIM115
+    return self._handles[shard].fileno()
+
+  def _check_duplicates(self) -> None:
+    repeated = np.flatnonzero((self._sorted[1:] == self._sorted[:-1]) & (self._sorted[1:] != b""))
+    if len(repeated):
+      pairs = [(self._order[k], self._order[k + 1]) for k in repeated[:5]]
+      raise ValueError(
+        f"Expected every image id once in a data set, found {len(repeated)} repeated: "
+        + "; ".join(f"{self.name(b)} (first at {self.name(a)})" for a, b in pairs)
+        + ". Remove the repeated lines."
+      )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Texts:
+  """Captions and the ids of the images that they describe.
+
+  Attributes:
+    text_ids: one id a caption.
+    texts: the captions.
+    image_ids: for each caption the ids of its images, as strings; empty where the pairing is
+      unknown.
+    files: where they came from.
+    places: int64[N, 2], file number and line (from 1) of each caption.
+  """
+
+  text_ids: list[int | str]
+  texts: list[str]
+  image_ids: list[tuple[str, ...]]
+  files: tuple[str, ...]
+  places: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.texts)
+
+  def name(self, i: int) -> str:
+    """`file:line text_id` of a caption, for messages."""
+    file, line = self.places[i]
+    return f"{self.files[file]}:{line} {self.text_ids[i]}"
+
+
+def read_texts(paths: Sequence[str | os.PathLike]) -> Texts:
+  """Reads captions from JSONL files.
+
+  Args:
+    paths: JSONL files, in order; each line `{"text_id": int, "text": str, "image_ids": [int, ...]}`.
+
+  Raises:
+    ValueError: a file is missing or empty, or a line is not such an object (all are counted, the
+      first five named).
+  """
+  files = tuple(os.path.abspath(path) for path in paths)
+  check_files(files)
+  text_ids, texts, image_ids, places, faults = [], [], [], [], []
+  for number, path in enumerate(files):
+    before = len(texts) + len(faults)
+    with open(path, "rb") as lines:
+      for line, raw in enumerate(lines, start=1):
+        if not raw.strip():
+          continue
+        try:
+          row = json.loads(raw)
+          text_id, text, images = row["text_id"], row["text"], row["image_ids"]
+          if not isinstance(images, list):
+            raise TypeError(f"image_ids is {type(images).__name__}, not a list")
+        except KeyError as error:
+          faults.append(f"{path}:{line} has no field {error}")
+        except (ValueError, TypeError) as error:  # ValueError: bad JSON or bad UTF-8
+          faults.append(f"{path}:{line} {error}")
+        else:
+          text_ids.append(text_id)
+          texts.append(str(text))
+          image_ids.append(tuple(str(i) for i in images))
+          places.append((number, line))
+    if len(texts) + len(faults) == before:
+      faults.append(f"{path} has no rows")
+  if faults:
+    raise ValueError(
+      'Expected one {"text_id": int, "text": str, "image_ids": [int, ...]} a line in UTF-8, found '
+      f"{len(faults)} faults: {'; '.join(faults[:5])}. Correct or remove these lines."
+    )
+  return Texts(text_ids, texts, image_ids, files, np.array(places, np.int64))
+
+
+def decode_base64(text: bytes) -> bytes:
+  """The bytes behind a base64 string in the standard or the url-safe alphabet.
+
+  Raises:
+    binascii.Error: a character outside the alphabet, or wrong padding.
+  """
+  if b"-" in text or b"_" in text:
+    return pybase64.b64decode(text.translate(_FROM_URL_SAFE), validate=True)
+  return pybase64.b64decode(text, validate=True)
+
+
+def check_files(paths: Sequence[str]) -> None:
+  """Raises ValueError naming every path that is not a file."""
+  missing = [path for path in paths if not os.path.isfile(path)]
+  if missing or not paths:
+    raise ValueError(
+      f"Expected data files, found {len(missing)} of {len(paths)} missing: "
+      f"{', '.join(missing[:5]) or '(empty list)'}. Check the paths."
+    )
+
+
+def cache_home() -> pathlib.Path:
+  """The user's cache folder of this package (`$XDG_CACHE_HOME/ofa_jax`, `~/.cache/ofa_jax`)."""
+  base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+  return pathlib.Path(base) / "ofa_jax"
+
+
+_FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Index:
+  starts: np.ndarray  # int64[N], first byte of the base64
+  sizes: np.ndarray  # int64[N], bytes of base64; -1: wrong columns
+  lines: np.ndarray  # int64[N], from 1
+  ids: np.ndarray  # bytes[N]
+
+
+def _load_index(path: str, index_dir: str | None) -> _Index:
+  stat = os.stat(path)
+  stamp = np.array([INDEX_VERSION, stat.st_size, stat.st_mtime_ns], np.int64)
+  places = _index_places(path, index_dir)
+  for place in places:
+    try:
+      with np.load(place) as file:  # allow_pickle is off
+        if np.array_equal(file["stamp"], stamp):
+          return _Index(*(file[field.name] for field in dataclasses.fields(_Index)))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+      continue  # absent, half-written by another tool, or of another format: scan again
+  index = _scan(path)
+  for place in places:
+    try:
+      _save_atomically(place, stamp=stamp, **vars(index))
+      break
+    except OSError:
+      continue  # cannot be written here; without any place the scan is repeated at each start
+  return index
+
+
+def _index_places(path: str, index_dir: str | None) -> list[pathlib.Path]:
+  name = pathlib.Path(path).name + ".index.npz"
+  own = f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{name}"
+  if index_dir is not None:
+    return [pathlib.Path(index_dir) / own]
+  return [pathlib.Path(path).with_name(name), cache_home() / "index" / own]
+
+
+def _save_atomically(place: pathlib.Path, **arrays: np.ndarray) -> None:
+  place.parent.mkdir(parents=True, exist_ok=True)
+  temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.tmp")
+  try:
+    with open(temporary, "xb") as file:
+      np.savez(file, **arrays)
+    os.replace(temporary, place)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _scan(path: str) -> _Index:
+  starts, sizes, lines, ids = [], [], [], []
+  with open(path, "rb") as file:
+    if not os.fstat(file.fileno()).st_size:
+      return _Index(*(np.zeros(0, np.int64) for _ in range(3)), np.zeros(0, "S1"))
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+      begin, line = 0, 0
+      while begin < len(data):
+        line += 1
+        newline = data.find(b"\n", begin)
+        following = len(data) if newline < 0 else newline + 1
+        end = len(data) if newline < 0 else newline
+        if end > begin and data[end - 1] == 13:  # a file written with CR LF
+          end -= 1
+        if end > begin:
+          tab = data.find(b"\t", begin, min(end, begin + MAX_ID_BYTES + 1))
+          good = tab > begin and data.find(b"\t", tab + 1, end) < 0
+          ids.append(data[begin : tab if tab >= 0 else min(end, begin + MAX_ID_BYTES)])
+          starts.append(tab + 1)
+          sizes.append(end - tab - 1 if good else -1)
+          lines.append(line)
+        begin = following
+  as_int = (np.array(values, np.int64) for values in (starts, sizes, lines))
+  return _Index(*as_int, np.array(ids, dtype=bytes))

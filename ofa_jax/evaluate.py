@@ -1,0 +1,131 @@
+r"""Evaluates a checkpoint with the evaluations of a config.
+
+  python -m ofa_jax.evaluate --config=configs/quickstart.py --checkpoint=runs/digits
+
+Prints one line per metric, the same numbers that training printed at that step, and writes them to
+`--output` as JSON where given.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+from jax.experimental import multihost_utils
+
+from ofa_jax import checkpoint, cli, log, sharding, step
+from ofa_jax.config import Config, Eval, mesh_sizes, validate
+from ofa_jax.data import pipeline
+
+
+class Evaluator:
+  """One evaluation of a config, with its data opened once and its step compiled once."""
+
+  def __init__(self, program: step.Program, evaluation: Eval):
+    """Opens the data; raises ValueError for faulty files, before anything is compiled."""
+    self.evaluation = evaluation
+    self._program = program
+    self._streams = evaluation.task.streams(evaluation.split)
+    self._predict = step.predict_step(program, evaluation.task)
+
+  def __call__(self, params: Any, rest: Any) -> dict[str, float]:
+    """Metrics as `name/metric`, the same on every host."""
+    predictions = {name: self._run(rows, params, rest) for name, rows in self._streams.items()}
+    scores = {}
+    if jax.process_index() == 0:
+      scores = self.evaluation.task.score(predictions, self._streams)
+    scores = _from_first_host(scores)
+    return {f"{self.evaluation.name}/{k}": float(v) for k, v in scores.items()}
+
+  def _run(self, rows, params, rest):
+    config = self._program.config
+    batches = pipeline.eval_batches(
+      rows,
+      batch_size=self.evaluation.batch_size or config.batch_size,
+      host=jax.process_index(),
+      hosts=jax.process_count(),
+      workers=config.workers,
+      bad=pipeline.BadRows(max_rate=config.max_bad_rate),
+    )
+    found = {}
+    waiting = None
+    with batches:
+      for batch in batches:
+        outputs = self._predict(params, rest, sharding.to_global(batch, self._program.mesh))
+        # One batch late: the device works on this one while the host copies the last.
+        if waiting is not None:
+          _collect(found, waiting, len(rows))
+        waiting = outputs
+    if waiting is not None:
+      _collect(found, waiting, len(rows))
+    return found
+
+
+def evaluators(program: step.Program) -> list[Evaluator]:
+  """All evaluations of the config, their data checked."""
+  return [Evaluator(program, e) for e in program.config.evals]
+
+
+def run(config: Config, checkpoint_dir: str) -> dict[str, float]:
+  """Metrics of the newest checkpoint of a workdir by the config's evaluations."""
+  validate(config, devices=jax.device_count(), hosts=jax.process_count())
+  if not config.evals:
+    raise ValueError("Expected a config with evals, found none")
+  mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
+  program = step.build(config, mesh, steps=1)
+  pending = evaluators(program)
+  at, params, rest = checkpoint.open_weights(
+    checkpoint_dir, abstract=program.abstract, shardings=program.shardings
+  )
+  metrics = {"step": at}
+  for evaluator in pending:
+    metrics.update(evaluator(params, rest))
+  return metrics
+
+
+def _collect(found, outputs, size):
+  outputs = {k: np.asarray(v) for k, v in outputs.items()}
+  index = outputs.pop("index")
+  real = index >= 0
+  outputs["valid"] = outputs.pop("weight") > 0
+  for name, values in outputs.items():
+    if name not in found:
+      found[name] = np.zeros((size, *values.shape[1:]), values.dtype)
+    found[name][index[real]] = values[real]
+
+
+def _from_first_host(scores: Mapping[str, float]) -> Mapping[str, float]:
+  if jax.process_count() == 1:
+    return scores
+  text = np.zeros(2**16, np.uint8)
+  encoded = np.frombuffer(json.dumps(scores).encode(), np.uint8)
+  text[: len(encoded)] = encoded
+  text = multihost_utils.broadcast_one_to_all(text)
+  return json.loads(np.asarray(text, np.uint8).tobytes().rstrip(b"\0") or b"{}")
+
+
+def main() -> None:
+  """The command."""
+  config = cli.define_config()
+  directory = flags.DEFINE_string(
+    "checkpoint", None, "Workdir of a run; its newest checkpoint is evaluated.", required=True
+  )
+  output = flags.DEFINE_string("output", None, "JSON file for the metrics.")
+
+  def command():
+    log.quiet_libraries()
+    metrics = run(config.value, directory.value)
+    if jax.process_index() == 0:
+      for name, value in metrics.items():
+        print(f"{name}: {value}")
+      if output.value:
+        epath.Path(output.value).write_text(json.dumps(metrics, indent=2) + "\n")
+
+  cli.run(command)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,202 @@
+"""Chinese-CLIP (arXiv:2211.01335): an image tower and BERT, compared in one space.
+
+The tables below name the towers as the original does; any image tower goes with any text tower.
+"""
+
+import dataclasses
+import difflib
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import normal
+from jax.sharding import PartitionSpec as P
+
+from ofa_jax.losses import normalize
+from ofa_jax.models.bert import Bert, BertConfig
+from ofa_jax.models.clip_resnet import ModifiedResNet, ResNetConfig
+from ofa_jax.models.layers import Scan, split_rngs
+from ofa_jax.models.vit import ViT, ViTConfig
+
+VISION: dict[str, ViTConfig | ResNetConfig] = {
+  "ViT-B-32": ViTConfig(image_size=224, patch_size=32, width=768, layers=12),
+  "ViT-B-16": ViTConfig(image_size=224, patch_size=16, width=768, layers=12),
+  "ViT-L-14": ViTConfig(image_size=224, patch_size=14, width=1024, layers=24),
+  "ViT-L-14-336": ViTConfig(image_size=336, patch_size=14, width=1024, layers=24),
+  "ViT-H-14": ViTConfig(image_size=224, patch_size=14, width=1280, layers=32, head_width=80),
+  "RN50": ResNetConfig(image_size=224),
+}
+
+TEXT: dict[str, BertConfig] = {
+  "RBT3-chinese": BertConfig(width=768, layers=3, heads=12, mlp=3072),
+  "RoBERTa-wwm-ext-base-chinese": BertConfig(width=768, layers=12, heads=12, mlp=3072),
+  "RoBERTa-wwm-ext-large-chinese": BertConfig(width=1024, layers=24, heads=16, mlp=4096),
+}
+
+EMBED_DIM: dict[str, int] = {
+  "ViT-B-32": 512,
+  "ViT-B-16": 512,
+  "ViT-L-14": 768,
+  "ViT-L-14-336": 768,
+  "ViT-H-14": 1024,
+  "RN50": 1024,
+}
+
+# The released models by their public names: (image tower, text tower).
+MODELS: dict[str, tuple[str, str]] = {
+  "ViT-B-16": ("ViT-B-16", "RoBERTa-wwm-ext-base-chinese"),
+  "ViT-L-14": ("ViT-L-14", "RoBERTa-wwm-ext-base-chinese"),
+  "ViT-L-14-336": ("ViT-L-14-336", "RoBERTa-wwm-ext-base-chinese"),
+  "ViT-H-14": ("ViT-H-14", "RoBERTa-wwm-ext-large-chinese"),
+  "RN50": ("RN50", "RBT3-chinese"),
+}
+
+# Megatron's split of a transformer (arXiv:1909.08053) over `tensor`, the other axis over `fsdp`.
+# A spec shorter than the array belongs to its last axes: stacked layers are never split.
+SHARDING: tuple[tuple[str, P], ...] = (
+  (r"/qkv/kernel$", P("fsdp", None, "tensor", None)),
+  (r"/qkv/bias$", P(None, "tensor", None)),
+  (r"/out/kernel$", P("tensor", None, "fsdp")),
+  (r"/up/kernel$", P("fsdp", "tensor")),
+  (r"/up/bias$", P("tensor")),
+  (r"/down/kernel$", P("tensor", "fsdp")),
+  (r"/conv[123]?/kernel$", P("fsdp")),
+  (r"^bert/word/embedding$", P("tensor", "fsdp")),
+  (r"^bert/position/embedding$", P(None, "fsdp")),
+  (r"^(visual/proj|text_projection)$", P("fsdp", None)),
+  # Small ones lie whole on every device: norms, the biases of outputs, positions, scalars.
+  (r"/(scale|bias)$|(positional|class)_embedding$|token_type/embedding$|^logit_scale$", P()),
+)
+
+TOWERS: dict[str, str] = {
+  "image": r"^visual/",
+  "text": r"^(bert/|text_projection$)",
+  "scale": r"^logit_scale$",
+}
+
+
+@dataclasses.dataclass(kw_only=True)
+class CNCLIPConfig:
+  """A pair of towers and the width of their shared space."""
+
+  vision: ViTConfig | ResNetConfig
+  text: BertConfig
+  embed_dim: int
+  name: str = ""
+
+  def build(self, *, rngs: nnx.Rngs, scan: Scan = Scan()) -> "CNCLIP":  # noqa: B008
+    """Makes the model with fresh float32 parameters.
+
+    Args:
+      rngs: the stream `params` draws them.
+      scan: how the transformers' layers are run.
+
+    Raises:
+      ValueError: sizes that do not fit together.
+    """
+    return CNCLIP(self, scan=scan, rngs=rngs)
+
+  @property
+  def sharding(self) -> tuple[tuple[str, P], ...]:
+    """Ordered table (path regex, PartitionSpec of the last axes); it covers every parameter."""
+    return SHARDING
+
+  @property
+  def towers(self) -> dict[str, str]:
+    """Path regexes of the model's parts, for tables of parameters."""
+    return TOWERS
+
+
+class CNCLIP(nnx.Module):
+  """Chinese-CLIP: images and texts to vectors whose cosines say how well they fit."""
+
+  def __init__(self, config: CNCLIPConfig, *, scan: Scan, rngs: nnx.Rngs):
+    """Makes the parameters."""
+    if isinstance(config.vision, ViTConfig):
+      self.visual = ViT(config.vision, config.embed_dim, scan=scan, rngs=rngs)
+    else:
+      self.visual = ModifiedResNet(config.vision, config.embed_dim, rngs=rngs)
+    self.bert = Bert(config.text, scan=scan, rngs=rngs)
+    shape = (config.text.width, config.embed_dim)
+    init = normal(config.text.width**-0.5)
+    self.text_projection = nnx.Param(init(rngs.params(), shape, jnp.float32))
+    self.logit_scale = nnx.Param(jnp.float32(math.log(1 / 0.07)))
+
+  def encode_image(
+    self,
+    image: jax.Array,
+    *,
+    mask_ratio: float = 0.0,
+    keep: jax.Array | None = None,
+    rngs: jax.Array | None = None,
+  ) -> jax.Array:
+    """Maps images to features.
+
+    Args:
+      image: float[B, S, S, 3], normalised.
+      mask_ratio: share of the patches that a ViT drops in training (FLIP); a ResNet ignores it.
+      keep: int32[B, N], the patches a ViT keeps instead.
+      rngs: PRNG key, or None in evaluation.
+
+    Returns:
+      float32[B, E], not normalised.
+    """
+    if isinstance(self.visual, ViT):
+      return self.visual(image, mask_ratio=mask_ratio, keep=keep, rngs=rngs)
+    return self.visual(image, rngs=rngs)
+
+  def encode_text(self, tokens: jax.Array, *, rngs: jax.Array | None = None) -> jax.Array:
+    """Maps tokens int32[B, T], [CLS] first, to features float32[B, E], not normalised."""
+    x = self.bert(tokens, rngs=rngs)[:, 0]
+    return jnp.matmul(x, self.text_projection[...], preferred_element_type=jnp.float32)
+
+  def __call__(
+    self,
+    image: jax.Array,
+    tokens: jax.Array,
+    *,
+    mask_ratio: float = 0.0,
+    rngs: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Encodes both sides of a batch.
+
+    Args:
+      image: float[B, S, S, 3], normalised.
+      tokens: int32[B, T].
+      mask_ratio: as in `encode_image`.
+      rngs: PRNG key, or None in evaluation.
+
+    Returns:
+      Image features float32[B, E] and text features float32[B, E] of unit length, and the factor
+      of their products in the logits, float32[].
+    """
+    image_key, text_key = split_rngs(rngs, 2)
+    image_features = self.encode_image(image, mask_ratio=mask_ratio, rngs=image_key)
+    text_features = self.encode_text(tokens, rngs=text_key)
+    scale = jnp.exp(self.logit_scale[...].astype(jnp.float32))
+    return normalize(image_features), normalize(text_features), scale
+
+
+def config(vision: str, text: str) -> CNCLIPConfig:
+  """Returns a new config for two towers named as in `VISION` and `TEXT`.
+
+  Raises:
+    ValueError: an unknown name, with near ones.
+  """
+  problems = [_unknown(vision, VISION, "vision")] if vision not in VISION else []
+  problems += [_unknown(text, TEXT, "text")] if text not in TEXT else []
+  if problems:
+    raise ValueError("\n".join(problems))
+  return CNCLIPConfig(
+    vision=dataclasses.replace(VISION[vision]),
+    text=dataclasses.replace(TEXT[text]),
+    embed_dim=EMBED_DIM[vision],
+    name=f"{vision}@{text}",
+  )
+
+
+def _unknown(name: str, known: dict, kind: str) -> str:
+  near = difflib.get_close_matches(name, known, n=2)
+  hint = f"; did you mean {' or '.join(near)}?" if near else ""
+  return f"Expected a {kind} tower out of {', '.join(known)}; found {name!r}{hint}"

@@ -1,0 +1,373 @@
+"""Building blocks of every model: projections, norms, attention, and the one way to run a stack.
+
+Modules hold float32 parameters and compute in the dtype their parameters have when they are called
+(the train step casts them once); softmax and norm statistics are float32 islands that return the
+input's dtype. Randomness is the `rngs` argument: an `nnx.Rngs` at initialisation, a JAX PRNG key or
+None at the call, and None means evaluation.
+
+Glossary of axes: B batch, T text, I image tokens, D width, H heads, K head size, V vocabulary,
+L layers, E embedding shared by image and text. `mask` is True where something is kept.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import Initializer
+from jax.sharding import PartitionSpec as P
+
+BATCH_AXES = ("data", "fsdp")  # the mesh axes that split a batch
+
+REMAT_POLICIES = {
+  "full": None,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+# Initialisers
+
+
+def uniform(bound: float) -> Initializer:
+  """Returns an initialiser of U(-bound, bound)."""
+  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def torch_default(fan_in: int) -> Initializer:
+  """Returns PyTorch's default for weights and biases of linear and convolution layers.
+
+  `kaiming_uniform_(a=sqrt(5))` of a weight and the uniform of its bias are the same distribution,
+  U(-1/sqrt(fan_in), 1/sqrt(fan_in)) (torch.nn.Linear.reset_parameters).
+  """
+  return uniform(fan_in**-0.5)
+
+
+def xavier_uniform(fan_in: int, fan_out: int) -> Initializer:
+  """Returns Glorot's uniform initialiser for stated fans (torch.nn.init.xavier_uniform_)."""
+  return uniform(math.sqrt(6 / (fan_in + fan_out)))
+
+
+# Layers
+
+
+class Linear(nnx.Module):
+  """A linear map from the last input axes to new output axes: kernel [*inputs, *outputs]."""
+
+  def __init__(
+    self,
+    inputs: int | tuple[int, ...],
+    outputs: int | tuple[int, ...],
+    *,
+    bias: bool = True,
+    kernel_init: Initializer | None = None,
+    bias_init: Initializer | None = None,
+    rngs: nnx.Rngs,
+  ):
+    """Makes the parameters; both initialisers default to PyTorch's."""
+    inputs = (inputs,) if isinstance(inputs, int) else inputs
+    outputs = (outputs,) if isinstance(outputs, int) else outputs
+    default = torch_default(math.prod(inputs))
+    self.num_inputs = len(inputs)
+    self.kernel = nnx.Param((kernel_init or default)(rngs.params(), inputs + outputs, jnp.float32))
+    bias_init = bias_init or default
+    self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32)) if bias else None
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps x [..., *inputs] to [..., *outputs]."""
+    y = jnp.tensordot(x, self.kernel[...], axes=self.num_inputs)
+    return y if self.bias is None else y + self.bias[...]
+
+
+class Conv(nnx.Module):
+  """A bias-free 2-D convolution of NHWC images, padded by (size - 1) // 2 as PyTorch's are.
+
+  With stride 2 this is not XLA's "SAME", which pads the far side only.
+  """
+
+  def __init__(self, inputs: int, outputs: int, *, size: int, stride: int = 1, rngs: nnx.Rngs):
+    """Makes kernel [size, size, inputs, outputs] with PyTorch's default initialisation."""
+    shape = (size, size, inputs, outputs)
+    init = torch_default(size * size * inputs)
+    self.size, self.stride = size, stride
+    self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps x [B, S, S, inputs] to [B, S / stride, S / stride, outputs]."""
+    pad = (self.size - 1) // 2
+    return jax.lax.conv_general_dilated(
+      x,
+      self.kernel[...],
+      window_strides=(self.stride, self.stride),
+      padding=((pad, pad), (pad, pad)),
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+class Embed(nnx.Module):
+  """A table of vectors looked up by integer; unlike nnx.Embed it obeys a cast of its parameters."""
+
+  def __init__(
+    self, num: int, dim: int, *, init: Initializer, pad: int | None = None, rngs: nnx.Rngs
+  ):
+    """Makes embedding [num, dim]; row `pad`, if given, never gets a gradient.
+
+    That is PyTorch's `padding_idx`: the row is initialised, used and decayed like any other.
+    """
+    self.pad = pad
+    self.embedding = nnx.Param(init(rngs.params(), (num, dim), jnp.float32))
+
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    """Maps tokens int32[...] to vectors [..., dim]."""
+    x = self.embedding[...][tokens]
+    if self.pad is None:
+      return x
+    return jnp.where((tokens == self.pad)[..., None], jax.lax.stop_gradient(x), x)
+
+
+class LayerNorm(nnx.Module):
+  """Layer normalisation over the last axis with float32 statistics (arXiv:1607.06450)."""
+
+  def __init__(self, dim: int, *, eps: float):
+    """Makes scale [dim] = 1 and bias [dim] = 0."""
+    self.eps = eps
+    self.scale = nnx.Param(jnp.ones(dim, jnp.float32))
+    self.bias = nnx.Param(jnp.zeros(dim, jnp.float32))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalises x [..., dim] and returns its dtype."""
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+    return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class BatchNorm(nnx.Module):
+  """Batch normalisation of NHWC images with PyTorch's running statistics (arXiv:1502.03167).
+
+  In training the batch is the whole global batch: under jit over a mesh the mean is a mean over
+  all devices, what PyTorch calls SyncBatchNorm.
+  """
+
+  def __init__(
+    self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1, zero_scale: bool = False
+  ):
+    """Makes scale, bias, mean and var [dim]; eps and momentum default to torch.nn.BatchNorm2d's."""
+    self.eps, self.momentum = eps, momentum
+    self.scale = nnx.Param(jnp.full(dim, 0.0 if zero_scale else 1.0, jnp.float32))
+    self.bias = nnx.Param(jnp.zeros(dim, jnp.float32))
+    self.mean = nnx.BatchStat(jnp.zeros(dim, jnp.float32))
+    self.var = nnx.BatchStat(jnp.ones(dim, jnp.float32))
+
+  def __call__(self, x: jax.Array, *, rngs: jax.Array | None = None) -> jax.Array:
+    """Normalises x [B, S, S, dim]; with `rngs` (training) by the batch, updating mean and var.
+
+    The running variance is updated with the unbiased estimate while the batch is normalised with
+    the biased one, as torch.nn.BatchNorm2d does.
+    """
+    y = x.astype(jnp.float32)
+    mean, var = self.mean[...].astype(jnp.float32), self.var[...].astype(jnp.float32)
+    if rngs is not None:
+      # Both moments in one pass over the activations; taken about the running mean, because
+      # E[y^2] - E[y]^2 loses digits when the mean is far from zero.
+      shift = jax.lax.stop_gradient(mean)
+      offset = (y - shift).mean((0, 1, 2))
+      var = jnp.maximum(jnp.square(y - shift).mean((0, 1, 2)) - jnp.square(offset), 0)
+      mean = shift + offset
+      count = y.size // y.shape[-1]
+      self._update(self.mean, mean)
+      self._update(self.var, var * (count / max(count - 1, 1)))
+    y = (y - mean) * (jax.lax.rsqrt(var + self.eps) * self.scale[...]) + self.bias[...]
+    return y.astype(x.dtype)
+
+  def _update(self, running: nnx.BatchStat, batch: jax.Array):
+    new = (1 - self.momentum) * running[...] + self.momentum * jax.lax.stop_gradient(batch)
+    running.set_value(new.astype(running[...].dtype))
+
+
+class SelfAttention(nnx.Module):
+  """Multi-head self-attention: parameters qkv [D, 3, H, K] and out [H, K, D], each with a bias.
+
+  The head axis stands alone in both kernels so that it can be split over devices.
+  """
+
+  def __init__(
+    self,
+    width: int,
+    heads: int,
+    *,
+    qkv_init: Initializer,
+    out_init: Initializer,
+    dropout: float = 0.0,
+    rngs: nnx.Rngs,
+  ):
+    """Makes the parameters; `dropout` is the rate on the attention weights, biases start at 0."""
+    head_dims = (heads, width // heads)
+    zeros = jax.nn.initializers.zeros
+    self.dropout = dropout
+    self.qkv = Linear(width, (3, *head_dims), kernel_init=qkv_init, bias_init=zeros, rngs=rngs)
+    self.out = Linear(head_dims, width, kernel_init=out_init, bias_init=zeros, rngs=rngs)
+
+  def __call__(
+    self, x: jax.Array, *, bias: jax.Array | None = None, rngs: jax.Array | None = None
+  ) -> jax.Array:
+    """Maps x [B, T, D] to [B, T, D]; `bias` broadcasts to logits [B, H, T, T]."""
+    qkv = self.qkv(x)
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    return self.out(attention(q, k, v, bias=bias, dropout_rate=self.dropout, rngs=rngs))
+
+
+class Mlp(nnx.Module):
+  """Two linear layers with an activation between: parameters up [D, M] and down [M, D]."""
+
+  def __init__(
+    self,
+    width: int,
+    hidden: int,
+    *,
+    activation: Callable[[jax.Array], jax.Array],
+    kernel_init: Initializer | None = None,
+    bias_init: Initializer | None = None,
+    rngs: nnx.Rngs,
+  ):
+    """Makes the parameters; both initialisers default to PyTorch's."""
+    init = {"kernel_init": kernel_init, "bias_init": bias_init}
+    self.activation = activation
+    self.up = Linear(width, hidden, **init, rngs=rngs)
+    self.down = Linear(hidden, width, **init, rngs=rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps x [..., D] to [..., D]."""
+    return self.down(self.activation(self.up(x)))
+
+
+# Functions
+
+
+def attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  mask: jax.Array | None = None,
+  bias: jax.Array | None = None,
+  dropout_rate: float = 0.0,
+  rngs: jax.Array | None = None,
+) -> jax.Array:
+  """Scaled dot-product attention with a float32 softmax (arXiv:1706.03762, section 3.2.1).
+
+  Args:
+    q: [B, T, H, K].
+    k, v: [B, S, H, K], of q's dtype.
+    mask: bool, broadcastable to [B, H, T, S]; True = attend. A row of only False attends evenly.
+    bias: broadcastable to [B, H, T, S]; added to the scaled logits.
+    dropout_rate: share of the attention weights dropped in training.
+    rngs: PRNG key, or None in evaluation.
+
+  Returns:
+    [B, T, H, K] of q's dtype.
+  """
+  logits = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
+  logits = logits * q.shape[-1] ** -0.5
+  if bias is not None:
+    logits = logits + bias
+  if mask is not None:
+    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(logits).astype(q.dtype)
+  weights = dropout(weights, dropout_rate, rngs=rngs)
+  return jnp.einsum("bhts,bshk->bthk", weights, v)
+
+
+def dropout(x: jax.Array, rate: float, *, rngs: jax.Array | None) -> jax.Array:
+  """Zeroes a share `rate` of x and scales the rest by 1 / (1 - rate); identity without `rngs`."""
+  if rngs is None or rate == 0:
+    return x
+  keep = jax.random.bernoulli(rngs, 1 - rate, x.shape)
+  return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def split_rngs(rngs: jax.Array | None, num: int) -> list[jax.Array | None]:
+  """Splits a PRNG key into `num`; without one, returns as many times None."""
+  return [None] * num if rngs is None else list(jax.random.split(rngs, num))
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+  """x * sigmoid(1.702 x), the activation of every CLIP ViT."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+  """The exact GELU, x * Phi(x) by erf (arXiv:1606.08415), not the tanh approximation."""
+  return jax.nn.gelu(x, approximate=False)
+
+
+# Stacks of equal layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+  """How a stack of layers is run; never what it computes or how its parameters are laid out.
+
+  Attributes:
+    remat: what the backward pass computes again. "none": nothing; "dots": everything but the
+      outputs of weight matrices; "full": the whole layer.
+    unroll: layers per step of the loop; the depth or more means no loop at all (slower to compile,
+      sometimes faster to run).
+  """
+
+  remat: Literal["none", "full", "dots"] = "none"
+  unroll: int = 1
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], num: int, *, rngs: nnx.Rngs) -> nnx.Module:
+  """Returns one module whose parameters are those of `num` modules along a new first axis.
+
+  Every layer is drawn with its own key, as if made alone.
+  """
+  return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), num))
+
+
+def scan_blocks(
+  fn: Callable[[Any, jax.Array, jax.Array | None], jax.Array],
+  blocks: Any,
+  x: jax.Array,
+  *,
+  scan: Scan,
+  rngs: jax.Array | None = None,
+) -> jax.Array:
+  """Runs `x = fn(block, x, key)` over a stack of layers.
+
+  Args:
+    fn: one layer; `key` is its own PRNG key, None in evaluation.
+    blocks: the module made by `stack`, or any tree of it and further per-layer arrays [L, ...];
+      `fn` gets the tree with the first axis taken away.
+    x: [B, T, D].
+    scan: rematerialisation and unrolling.
+    rngs: PRNG key, or None in evaluation.
+  """
+  num = len(jax.tree.leaves(blocks)[0])
+  unroll = min(scan.unroll, num)
+
+  def body(x, layer):
+    block, key = layer
+    return shard_batch(fn(block, x, key)), None
+
+  if scan.remat != "none":
+    # Inside a loop nothing can merge the second computation with the first; without one, XLA would.
+    body = jax.checkpoint(body, policy=REMAT_POLICIES[scan.remat], prevent_cse=unroll == num)
+  keys = None if rngs is None else jax.random.split(rngs, num)
+  return jax.lax.scan(body, shard_batch(x), (blocks, keys), unroll=unroll)[0]
+
+
+def shard_batch(x: jax.Array) -> jax.Array:
+  """Splits axis 0 of x over the batch axes of the current mesh; the other axes stay whole.
+
+  The identity without a mesh (`jax.set_mesh`), under shard_map, or if the batch does not divide.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = tuple(name for name in BATCH_AXES if name in mesh.auto_axes)
+  if not axes or x.shape[0] % math.prod(mesh.shape[name] for name in axes):
+    return x
+  return jax.lax.with_sharding_constraint(x, P(axes))

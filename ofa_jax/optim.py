@@ -1,0 +1,98 @@
+"""AdamW, its schedules, and which parameter gets what: decay, freezing, learning-rate multipliers.
+
+The optax transformation gives the direction of a unit learning rate; the learning rate comes from
+the step of the run, not from a count of its own, so that skipped steps advance the schedule.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ofa_jax import trees
+from ofa_jax.config import Optim
+
+
+def schedule(optim: Optim, *, steps: int) -> Callable[[jax.Array], jax.Array]:
+  """Learning rate of a 0-based step.
+
+  Linear warm-up, `lr * (step + 1) / warmup`, then by name: "constant", "linear" to zero, or
+  "cosine", `lr * (1 + cos(pi * (step - warmup) / (steps - warmup))) / 2`, as Chinese-CLIP's.
+  """
+  rest = max(1, steps - optim.warmup)
+
+  def learning_rate(step):
+    step = jnp.asarray(step, jnp.float32)
+    done = jnp.clip((step - optim.warmup) / rest, 0.0, 1.0)
+    decay = {
+      "constant": 1.0,
+      "linear": 1.0 - done,
+      "cosine": 0.5 * (1.0 + jnp.cos(math.pi * done)),
+    }[optim.schedule]
+    warm = jnp.minimum(1.0, (step + 1.0) / max(1, optim.warmup))
+    return optim.lr * jnp.where(step < optim.warmup, warm, decay)
+
+  return learning_rate
+
+
+def transformation(optim: Optim, params: Any) -> optax.GradientTransformation:
+  """AdamW without its learning rate; frozen parameters have no state.
+
+  Args:
+    optim: the config.
+    params: tree of arrays or ShapeDtypeStructs, for the masks.
+
+  Raises:
+    ValueError: patterns that match no parameter.
+  """
+  patterns = [
+    ("freeze", optim.freeze),
+    ("no_decay", optim.no_decay),
+    ("lr_scale", tuple(p for p, _ in optim.lr_scale)),
+    ("clamp", tuple(p for p, _ in optim.clamp)),
+  ]
+  lost = [f"  optim.{name}: {p!r}" for name, ps in patterns for p in trees.unmatched(ps, params)]
+  if lost:
+    raise ValueError(
+      "Expected every pattern to match a parameter, found no match for\n"
+      + "\n".join(lost)
+      + "\nParameter paths look like\n  "
+      + "\n  ".join(list(trees.flatten(params))[:5])
+    )
+  trainable = jax.tree.map(lambda frozen: not frozen, trees.matches(optim.freeze, params))
+  decayed = jax.tree.map(lambda no: not no, trees.matches(optim.no_decay, params))
+  adam = optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
+  decay = optax.add_decayed_weights(optim.weight_decay, mask=decayed)
+  return optax.masked(optax.chain(adam, decay) if optim.weight_decay else adam, trainable)
+
+
+def stop_frozen(optim: Optim, params: Any) -> Any:
+  """Parameters with no gradient through the frozen ones, so that XLA drops their backward pass."""
+  if not optim.freeze:
+    return params
+  frozen = trees.matches(optim.freeze, params)
+  return jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, frozen)
+
+
+def apply(optim: Optim, params: Any, updates: Any, *, lr: jax.Array) -> Any:
+  """New parameters: `p - lr * lr_scale * update`, frozen ones as they are, then clamped."""
+
+  def one(path, p, update):
+    if trees.first_match(((f, True) for f in optim.freeze), path):
+      return p
+    p = p - lr * trees.first_match(optim.lr_scale, path, default=1.0) * update.astype(p.dtype)
+    bounds = trees.first_match(optim.clamp, path)
+    return p if bounds is None else jnp.clip(p, *bounds)
+
+  return trees.map_paths(one, params, updates)
+
+
+def clip(grads: Any, norm: jax.Array, *, limit: float | None) -> Any:
+  """Gradients scaled down so that their global norm is at most `limit`; None: as they are."""
+  if limit is None:
+    return grads
+  factor = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-6))
+  return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)

@@ -1,0 +1,126 @@
+"""One mesh for one device and for a pod, and tables that say where parameters live.
+
+A model brings an ordered table `(path regex, PartitionSpec)`; specs name no axis for stacked layers,
+which is prepended here. Axes that a mesh or a shape cannot satisfy are dropped, and a large
+parameter that then lies whole on every device is split along its largest divisible axis over
+`fsdp` instead.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ofa_jax import trees
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))
+_LARGE = 2**16  # scalars; below this, splitting costs more than it saves
+
+
+def make_mesh(sizes: tuple[int, int, int], *, devices: list | None = None) -> Mesh:
+  """Mesh over all devices (or the given ones) with axes ("data", "fsdp", "tensor")."""
+  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Rows over `data` x `fsdp`."""
+  return NamedSharding(mesh, BATCH)
+
+
+def params_shardings(params: Any, table: Iterable[tuple[str, P]], mesh: Mesh) -> Any:
+  """Sharding of every parameter.
+
+  Args:
+    params: tree of arrays or ShapeDtypeStructs.
+    table: ordered `(regex, PartitionSpec)`, first match wins.
+    mesh: from `make_mesh`.
+
+  Raises:
+    ValueError: large parameters that no row matches, all of them at once.
+  """
+  table = tuple(table)
+  missing = []
+
+  def place(path, leaf):
+    spec = trees.first_match(table, path)
+    if spec is None:
+      if np.prod(leaf.shape) >= _LARGE:
+        missing.append(f"  {path} {tuple(leaf.shape)}")
+      spec = P()
+    return NamedSharding(mesh, fit_spec(spec, leaf.shape, mesh))
+
+  shardings = trees.map_paths(place, params)
+  if missing:
+    raise ValueError(
+      "Expected a sharding row for every large parameter, found none for\n"
+      + "\n".join(missing)
+      + "\nAdd rows to the model's sharding table."
+    )
+  return shardings
+
+
+def fit_spec(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+  """The spec as far as mesh and shape allow: layer axis prepended, indivisible axes dropped."""
+  if len(spec) > len(shape):
+    raise ValueError(
+      f"Expected a spec of at most {len(shape)} axes for shape {shape}, found {spec}"
+    )
+  stacked = len(shape) - len(spec)
+  axes = [None] * stacked + list(spec)
+  for i, name in enumerate(axes):
+    if name is not None and (mesh.shape[name] == 1 or shape[i] % mesh.shape[name]):
+      axes[i] = None
+  wants_fsdp = "fsdp" in spec and mesh.shape["fsdp"] > 1 and np.prod(shape) >= _LARGE
+  if wants_fsdp and "fsdp" not in axes:
+    free = [
+      i
+      for i in range(stacked, len(shape))
+      if axes[i] is None and shape[i] % mesh.shape["fsdp"] == 0
+    ]
+    if free:
+      axes[max(free, key=lambda i: shape[i])] = "fsdp"
+  while axes and axes[-1] is None:
+    axes.pop()
+  return P(*axes)
+
+
+def like_params(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+  """Shardings for a tree that holds copies of the parameter tree, such as optimizer state.
+
+  A leaf whose path ends with a parameter's path and that has its shape lies where the parameter
+  lies; everything else is replicated.
+  """
+  shapes = {path: leaf.shape for path, leaf in trees.flatten(params).items()}
+  places = trees.flatten(shardings)
+
+  def place(path, leaf):
+    parts = path.split("/")
+    for start in range(len(parts)):
+      name = "/".join(parts[start:])
+      if name in places and shapes[name] == leaf.shape:
+        return places[name]
+    return replicated(mesh)
+
+  return trees.map_paths(place, tree)
+
+
+def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """This host's rows as global arrays over the mesh."""
+  sharding = batch_sharding(mesh)
+  return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def bytes_per_device(tree: Any, shardings: Any) -> int:
+  """Bytes that one device holds of a tree laid out by `shardings`."""
+  total = 0
+  for leaf, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True):
+    total += int(np.prod(sharding.shard_shape(leaf.shape))) * np.dtype(leaf.dtype).itemsize
+  return total

@@ -1,0 +1,87 @@
+"""What a task is: data, loss, predictions and scores, in one dataclass.
+
+`train.py` and `evaluate.py` know tasks only through the two protocols below. A new task is one
+dataclass that subclasses `Task` for the defaults and is named in a config.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol
+
+import jax
+import numpy as np
+
+from ofa_jax.losses import Mean
+
+Predictions = Mapping[str, Mapping[str, np.ndarray]]
+
+
+class Trains(Protocol):
+  """What `train.py` needs of a task."""
+
+  def examples(self, split: str) -> Any:
+    """Training rows: `len`, `example(i, rng)`, `blank()`; ValueError for faulty files."""
+
+  def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a training batch, for compiling without data."""
+
+  def loss(
+    self, model: Any, batch: Any, *, rngs: jax.Array | None, chunks: int = 1
+  ) -> dict[str, Mean]:
+    """ "loss", which is minimised, and whatever else is worth logging, over the batch's rows."""
+
+
+class Evaluates(Protocol):
+  """What an `Eval` of a config needs of a task."""
+
+  def streams(self, split: str) -> dict[str, Any]:
+    """Rows that are predicted, by name; several where inputs differ in kind."""
+
+  def predict(self, model: Any, batch: Any) -> dict[str, jax.Array]:
+    """Predictions for a batch of one of the streams, one row each."""
+
+  def score(self, predictions: Predictions, streams: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics from the predictions of every stream.
+
+    Predictions are arrays in the order of the stream's rows, with "valid" bool[N]: False where a
+    row could not be read.
+    """
+
+
+@dataclasses.dataclass(kw_only=True)
+class Task:
+  """The defaults that most tasks keep.
+
+  Attributes:
+    whole_batch: True when the loss couples the rows of a batch (contrastive negatives): gradient
+      accumulation then happens inside `loss`, in `chunks` parts; otherwise the step sums over
+      parts and `chunks` is 1.
+    prepare: None, or a method `(model, batch, rngs) -> batch` run outside the gradient (samples and
+      rewards, teacher features).
+  """
+
+  whole_batch: ClassVar[bool] = False
+  prepare: ClassVar[Callable[..., Any] | None] = None
+
+  def check(self, config: Any) -> list[str]:
+    """Faults that show without reading data, one line each."""
+    del config
+    return []
+
+  def log_line(self, values: Mapping[str, float]) -> str:
+    """The line of a log step.
+
+    Args:
+      values: the loss's metrics, "lr", "grad_norm", "data_time" and "batch_time" (seconds a step),
+        and the position: "step", "steps", "epoch", "seen", "rows", "percent", "batch_size".
+    """
+    return (
+      "Global Steps: {step}/{steps} | Train Epoch: {epoch} [{seen}/{rows} ({percent:.0f}%)] | "
+      "Loss: {loss:.6f} | Data Time: {data_time:.3f}s | Batch Time: {batch_time:.3f}s | "
+      "LR: {lr:5f} | Global Batch Size: {batch_size}"
+    ).format(**values)
+
+  def advise(self, history: list[dict[str, float]]) -> str | None:
+    """A hint for the person at the screen, from the metrics logged so far; None: all is well."""
+    del history
+    return None

@@ -1,0 +1,272 @@
+"""Contrastive image-text training and its evaluations (Chinese-CLIP, arXiv 2211.01335).
+
+Negatives come from the whole global batch. `Contrastive` trains and scores retrieval over full
+pools; `ZeroShot` scores classification by class names put into templates.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ofa_jax import losses, trees
+from ofa_jax.data import folder, images, pairs, pipeline
+from ofa_jax.data.text import normalize_caption
+from ofa_jax.scoring import retrieval, zeroshot
+from ofa_jax.tasks.base import Task
+from ofa_jax.tokenizers.bert import ChineseBertTokenizer
+
+_STUCK_ROWS = 5  # log rows near ln(batch) before a hint
+
+
+@dataclasses.dataclass(kw_only=True)
+class Contrastive(Task):
+  """Symmetric InfoNCE over image-text pairs.
+
+  Attributes:
+    train, valid, test: data of each split; several sources are mixed by their weights.
+    image_size: pixels a side.
+    context_length: tokens of a text, [CLS] and [SEP] included.
+    augment: random crop (90-100 % of the area) and flip in training.
+    exact_decode: resize training images as the evaluation does; False decodes faster.
+    mask_ratio: share of image patches left out in training (FLIP, arXiv 2212.00794).
+    multi_positive: pairs with an equal caption or the same image are positives too.
+    cache_dir: folder of the decode cache, which makes later epochs nearly free; None: off.
+    cache_bytes: its size limit.
+  """
+
+  train: tuple[pairs.PairData, ...] = ()
+  valid: tuple[pairs.PairData, ...] = ()
+  test: tuple[pairs.PairData, ...] = ()
+  image_size: int = 224
+  context_length: int = 52
+  augment: bool = False
+  exact_decode: bool = False
+  mask_ratio: float = 0.0
+  multi_positive: bool = False
+  cache_dir: str | None = None
+  cache_bytes: int = 64 * 2**30
+
+  whole_batch: ClassVar[bool] = True
+
+  def check(self, config: Any) -> list[str]:
+    faults = _check_image_size(self.image_size, config)
+    if not 0 <= self.mask_ratio < 1:
+      faults.append(f"task.mask_ratio: expected 0 <= ratio < 1, found {self.mask_ratio}")
+    if not 2 <= self.context_length <= config.model.text.max_positions:
+      faults.append(
+        f"task.context_length: expected 2 to {config.model.text.max_positions} (the text tower's "
+        f"positions), found {self.context_length}"
+      )
+    return faults
+
+  def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    spec = jax.ShapeDtypeStruct
+    return {
+      "image": spec((batch_size, self.image_size, self.image_size, 3), jnp.uint8),
+      "tokens": spec((batch_size, self.context_length), jnp.int32),
+      "image_index": spec((batch_size,), jnp.int32),
+      "caption_index": spec((batch_size,), jnp.int32),
+      "weight": spec((batch_size,), jnp.float32),
+    }
+
+  def examples(self, split: str) -> Any:
+    sources = self._sources(split)
+    rows = [
+      pairs.PairRows(
+        source,
+        size=self.image_size,
+        tokenize=tokenizer(self.context_length),
+        augment=self.augment,
+        exact=self.exact_decode,
+        cache_dir=self.cache_dir,
+        cache_bytes=self.cache_bytes,
+      )
+      for source in sources
+    ]
+    return rows[0] if len(rows) == 1 else pipeline.Mixture(rows, [s.weight for s in sources])
+
+  def loss(self, model, batch, *, rngs, chunks=1):
+    encode = functools.partial(_encode, mask_ratio=self.mask_ratio if rngs is not None else 0.0)
+    image, text = _in_chunks(encode, model, batch, rngs=rngs, chunks=chunks)
+    same = None
+    if self.multi_positive:
+      same = _equal(batch["caption_index"]) | _equal(batch["image_index"])
+    scale = model.logit_scale[...].astype(jnp.float32)
+    metrics = losses.contrastive(
+      image, text, scale=jnp.exp(scale), weight=batch["weight"], same=same
+    )
+    one = jnp.ones(())
+    metrics["logit_scale"] = losses.Mean(scale, one)
+    metrics["chance_loss"] = losses.Mean(jnp.log(jnp.sum(batch["weight"])), one)
+    return metrics
+
+  def streams(self, split: str) -> dict[str, Any]:
+    (source,) = self._sources(split, most=1)
+    return {
+      "image": pairs.ImageRows(source, size=self.image_size),
+      "text": pairs.TextRows(source, tokenize=tokenizer(self.context_length)),
+    }
+
+  def predict(self, model, batch):
+    return {"features": encode_either(model, batch)}
+
+  def score(self, predictions, streams):
+    """Full-pool recalls as fractions; an unreadable image is never retrieved."""
+    image, text = predictions["image"], predictions["text"]
+    features = np.where(image["valid"][:, None], image["features"], 0.0)
+    return retrieval.recall_both_ways(
+      image_features=features,
+      text_features=text["features"],
+      text_to_images=streams["text"].image_indices,
+    )
+
+  def log_line(self, values):
+    return (
+      "Global Steps: {step}/{steps} | Train Epoch: {epoch} [{seen}/{rows} ({percent:.0f}%)] | "
+      "Loss: {loss:.6f} | Image2Text Acc: {i2t:.2f} | Text2Image Acc: {t2i:.2f} | "
+      "Data Time: {data_time:.3f}s | Batch Time: {batch_time:.3f}s | LR: {lr:5f} | "
+      "logit_scale: {logit_scale:.3f} | Global Batch Size: {batch_size}"
+    ).format(**values, i2t=100 * values["i2t_acc"], t2i=100 * values["t2i_acc"])
+
+  def advise(self, history):
+    """Says when the loss has not left ln(batch), where all pairs look alike to the model."""
+    logged = [r for r in history if "train/loss" in r]
+    last = logged[-_STUCK_ROWS:]
+    stuck = all(r["train/loss"] > 0.97 * r["train/chance_loss"] for r in last)
+    if len(last) < _STUCK_ROWS or len(logged) % _STUCK_ROWS or not stuck:
+      return None
+    chance = last[-1]["train/chance_loss"]
+    return (
+      f"The loss sits at ln(batch) = {chance:.3f}: the model tells no pair from another. Try a "
+      "lower optim.lr (a fine-tune wants about 1e-5 at small batches) with more optim.warmup; "
+      "check that captions belong to their images; use task.multi_positive when captions repeat; "
+      "start from trained weights; raise batch_size with accum."
+    )
+
+  def _sources(self, split, *, most=None):
+    sources = {"train": self.train, "valid": self.valid, "test": self.test}.get(split)
+    if not sources:
+      raise ValueError(f"Expected data for the split {split!r} in task.{split}, found none")
+    if most is not None and len(sources) > most:
+      raise ValueError(f"Expected {most} source for evaluating {split!r}, found {len(sources)}")
+    return sources
+
+
+@dataclasses.dataclass(kw_only=True)
+class ZeroShot(Task):
+  """Zero-shot classification: the class whose averaged prompts lie nearest to the image.
+
+  Attributes:
+    directory: holds `test/<class>/*` and `label_cn.txt`, one class name a line in folder order.
+    templates: prompts with `{}` for the class name.
+    image_size: pixels a side.
+    context_length: tokens of a prompt.
+  """
+
+  directory: str
+  templates: tuple[str, ...]
+  image_size: int = 224
+  context_length: int = 52
+
+  def check(self, config: Any) -> list[str]:
+    return _check_image_size(self.image_size, config)
+
+  def streams(self, split: str) -> dict[str, Any]:
+    table = folder.ImageFolder(Path(self.directory) / split)
+    names = folder.read_labels(Path(self.directory) / "label_cn.txt")
+    if len(names) != len(table.classes):
+      raise ValueError(
+        f"Expected one class name for each folder of {Path(self.directory) / split}, found "
+        f"{len(names)} names in label_cn.txt and {len(table.classes)} folders"
+      )
+    prompts = [t.replace("{}", name) for name in names for t in self.templates]
+    tokens = tokenizer(self.context_length)
+    return {
+      "image": folder.FolderRows(table, size=self.image_size),
+      "text": folder.PromptRows(prompts, tokenize=tokens),
+    }
+
+  def predict(self, model, batch):
+    return {"features": encode_either(model, batch)}
+
+  def score(self, predictions, streams):
+    """Top-1 as a fraction of all images; an unreadable image counts as wrong."""
+    prompts = predictions["text"]["features"]
+    prompts = prompts.reshape(-1, len(self.templates), prompts.shape[-1])
+    classifier = zeroshot.classifier(prompts)
+    scores = predictions["image"]["features"] @ classifier.T
+    labels = np.where(predictions["image"]["valid"], streams["image"].labels, -1)
+    return {"zeroshot_top1": zeroshot.top1(scores, labels)}
+
+
+@functools.cache
+def tokenizer(context_length: int) -> Any:
+  """`caption -> int32[context_length]`, with the caption normalised as in the original's data."""
+  return functools.partial(_tokenize, ChineseBertTokenizer(), context_length)
+
+
+def encode_either(model: Any, batch: Any) -> jax.Array:
+  """Unit features float32[B, E] of whichever of "image" and "tokens" the batch holds."""
+  if "image" in batch:
+    return losses.normalize(model.encode_image(to_float(batch["image"])))
+  return losses.normalize(model.encode_text(batch["tokens"]))
+
+
+def to_float(image: jax.Array) -> jax.Array:
+  """uint8[B, S, S, 3] pixels to the normalised float32 that the towers expect."""
+  mean = jnp.asarray(images.CLIP_MEAN, jnp.float32)
+  std = jnp.asarray(images.CLIP_STD, jnp.float32)
+  return (image.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def _tokenize(encoder, context_length, caption):
+  return encoder.encode(normalize_caption(caption), context_length=context_length)
+
+
+def _encode(model, batch, rngs, *, mask_ratio):
+  """Unit features of both towers."""
+  image_key, text_key = (None, None) if rngs is None else jax.random.split(rngs)
+  image = model.encode_image(to_float(batch["image"]), mask_ratio=mask_ratio, rngs=image_key)
+  text = model.encode_text(batch["tokens"], rngs=text_key)
+  return losses.normalize(image), losses.normalize(text)
+
+
+def _in_chunks(encode, model, batch, *, rngs, chunks):
+  """`encode(model, batch, rngs)` in parts that are recomputed in the backward pass.
+
+  Activations of one part at a time are alive, and the features, and with them loss and gradients,
+  are those of the whole batch (GradCache, arXiv 2101.06983, through rematerialisation).
+  """
+  if chunks == 1:
+    return encode(model, batch, rngs)
+  graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+  @functools.partial(jax.checkpoint, prevent_cse=False)
+  def part(rest, inputs):
+    rows, index = inputs
+    copy = nnx.merge(graph, params, rest)
+    features = encode(copy, rows, None if rngs is None else jax.random.fold_in(rngs, index))
+    return nnx.split(copy, nnx.Param, ...)[2], features
+
+  inputs = {"image": batch["image"], "tokens": batch["tokens"]}
+  parts = trees.split_batch(inputs, chunks)
+  rest, features = jax.lax.scan(part, rest, (parts, jnp.arange(chunks)))
+  nnx.update(model, rest)
+  return trees.join_batch(features)
+
+
+def _equal(index):
+  return index[:, None] == index[None, :]
+
+
+def _check_image_size(image_size, config):
+  expected = config.model.vision.image_size
+  if image_size == expected:
+    return []
+  return [f"task.image_size: expected the model's {expected}, found {image_size}"]

@@ -1,0 +1,324 @@
+r"""Trains or fine-tunes a model of any family, on one device or a pod.
+
+  python -m ofa_jax.train --config=configs/quickstart.py --workdir=runs/digits
+  python -m ofa_jax.train --config=configs/cnclip_vith14.py --workdir=D --config.optim.lr=2e-5
+
+The workdir receives `config.json`, `log.txt`, `metrics.jsonl`, `curves.png` and `checkpoints/`; the
+same command started again goes on from the newest checkpoint, bit for bit.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import platform
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from etils import epath
+
+from ofa_jax import checkpoint, cli, evaluate, log, sharding, step, trees
+from ofa_jax.config import Config, mesh_sizes, to_dict, validate
+from ofa_jax.data import pipeline
+
+
+def train(config: Config, workdir: str) -> dict[str, float]:
+  """Runs a config to its end and returns the metrics of its evaluations.
+
+  Raises:
+    ValueError: the config, the data or the checkpoint do not fit; all found faults, before the
+      first compile.
+    FloatingPointError: too many non-finite steps in a row.
+    pipeline.TooManyBadRows: more undecodable rows than `config.max_bad_rate`.
+  """
+  validate(config, devices=jax.device_count(), hosts=jax.process_count())
+  mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
+  rows = config.task.examples("train")
+  per_epoch = math.ceil(len(rows) / config.batch_size)
+  steps = config.steps if config.steps is not None else math.ceil(config.epochs * per_epoch)
+  program = step.build(config, mesh, steps=steps)
+  evaluators = evaluate.evaluators(program)
+
+  with checkpoint.Checkpoints(workdir, keep=config.keep) as checkpoints:
+    state, origin = _first_state(program, checkpoints)
+    with log.Log(workdir, steps=steps, start=int(state.step)) as out:
+      out.show(_overview(program, num_rows=len(rows), steps=steps, origin=origin))
+      _save_config(config, workdir, out)
+      run = _Run(program, rows, evaluators, checkpoints, out, steps=steps, per_epoch=per_epoch)
+      state = run.loop(state)
+      checkpoints.save(state)
+      results = run.evaluate(state, evaluators)
+      out.curves()
+  return results
+
+
+@dataclasses.dataclass
+class _Run:
+  """The loop and what it holds on to."""
+
+  program: step.Program
+  rows: Any
+  evaluators: list[evaluate.Evaluator]
+  checkpoints: checkpoint.Checkpoints
+  out: log.Log
+  steps: int
+  per_epoch: int
+
+  def loop(self, state: step.State) -> step.State:
+    """Steps until the end: update, log, evaluate, save."""
+    config, out = self.program.config, self.out
+    start = int(state.step)
+    if start >= self.steps:
+      out.line(f"nothing left to train: the checkpoint is at step {start} of {self.steps}")
+      return state
+    bad_rows = pipeline.BadRows(
+      max_rate=config.max_bad_rate, log=lambda text: out.line(text, level="WARNING")
+    )
+    batches = pipeline.train_batches(
+      self.rows,
+      batch_size=config.batch_size,
+      seed=config.seed,
+      start=start,
+      host=jax.process_index(),
+      hosts=jax.process_count(),
+      workers=config.workers,
+      bad=bad_rows,
+    )
+    with batches:
+      batch = sharding.to_global(next(batches), self.program.mesh)
+      update = self._compile(state, batch)
+      clock = _Clock()
+      before = None
+      for done in range(start + 1, self.steps + 1):
+        state, metrics = update(state, batch)
+        if done < self.steps:
+          with clock.waiting_for_data():
+            batch = sharding.to_global(next(batches), self.program.mesh)
+        if before is not None:  # one step late, so that the device never waits for the host
+          _stop_if_diverged(config, before)
+        before = metrics
+        logs = done % config.log_every == 0 or done == self.steps
+        if logs:
+          self._log(jax.device_get(metrics), done, clock)
+        else:
+          out.progress(done)
+        if done < self.steps:
+          self._periodic(state, done, clock)
+    return state
+
+  def evaluate(self, state: step.State, evaluators: list[evaluate.Evaluator]) -> dict[str, float]:
+    """Metrics of the evaluations at this step, logged; the moving average is used where kept."""
+    if not evaluators:
+      return {}
+    results = {}
+    start = time.perf_counter()
+    for evaluator in evaluators:
+      results.update(evaluator(state.params if state.ema is None else state.ema, state.rest))
+    done = int(state.step)
+    self.out.metrics(done, results)
+    shown = " | ".join(f"{k}: {v:.4f}" for k, v in results.items())
+    self.out.line(f"Evaluation at step {done} ({time.perf_counter() - start:.1f} s) | {shown}")
+    return results
+
+  def _periodic(self, state, done, clock):
+    config = self.program.config
+    due = [e for e in self.evaluators if e.evaluation.every and done % e.evaluation.every == 0]
+    if due:
+      with clock.paused():
+        self.evaluate(state, due)
+        self.out.curves()
+    if done % config.save_every == 0:
+      with clock.paused():
+        self.checkpoints.save(state)
+        self.out.line(f"Saving checkpoint at step {done}")
+
+  def _compile(self, state, batch):
+    begin = time.perf_counter()
+    compiled = step.train_step(self.program).lower(state, batch).compile()
+    text = f"Compiled in {time.perf_counter() - begin:.1f} s"
+    memory = compiled.memory_analysis()
+    if memory is not None:
+      held, extra = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+      text += (
+        f"; per device {log.human_bytes(held)} state and batch + {log.human_bytes(extra)} "
+        f"gradients and activations = {log.human_bytes(held + extra)}"
+      )
+    self.out.line(text)
+    return compiled
+
+  def _log(self, metrics, done, clock):
+    config = self.program.config
+    _stop_if_diverged(config, metrics)
+    skipped, _ = metrics.pop("bad")
+    batch_time, data_time = clock.lap(done)
+    epoch, in_epoch = divmod(done - 1, self.per_epoch)
+    values = {
+      **{k: float(v) for k, v in metrics.items()},
+      "data_time": data_time,
+      "batch_time": batch_time,
+      "rows_per_s": config.batch_size / batch_time,
+      "skipped_steps": int(skipped),
+    }
+    position = {
+      "step": done,
+      "steps": self.steps,
+      "epoch": epoch + 1,
+      "seen": (in_epoch + 1) * config.batch_size,
+      "rows": self.per_epoch * config.batch_size,
+      "percent": 100 * (in_epoch + 1) / self.per_epoch,
+      "batch_size": config.batch_size,
+    }
+    line = config.task.log_line({**values, **position})
+    eta = time.strftime("%H:%M:%S", time.gmtime(batch_time * (self.steps - done)))
+    line += f" | Rows/s: {values['rows_per_s']:.1f} | ETA: {eta}"
+    if skipped:
+      line += f" | Skipped non-finite steps: {skipped}"
+    self.out.line(line)
+    self.out.progress(done, loss=values["loss"], rate=values["rows_per_s"])
+    self.out.metrics(done, {f"train/{k}": v for k, v in values.items()})
+    advice = config.task.advise(self.out.history)
+    if advice:
+      self.out.line(advice, level="WARNING")
+
+
+class _Clock:
+  """Seconds per step and seconds of it spent waiting for data, between log steps."""
+
+  def __init__(self):
+    self._begin = time.perf_counter()
+    self._data = 0.0
+    self._done = None
+
+  @contextlib.contextmanager
+  def waiting_for_data(self):
+    begin = time.perf_counter()
+    yield
+    self._data += time.perf_counter() - begin
+
+  @contextlib.contextmanager
+  def paused(self):
+    """Evaluations and saves do not count as steps."""
+    begin = time.perf_counter()
+    yield
+    self._begin += time.perf_counter() - begin
+
+  def lap(self, done: int) -> tuple[float, float]:
+    """(seconds a step, seconds of it waiting for data) since the last call; the first: 1 step."""
+    now = time.perf_counter()
+    steps = 1 if self._done is None else max(1, done - self._done)
+    result = (now - self._begin) / steps, self._data / steps
+    self._begin, self._data, self._done = now, 0.0, done
+    return result
+
+
+def _first_state(program, checkpoints):
+  """The state to go on from, and a phrase that says where it came from."""
+  config = program.config
+  layout = {"abstract": program.abstract, "shardings": program.shardings}
+  latest = checkpoints.latest()
+  if latest is not None:
+    return checkpoints.restore(latest, **layout), f"resumed from this workdir at step {latest}"
+  state = step.init(program)
+  if config.init is None:
+    return state, f"from scratch, seed {config.seed}"
+  at, params, rest = checkpoint.open_weights(config.init, **layout)
+  ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+  return dataclasses.replace(state, params=params, rest=rest, ema=ema), (
+    f"weights of {config.init}, step {at}; fresh optimizer"
+  )
+
+
+def _stop_if_diverged(config: Config, metrics: dict[str, Any]) -> None:
+  _, in_a_row = np.asarray(metrics["bad"])
+  if in_a_row > config.optim.max_bad_steps:
+    raise FloatingPointError(
+      f"{in_a_row} steps in a row had a loss or gradient that is not finite (limit: "
+      f"optim.max_bad_steps={config.optim.max_bad_steps}). Their updates were skipped; lower "
+      "optim.lr, set optim.clip_norm, or look at the data of these steps."
+    )
+
+
+def _overview(program: step.Program, *, num_rows: int, steps: int, origin: str):
+  """The table at the start: machine, mesh, parameters, memory, weights, config."""
+  config, abstract, places = program.config, program.abstract, program.shardings
+  device = jax.devices()[0]
+  flat = trees.flatten(abstract.params)
+  towers = {
+    name: sum(int(np.prod(p.shape)) for path, p in flat.items() if trees.first_match(rule, path))
+    for name, rule in ((n, ((pattern, True),)) for n, pattern in config.model.towers.items())
+  }
+  held = sharding.bytes_per_device(abstract, places)
+  grads = sharding.bytes_per_device(abstract.params, places.params)
+  rows = [
+    ("devices", f"{jax.device_count()} x {device.device_kind} on {jax.process_count()} host(s); "
+                f"jax {jax.__version__}, Python {platform.python_version()}"),
+    ("mesh", " x ".join(f"{k} {v}" for k, v in program.mesh.shape.items())),
+    ("parameters", f"{trees.count(abstract.params):,} ("
+                   + ", ".join(f"{k} {v:,}" for k, v in towers.items()) + ")"),
+    ("memory a device", f"{log.human_bytes(held)} parameters and optimizer + "
+                        f"{log.human_bytes(grads)} gradients; activations after compiling"),
+    ("weights", origin),
+    ("run", f"{num_rows:,} rows, batch {config.batch_size}, {steps:,} steps"),
+  ]  # fmt: skip
+  for name, value in to_dict(config).items():
+    if name != "_class" and isinstance(value, (dict, list)) and value:
+      rows.append((f"config.{name}", _compact(value)))
+  simple = {k: v for k, v in to_dict(config).items() if not isinstance(v, (dict, list))}
+  rows.append(("config", _compact(simple)))
+  return log.table(config.name or "ofa_jax", rows)
+
+
+def _compact(value: Any) -> str:
+  """A config value on few lines, class names shortened."""
+  if isinstance(value, dict):
+    name = value.get("_class", "").rpartition(".")[2]
+    inside = " ".join(f"{k}={_compact(v)}" for k, v in value.items() if k != "_class")
+    return f"{name}({inside})" if name else inside
+  if isinstance(value, list):
+    return "[" + ", ".join(_compact(v) for v in value) + "]"
+  return repr(value) if isinstance(value, str) else str(value)
+
+
+def _save_config(config: Config, workdir: str, out: log.Log) -> None:
+  """Writes `config.json`; says what differs from the run that is being continued."""
+  if jax.process_index() != 0:
+    return
+  path = epath.Path(workdir) / "config.json"
+  new = to_dict(config)
+  if path.exists():
+    old = trees.flatten(json.loads(path.read_text()))
+    now = trees.flatten(json.loads(json.dumps(new)))
+    for name in sorted(old.keys() | now.keys()):
+      if old.get(name) != now.get(name):
+        out.line(
+          f"config.{name.replace('/', '.')} was {old.get(name)!r} before this start and is now "
+          f"{now.get(name)!r}",
+          level="WARNING",
+        )
+  path.write_text(json.dumps(new, indent=2, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+  """The command."""
+  config = cli.define_config()
+  workdir = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, local or in a bucket; resumes what it holds.",
+    required=True,
+  )  # fmt: skip
+
+  def command():
+    log.quiet_libraries()
+    results = train(config.value, workdir.value)
+    if jax.process_index() == 0:
+      for name, value in results.items():
+        print(f"{name}: {value}")
+
+  cli.run(command)
+
+
+if __name__ == "__main__":
+  main()
