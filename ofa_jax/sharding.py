@@ -1,7 +1,7 @@
 """One mesh for one device and for a pod, and tables that say where parameters live.
 
-A model brings an ordered table `(path regex, PartitionSpec)`; specs name no axis for stacked layers,
-which is prepended here. Axes that a mesh or a shape cannot satisfy are dropped, and a large
+A model brings an ordered table `(path regex, PartitionSpec)`; specs name no axis for stacked
+layers, which is prepended here. Axes that a mesh or a shape cannot satisfy are dropped, and a large
 parameter that then lies whole on every device is split along its largest divisible axis over
 `fsdp` instead.
 """

@@ -139,10 +139,14 @@ def train_step(program: Program) -> Callable[[State, Any], tuple[State, dict[str
 
 
 def predict_step(program: Program, task: Any) -> Callable[[Any, Any, Any], dict[str, jax.Array]]:
-  """`(params, rest, batch) -> task.predict`, jitted; every host gets all rows."""
+  """`(params, rest, batch) -> task.predict`, jitted; every host gets all rows.
+
+  The batch's "index" and "weight", which say what the rows are, come back beside the predictions.
+  """
 
   def predict(params, rest, batch):
-    return task.predict(program.model(params, rest), batch)
+    known = {name: batch[name] for name in ("index", "weight")}
+    return {**task.predict(program.model(params, rest), batch), **known}
 
   whole = sharding.replicated(program.mesh)
   return _with_context(program, jax.jit(predict, out_shardings=whole))
@@ -158,7 +162,9 @@ def cast(params: Any, precision: str) -> Any:
 
 
 def _build_model(config, key):
-  return config.model.build(rngs=nnx.Rngs(key), remat=config.remat, unroll=config.unroll)
+  from ofa_jax.models.layers import Scan  # TEMP
+
+  return config.model.build(rngs=nnx.Rngs(key), scan=Scan(config.remat, config.unroll))
 
 
 def _state(config, optimizer, params, rest):

@@ -91,7 +91,7 @@ class _Run:
     with batches:
       batch = sharding.to_global(next(batches), self.program.mesh)
       update = self._compile(state, batch)
-      clock = _Clock()
+      clock = _Clock(start)
       before = None
       for done in range(start + 1, self.steps + 1):
         state, metrics = update(state, batch)
@@ -127,12 +127,15 @@ class _Run:
   def _periodic(self, state, done, clock):
     config = self.program.config
     due = [e for e in self.evaluators if e.evaluation.every and done % e.evaluation.every == 0]
-    if due:
-      with clock.paused():
+    saves = done % config.save_every == 0
+    if not due and not saves:
+      return
+    jax.block_until_ready(state.step)
+    with clock.paused():
+      if due:
         self.evaluate(state, due)
         self.out.curves()
-    if done % config.save_every == 0:
-      with clock.paused():
+      if saves:
         self.checkpoints.save(state)
         self.out.line(f"Saving checkpoint at step {done}")
 
@@ -188,10 +191,10 @@ class _Run:
 class _Clock:
   """Seconds per step and seconds of it spent waiting for data, between log steps."""
 
-  def __init__(self):
+  def __init__(self, done: int):
     self._begin = time.perf_counter()
     self._data = 0.0
-    self._done = None
+    self._done = done
 
   @contextlib.contextmanager
   def waiting_for_data(self):
@@ -207,9 +210,9 @@ class _Clock:
     self._begin += time.perf_counter() - begin
 
   def lap(self, done: int) -> tuple[float, float]:
-    """(seconds a step, seconds of it waiting for data) since the last call; the first: 1 step."""
+    """(seconds a step, seconds of it waiting for data) since the last call."""
     now = time.perf_counter()
-    steps = 1 if self._done is None else max(1, done - self._done)
+    steps = done - self._done
     result = (now - self._begin) / steps, self._data / steps
     self._begin, self._data, self._done = now, 0.0, done
     return result

@@ -95,20 +95,17 @@ class DecodeCache:
     self._publish(rows)
 
   def close(self) -> None:
-    """Syncs what is not yet synced and closes the file."""
-    with self._lock:
-      rows, self._pending = self._pending, []
-      file, self._file = self._file, -1
-    if file >= 0:
-      self._publish(rows, file)
-      os.close(file)
+    """Syncs what is not yet synced and closes the file; harmless when repeated."""
+    if self._file >= 0:
+      self._publish(self._pending)
+      os.close(self._file)
+      self._pending, self._file, self.capacity = [], -1, 0
 
-  def _publish(self, rows: list[int], file: int | None = None) -> None:
-    file = self._file if file is None else file
+  def _publish(self, rows: list[int]) -> None:
     try:
-      os.fdatasync(file)
+      os.fsync(self._file)
       for i in rows:
-        os.pwrite(file, b"\1", i)
+        os.pwrite(self._file, b"\1", i)
     except OSError:
       self.capacity = 0
 
@@ -122,3 +119,83 @@ class DecodeCache:
     os.ftruncate(self._file, end)
     if length:
       os.pwrite(self._file, bytes(num_rows - present), present)
+
+
+class ImageReader:
+  """Reads the images of a table as square uint8 pixels, through the decode cache when there is one.
+
+  Args:
+    table: what gives the encoded images (`files`, `__len__`, `name(i)`, `encoded(i)`).
+    size: side of the images given, in pixels.
+    exact: see `ofa_jax.data.images.decode`.
+    augment: in training, decode `AUGMENT_MARGIN` larger and take a random crop, mirrored at random.
+    cache_dir: folder of the decode cache on a local disk; None decodes every time.
+    cache_bytes: the most that the cache of this table may take.
+  """
+
+  def __init__(
+    self,
+    table,
+    *,
+    size: int,
+    exact: bool = True,
+    augment: bool = False,
+    cache_dir: str | os.PathLike | None = None,
+    cache_bytes: int = DEFAULT_MAX_BYTES,
+  ):
+    self.table = table
+    self.size = size
+    self._exact = exact
+    self._augment = augment
+    self._stored_size = round(size * AUGMENT_MARGIN) if augment else size
+    self._cache = cache_dir and DecodeCache(
+      cache_dir,
+      key=cache_key(table.files, size=self._stored_size, exact=exact),
+      num_rows=len(table),
+      size=self._stored_size,
+      max_bytes=cache_bytes,
+    )
+
+  def read(self, i: int, rng: np.random.Generator | None) -> np.ndarray:
+    """uint8[size, size, 3] of image `i`; augmented when `rng` is given and `augment` is set.
+
+    Raises:
+      BadRow: the image cannot be read.
+    """
+    if self._augment and rng is None:
+      return self._decode(i, self.size)
+    image = self._cache.get(i) if self._cache else None
+    if image is None:
+      image = self._decode(i, self._stored_size)
+      if self._cache:
+        self._cache.put(i, image)
+    return random_crop_flip(image, rng, size=self.size) if self._augment else image
+
+  def close(self) -> None:
+    """Closes the cache."""
+    if self._cache:
+      self._cache.close()
+
+  def _decode(self, i: int, size: int) -> np.ndarray:
+    encoded = self.table.encoded(i)
+    try:
+      return decode(encoded, size=size, exact=self._exact)
+    except BadImage as error:
+      raise BadRow(self.table.name(i), str(error)) from error
+
+
+def cache_key(files: Sequence[str], *, size: int, exact: bool) -> tuple[str, str]:
+  """(what, version): sources and transform; state of the sources and versions of the decoders."""
+  stats = [os.stat(path) for path in files]
+  what = (tuple(files), size, exact)
+  version = (
+    CACHE_VERSION,
+    PIL.__version__,
+    simplejpeg.__version__,
+    tuple((stat.st_size, stat.st_mtime_ns) for stat in stats),
+  )
+  return _digest(what), _digest(version)
+
+
+def _digest(value: tuple) -> str:
+  return hashlib.sha256(repr(value).encode()).hexdigest()[:16]

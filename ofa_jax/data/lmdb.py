@@ -23,7 +23,7 @@ _ENVIRONMENTS = weakref.WeakValueDictionary()
 
 
 class LmdbImages:
-  """The images of one LMDB `imgs` folder, in the byte order of their ids (as the original walks it).
+  """The images of one LMDB `imgs` folder, in the byte order of their ids, as the original has it.
 
   Has the methods of `ofa_jax.data.tsv.ImageTable`.
 
@@ -157,9 +157,7 @@ def _open(directory: str):
   environment = _ENVIRONMENTS.get(directory)
   if environment is None:
     try:
-      environment = lmdb.open(
-        directory, readonly=True, lock=False, readahead=False, meminit=False
-      )
+      environment = lmdb.open(directory, readonly=True, lock=False, readahead=False, meminit=False)
     except lmdb.Error as error:
       raise ValueError(
         f"Expected an LMDB environment, found {error}. Build the LMDB again, or use the TSV files."

@@ -1,7 +1,7 @@
 """A small real data set, made without a download: handwritten digits with Chinese captions.
 
-The images are the 1,797 scans of scikit-learn's `load_digits` (UCI's optical recognition test set,
-13 writers, 8x8 greys), enlarged to 32x32. The files are in Chinese-CLIP's raw formats, so that what
+The images are the 1,797 scans of scikit-learn's `load_digits` (Alpaydin and Kaynak, UCI 1998; 8x8
+greys of 13 writers), enlarged to 32x32. The files are in Chinese-CLIP's raw formats, so that what
 reads them reads any other data set:
 
   {train,valid}_imgs.tsv     image id, tab, base64 of a PNG
@@ -21,6 +21,7 @@ import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
@@ -114,6 +115,6 @@ def _held_out(labels: np.ndarray) -> np.ndarray:
   return valid
 
 
-def _write_lines(path: pathlib.Path, lines) -> None:
+def _write_lines(path: pathlib.Path, lines: Iterable[str]) -> None:
   with path.open("w", encoding="utf-8", newline="\n") as file:
     file.writelines(f"{line}\n" for line in lines)

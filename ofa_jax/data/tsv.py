@@ -1,9 +1,9 @@
 """Random access to Chinese-CLIP's raw files: base64 images in TSV, captions in JSONL.
 
-`{split}_imgs.tsv` holds one image a line, `<id>\\t<base64 of the image file>`; `{split}_texts.jsonl`
-one caption a line, `{"text_id": 1, "text": "...", "image_ids": [7, 9]}`. The originals turn both
-into LMDB before training. Here the TSV itself is the store: it is scanned once for line offsets,
-the offsets are kept in a small index file, and a row is then one positioned read.
+`{split}_imgs.tsv` holds one image a line, `<id>\\t<base64 of the image file>`, and
+`{split}_texts.jsonl` one caption, `{"text_id": 1, "text": "...", "image_ids": [7, 9]}`. The
+original turns both into LMDB before training. Here the TSV itself is the store: it is scanned once
+for line offsets, the offsets are kept in a small index file, and a row is then one positioned read.
 """
 
 import binascii
@@ -24,7 +24,7 @@ INDEX_VERSION = 1
 MAX_ID_BYTES = 256  # more means that the columns are swapped
 
 
-class BadRow(Exception):
+class BadRow(Exception):  # noqa: N818 (a fault of the data, not of the program)
   """A row that cannot be used; the pipeline skips, counts and names it."""
 
   def __init__(self, name: str, reason: str):
@@ -161,7 +161,7 @@ def read_texts(paths: Sequence[str | os.PathLike]) -> Texts:
   """Reads captions from JSONL files.
 
   Args:
-    paths: JSONL files, in order; each line `{"text_id": int, "text": str, "image_ids": [int, ...]}`.
+    paths: JSONL files, in order, with the fields `text_id`, `text` and `image_ids` in each line.
 
   Raises:
     ValueError: a file is missing or empty, or a line is not such an object (all are counted, the

@@ -79,7 +79,8 @@ class Contrastive(Task):
     sources = self._sources(split)
     rows = [
       pairs.PairRows(
-        source,
+        source.load_images(),
+        source.load_texts(),
         size=self.image_size,
         tokenize=tokenizer(self.context_length),
         augment=self.augment,
@@ -108,9 +109,11 @@ class Contrastive(Task):
 
   def streams(self, split: str) -> dict[str, Any]:
     (source,) = self._sources(split, most=1)
+    images, texts = source.load_images(), source.load_texts()
+    pairs.find_edges(images, texts)
     return {
-      "image": pairs.ImageRows(source, size=self.image_size),
-      "text": pairs.TextRows(source, tokenize=tokenizer(self.context_length)),
+      "image": pairs.ImageRows(images, size=self.image_size),
+      "text": pairs.TextRows(texts, tokenize=tokenizer(self.context_length)),
     }
 
   def predict(self, model, batch):
@@ -120,11 +123,9 @@ class Contrastive(Task):
     """Full-pool recalls as fractions; an unreadable image is never retrieved."""
     image, text = predictions["image"], predictions["text"]
     features = np.where(image["valid"][:, None], image["features"], 0.0)
-    return retrieval.recall_both_ways(
-      image_features=features,
-      text_features=text["features"],
-      text_to_images=streams["text"].image_indices,
-    )
+    place = {image_id: row for row, image_id in enumerate(streams["image"].ids)}
+    images_of = [[place[i] for i in ids] for ids in streams["text"].image_ids]
+    return retrieval.recall_both_ways(features, text["features"], images_of=images_of)
 
   def log_line(self, values):
     return (
@@ -179,17 +180,19 @@ class ZeroShot(Task):
 
   def streams(self, split: str) -> dict[str, Any]:
     table = folder.ImageFolder(Path(self.directory) / split)
-    names = folder.read_labels(Path(self.directory) / "label_cn.txt")
+    names = (Path(self.directory) / "label_cn.txt").read_text(encoding="utf-8").split("\n")
+    names = [name.strip() for name in names if name.strip()]
     if len(names) != len(table.classes):
       raise ValueError(
         f"Expected one class name for each folder of {Path(self.directory) / split}, found "
         f"{len(names)} names in label_cn.txt and {len(table.classes)} folders"
       )
-    prompts = [t.replace("{}", name) for name in names for t in self.templates]
-    tokens = tokenizer(self.context_length)
+    prompts = [template.replace("{}", name) for name in names for template in self.templates]
     return {
       "image": folder.FolderRows(table, size=self.image_size),
-      "text": folder.PromptRows(prompts, tokenize=tokens),
+      "text": pairs.TextRows(
+        _texts(prompts), tokenize=tokenizer(self.context_length)
+      ),
     }
 
   def predict(self, model, batch):
@@ -198,11 +201,11 @@ class ZeroShot(Task):
   def score(self, predictions, streams):
     """Top-1 as a fraction of all images; an unreadable image counts as wrong."""
     prompts = predictions["text"]["features"]
-    prompts = prompts.reshape(-1, len(self.templates), prompts.shape[-1])
-    classifier = zeroshot.classifier(prompts)
-    scores = predictions["image"]["features"] @ classifier.T
-    labels = np.where(predictions["image"]["valid"], streams["image"].labels, -1)
-    return {"zeroshot_top1": zeroshot.top1(scores, labels)}
+    prompts = prompts.reshape(-1, len(self.templates), prompts.shape[-1]).mean(1)
+    classifier = prompts / np.linalg.norm(prompts, axis=-1, keepdims=True)
+    image = predictions["image"]
+    labels = np.where(image["valid"], streams["image"]._labels, -1)
+    return {"zeroshot_top1": zeroshot.top1(image["features"] @ classifier.T, labels)}
 
 
 @functools.cache
@@ -259,6 +262,11 @@ def _in_chunks(encode, model, batch, *, rngs, chunks):
   rest, features = jax.lax.scan(part, rest, (parts, jnp.arange(chunks)))
   nnx.update(model, rest)
   return trees.join_batch(features)
+
+
+def _texts(prompts):
+  n = len(prompts)
+  return pairs.Texts(list(range(n)), prompts, [()] * n, (), np.zeros((n, 2), np.int64))
 
 
 def _equal(index):

@@ -1,10 +1,10 @@
 """Chinese-CLIP's BERT tokenizer: Python's Unicode tables for the characters, Rust for the pieces.
 
 The original is Google BERT's `FullTokenizer` (`do_lower_case=True`), whose character rules are
-those of Python's `unicodedata` and `str.lower`. The ready-made normalisers of `tokenizers` follow
-other tables (they drop private-use characters, have no final sigma and miss a block of CJK
-extension E), so a string is normalised here, by two translations around `lower` and NFD, and
-`tokenizers` cuts the words into pieces.
+those of Python's `unicodedata` and `str.lower`. The ready-made normalisers of `tokenizers` differ
+(they drop private-use characters, have no final sigma and miss a block of CJK extension E), so a
+string is normalised here, by two translations around `lower` and NFD, and `tokenizers` cuts the
+words into pieces.
 """
 
 import pathlib
@@ -58,7 +58,6 @@ class ChineseBertTokenizer:
         f"found no line {' and no line '.join(missing)}"
       )
     self.pad, self.cls, self.sep = ids["[PAD]"], ids["[CLS]"], ids["[SEP]"]
-    self.vocab_size = max(ids.values()) + 1
     self._pieces = Tokenizer(
       models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD)
     )

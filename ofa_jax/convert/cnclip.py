@@ -1,0 +1,278 @@
+r"""Chinese-CLIP's weights in PyTorch's names and layouts, in both directions.
+
+Reads the released files' naming, the training checkpoints' (`module.` before every name) and that
+of models trained with FlashAttention (`Wqkv`); writes the released files' naming.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx, traverse_util
+
+from ofa_jax.convert import rules
+from ofa_jax.convert.rules import CONV, FLAT, SAME, Rule, linear, patches
+from ofa_jax.models import cnclip
+from ofa_jax.models.bert import BertConfig
+from ofa_jax.models.clip_resnet import REDUCTION, ResNetConfig
+from ofa_jax.models.cnclip import CNCLIPConfig
+from ofa_jax.models.vit import ViTConfig
+
+
+def _norm(torch: str, ours: str, index: str = "") -> tuple[Rule, ...]:
+  return (
+    (f"{torch}.weight", f"{ours}/scale{index}", SAME),
+    (f"{torch}.bias", f"{ours}/bias{index}", SAME),
+  )
+
+
+def _batch_norm(torch: str, ours: str) -> tuple[Rule, ...]:
+  return (
+    *_norm(torch, ours),
+    (f"{torch}.running_mean", f"{ours}/mean", SAME),
+    (f"{torch}.running_var", f"{ours}/var", SAME),
+  )
+
+
+def _linear(torch: str, ours: str, index: str = "", *, inputs: int = 1) -> tuple[Rule, ...]:
+  return (
+    (f"{torch}.weight", f"{ours}/kernel{index}", linear(inputs)),
+    (f"{torch}.bias", f"{ours}/bias{index}", FLAT),
+  )
+
+
+_VIT_BLOCK = r"visual.transformer.resblocks.(\d+)"
+VIT: tuple[Rule, ...] = (
+  ("visual.class_embedding", "visual/class_embedding", SAME),
+  ("visual.positional_embedding", "visual/positional_embedding", SAME),
+  ("visual.proj", "visual/proj", SAME),
+  ("visual.conv1.weight", "visual/conv1/kernel", patches()),
+  *_norm("visual.ln_pre", "visual/ln_pre"),
+  *_norm("visual.ln_post", "visual/ln_post"),
+  *_norm(rf"{_VIT_BLOCK}.ln_1", "visual/blocks/ln_1", r"[\1]"),
+  (rf"{_VIT_BLOCK}.attn.in_proj_weight", r"visual/blocks/attn/qkv/kernel[\1]", linear()),
+  (rf"{_VIT_BLOCK}.attn.in_proj_bias", r"visual/blocks/attn/qkv/bias[\1]", FLAT),
+  *_linear(rf"{_VIT_BLOCK}.attn.out_proj", "visual/blocks/attn/out", r"[\1]", inputs=2),
+  *_norm(rf"{_VIT_BLOCK}.ln_2", "visual/blocks/ln_2", r"[\1]"),
+  *_linear(rf"{_VIT_BLOCK}.mlp.c_fc", "visual/blocks/mlp/up", r"[\1]"),
+  *_linear(rf"{_VIT_BLOCK}.mlp.c_proj", "visual/blocks/mlp/down", r"[\1]"),
+)
+
+_STAGE_BLOCK, _OUR_STAGE_BLOCK = r"visual.layer(\d+).(\d+)", r"visual/layer\1/block\2"
+RESNET: tuple[Rule, ...] = (
+  (r"visual.conv(\d+).weight", r"visual/conv\1/kernel", CONV),
+  *_batch_norm(r"visual.bn(\d+)", r"visual/bn\1"),
+  (rf"{_STAGE_BLOCK}.conv(\d+).weight", rf"{_OUR_STAGE_BLOCK}/conv\3/kernel", CONV),
+  *_batch_norm(rf"{_STAGE_BLOCK}.bn(\d+)", rf"{_OUR_STAGE_BLOCK}/bn\3"),
+  (rf"{_STAGE_BLOCK}.downsample.0.weight", rf"{_OUR_STAGE_BLOCK}/downsample/conv/kernel", CONV),
+  *_batch_norm(rf"{_STAGE_BLOCK}.downsample.1", rf"{_OUR_STAGE_BLOCK}/downsample/norm"),
+  ("visual.attnpool.positional_embedding", "visual/attnpool/positional_embedding", SAME),
+  ("visual.attnpool.q_proj.weight", "visual/attnpool/qkv/kernel[:, 0]", linear()),
+  ("visual.attnpool.k_proj.weight", "visual/attnpool/qkv/kernel[:, 1]", linear()),
+  ("visual.attnpool.v_proj.weight", "visual/attnpool/qkv/kernel[:, 2]", linear()),
+  ("visual.attnpool.q_proj.bias", "visual/attnpool/qkv/bias[0]", FLAT),
+  ("visual.attnpool.k_proj.bias", "visual/attnpool/qkv/bias[1]", FLAT),
+  ("visual.attnpool.v_proj.bias", "visual/attnpool/qkv/bias[2]", FLAT),
+  *_linear("visual.attnpool.c_proj", "visual/attnpool/out", inputs=2),
+)
+
+_BERT_LAYER = r"bert.encoder.layer.(\d+)"
+BERT: tuple[Rule, ...] = (
+  ("bert.embeddings.word_embeddings.weight", "bert/word/embedding", SAME),
+  ("bert.embeddings.position_embeddings.weight", "bert/position/embedding", SAME),
+  ("bert.embeddings.token_type_embeddings.weight", "bert/token_type/embedding", SAME),
+  *_norm("bert.embeddings.LayerNorm", "bert/embed_norm"),
+  (
+    rf"{_BERT_LAYER}.attention.self.query.weight",
+    r"bert/blocks/attn/qkv/kernel[\1, :, 0]",
+    linear(),
+  ),
+  (rf"{_BERT_LAYER}.attention.self.key.weight", r"bert/blocks/attn/qkv/kernel[\1, :, 1]", linear()),
+  (
+    rf"{_BERT_LAYER}.attention.self.value.weight",
+    r"bert/blocks/attn/qkv/kernel[\1, :, 2]",
+    linear(),
+  ),
+  (rf"{_BERT_LAYER}.attention.self.query.bias", r"bert/blocks/attn/qkv/bias[\1, 0]", FLAT),
+  (rf"{_BERT_LAYER}.attention.self.key.bias", r"bert/blocks/attn/qkv/bias[\1, 1]", FLAT),
+  (rf"{_BERT_LAYER}.attention.self.value.bias", r"bert/blocks/attn/qkv/bias[\1, 2]", FLAT),
+  *_linear(rf"{_BERT_LAYER}.attention.output.dense", "bert/blocks/attn/out", r"[\1]", inputs=2),
+  *_norm(rf"{_BERT_LAYER}.attention.output.LayerNorm", "bert/blocks/attn_norm", r"[\1]"),
+  *_linear(rf"{_BERT_LAYER}.intermediate.dense", "bert/blocks/mlp/up", r"[\1]"),
+  *_linear(rf"{_BERT_LAYER}.output.dense", "bert/blocks/mlp/down", r"[\1]"),
+  *_norm(rf"{_BERT_LAYER}.output.LayerNorm", "bert/blocks/mlp_norm", r"[\1]"),
+)
+
+SHARED: tuple[Rule, ...] = (
+  ("text_projection", "text_projection", SAME),
+  ("logit_scale", "logit_scale", SAME),
+)
+
+IGNORED: tuple[tuple[str, str], ...] = (
+  (
+    r"^bert\.pooler\.",
+    "the text feature is the first state itself; some files keep a stale pooler",
+  ),
+  (r"\.num_batches_tracked$", "a counter that BatchNorm with a fixed momentum never reads"),
+)
+
+
+def from_torch(
+  state_dict: Mapping[str, np.ndarray], config: CNCLIPConfig
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Makes our parameters of a Chinese-CLIP state dict.
+
+  Args:
+    state_dict: arrays by PyTorch name, of any floating precision, in any of the three namings.
+    config: the model's sizes; `infer_config` finds them for released models.
+
+  Returns:
+    Nested dicts of float32 arrays: the parameters, and BatchNorm's running statistics (empty for
+    a ViT), as `nnx.split(model, nnx.Param, ...)` divides them.
+
+  Raises:
+    ValueError: all tensors that are missing, unexpected, or of another shape than the config's.
+  """
+  params, rest = _shapes(config)
+  flat = rules.from_torch(
+    standard_names(state_dict), rules_of(config), shapes={**params, **rest}, ignored=IGNORED
+  )
+  return _nest({path: flat[path] for path in params}), _nest({path: flat[path] for path in rest})
+
+
+def to_torch(
+  params: Mapping[str, Any], rest: Mapping[str, Any], config: CNCLIPConfig
+) -> dict[str, np.ndarray]:
+  """Makes a state dict that the original loads strictly, in the released files' naming.
+
+  Args:
+    params, rest: nested dicts as `from_torch` returns them.
+    config: the model's sizes.
+
+  Returns:
+    Arrays by PyTorch name, with the dtype of the parameters. BatchNorm's counters, which we do not
+    keep, are 0.
+  """
+  flat = traverse_util.flatten_dict({"params": params, "rest": rest}, sep="/")
+  flat = {path.partition("/")[2]: np.asarray(x) for path, x in flat.items()}
+  tensors = rules.to_torch(flat, rules_of(config))
+  means = [name for name in tensors if name.endswith(".running_mean")]
+  for name in means:
+    tensors[name.replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
+  return tensors
+
+
+def infer_config(state_dict: Mapping[str, np.ndarray]) -> CNCLIPConfig:
+  """Reads the sizes off the tensors; a known pair of towers also gets its name.
+
+  The number of heads is in no tensor: heads are 64 wide, or 80 in the width 1280 of ViT-H-14.
+
+  Raises:
+    ValueError: tensors that Chinese-CLIP has are missing, or a width is not made of such heads.
+  """
+  tensors = standard_names(state_dict)
+  try:
+    vision = _infer_vit(tensors) if "visual.proj" in tensors else _infer_resnet(tensors)
+    text = _infer_bert(tensors)
+    embed_dim = tensors["text_projection"].shape[1]
+  except KeyError as error:
+    raise ValueError(
+      f"Expected a Chinese-CLIP state dict, found none of its tensors {error}; "
+      f"the first names are {list(state_dict)[:3]}."
+    ) from error
+  found = CNCLIPConfig(vision=vision, text=text, embed_dim=embed_dim)
+  image = [name for name, known in cnclip.VISION.items() if known == vision]
+  texts = [name for name, known in cnclip.TEXT.items() if known == text]
+  if image and texts:
+    found.name = f"{image[0]}@{texts[0]}"
+  return found
+
+
+def standard_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Renames the tensors of training checkpoints and FlashAttention models to the released names."""
+  found = {}
+  for name, tensor in state_dict.items():
+    name = name.removeprefix("module.")
+    name = name.replace("attention.self.out_proj.", "attention.output.dense.")
+    packed = re.fullmatch(r"(.*\.attention\.self)\.Wqkv\.(weight|bias)", name)
+    if packed:
+      for part, x in zip(("query", "key", "value"), np.split(tensor, 3), strict=True):
+        found[f"{packed[1]}.{part}.{packed[2]}"] = x
+    else:
+      found[re.sub(r"\.attn\.Wqkv\.", ".attn.in_proj_", name)] = tensor
+  return found
+
+
+def rules_of(config: CNCLIPConfig) -> tuple[Rule, ...]:
+  vision = VIT if isinstance(config.vision, ViTConfig) else RESNET
+  return (*SHARED, *vision, *BERT)
+
+
+def _shapes(config: CNCLIPConfig) -> tuple[dict[str, tuple[int, ...]], ...]:
+  """Shapes by path of the model's parameters and of the rest."""
+  model = jax.eval_shape(lambda: config.build(rngs=nnx.Rngs(0)))
+  _, *states = nnx.split(model, nnx.Param, ...)
+  return tuple(
+    {path: x.shape for path, x in traverse_util.flatten_dict(nnx.to_pure_dict(s), sep="/").items()}
+    for s in states
+  )
+
+
+def _nest(flat: dict[str, np.ndarray]) -> dict[str, Any]:
+  return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _infer_vit(tensors: Mapping[str, np.ndarray]) -> ViTConfig:
+  width, _, _, patch_size = tensors["visual.conv1.weight"].shape
+  grid = math.isqrt(len(tensors["visual.positional_embedding"]) - 1)
+  head_width = 80 if width == 1280 else 64
+  _check_heads("visual", width, head_width)
+  return ViTConfig(
+    image_size=grid * patch_size,
+    patch_size=patch_size,
+    width=width,
+    layers=_count(tensors, r"visual\.transformer\.resblocks\.(\d+)\."),
+    head_width=head_width,
+  )
+
+
+def _infer_resnet(tensors: Mapping[str, np.ndarray]) -> ResNetConfig:
+  width = len(tensors["visual.conv3.weight"])
+  _check_heads("visual", REDUCTION * width, 64)
+  grid = math.isqrt(len(tensors["visual.attnpool.positional_embedding"]) - 1)
+  return ResNetConfig(
+    image_size=REDUCTION * grid,
+    layers=tuple(_count(tensors, rf"visual\.layer{stage}\.(\d+)\.") for stage in range(1, 5)),
+    width=width,
+  )
+
+
+def _infer_bert(tensors: Mapping[str, np.ndarray]) -> BertConfig:
+  vocab_size, width = tensors["bert.embeddings.word_embeddings.weight"].shape
+  _check_heads("bert", width, 64)
+  return BertConfig(
+    vocab_size=vocab_size,
+    width=width,
+    layers=_count(tensors, r"bert\.encoder\.layer\.(\d+)\."),
+    heads=width // 64,
+    mlp=len(tensors["bert.encoder.layer.0.intermediate.dense.bias"]),
+    max_positions=len(tensors["bert.embeddings.position_embeddings.weight"]),
+    type_vocab=len(tensors["bert.embeddings.token_type_embeddings.weight"]),
+  )
+
+
+def _count(tensors: Mapping[str, np.ndarray], pattern: str) -> int:
+  """Counts the different numbers that the pattern's group takes in the names."""
+  matches = (re.match(pattern, name) for name in tensors)
+  return len({match[1] for match in matches if match})
+
+
+def _check_heads(tower: str, width: int, head_width: int):
+  if width % head_width:
+    raise ValueError(
+      f"Expected {tower} to have heads of {head_width}, found width {width}; "
+      "the number of heads cannot be inferred, give the config."
+    )

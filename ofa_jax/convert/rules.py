@@ -1,0 +1,168 @@
+r"""Renames and reshapes weights between PyTorch and here by one declarative table.
+
+A table is a sequence of rules `(torch name, our path, transform)`. The torch name is a regular
+expression of literal text and `(\d+)` groups; the path repeats a group as `\1`. An index behind the
+path writes into a part of the parameter: `[\1]` stacks numbered layers on the first axis, `[\1, :,
+0]` puts a query matrix where queries, keys and values share one kernel.
+
+Because the parameters' shapes say how many layers there are, the table is run from our side: it
+lists every tensor that the model needs, which makes both directions loops over that list and
+strictness a comparison of names. Arrays are NumPy's; this file needs no PyTorch.
+"""
+
+import difflib
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Transform(NamedTuple):
+  """A change of layout and its inverse.
+
+  Attributes:
+    to_ours: (torch array, our shape) -> our array.
+    to_torch: our array -> torch array.
+  """
+
+  to_ours: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+  to_torch: Callable[[np.ndarray], np.ndarray]
+
+
+class Tensor(NamedTuple):
+  """A PyTorch tensor that the model needs, and the part of a parameter that it is."""
+
+  name: str
+  shape: tuple[int, ...]
+  path: str
+  index: tuple[int | slice, ...]
+  transform: Transform
+
+
+Rule = tuple[str, str, Transform]
+
+
+def linear(inputs: int = 1) -> Transform:
+  """[outputs, inputs] <-> [*inputs, *outputs], of which the first `inputs` axes are inputs."""
+  return Transform(
+    lambda x, shape: x.T.reshape(shape),
+    lambda x: x.reshape(math.prod(x.shape[:inputs]), -1).T,
+  )
+
+
+SAME = Transform(lambda x, shape: x, lambda x: x)
+FLAT = Transform(lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1))
+CONV = Transform(lambda x, shape: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
+
+
+def patches(channels: int = 3) -> Transform:
+  """[D, C, P, P], a convolution of square patches <-> [P * P * C, D], for flattened patches."""
+
+  def to_torch(x):
+    size = math.isqrt(x.shape[0] // channels)
+    return x.reshape(size, size, channels, -1).transpose(3, 2, 0, 1)
+
+  return Transform(lambda x, shape: x.transpose(2, 3, 1, 0).reshape(shape), to_torch)
+
+
+def needed_tensors(rules: Iterable[Rule], shapes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
+  """Lists the PyTorch tensors that fill parameters of these shapes.
+
+  Raises:
+    ValueError: a parameter that the rules do not fill exactly once.
+  """
+  rules = tuple(rules)
+  found = []
+  for path, shape in shapes.items():
+    parts = [t for rule in rules for t in _expand(rule, path, shape)]
+    if sum(math.prod(t.shape) for t in parts) != math.prod(shape):
+      raise ValueError(
+        f"Expected rules that fill {path} {tuple(shape)} exactly once, found "
+        f"{[t.name for t in parts] or 'none'}; correct the table."
+      )
+    found += parts
+  return found
+
+
+def from_torch(
+  state_dict: Mapping[str, np.ndarray],
+  rules: Iterable[Rule],
+  *,
+  shapes: Mapping[str, tuple[int, ...]],
+  ignored: Iterable[tuple[str, str]] = (),
+) -> dict[str, np.ndarray]:
+  """Makes our parameters, float32 by path, of PyTorch's tensors by name.
+
+  Args:
+    state_dict: floating arrays of any precision; all are used or ignored.
+    rules: the model's table.
+    shapes: shape of every parameter by path; all are filled.
+    ignored: (torch name regex, reason) of tensors that are left out.
+
+  Raises:
+    ValueError: missing and unexpected names and differing shapes, all of them.
+  """
+  needed = {tensor.name: tensor for tensor in needed_tensors(rules, shapes)}
+  skip = [pattern for pattern, _ in ignored]
+  extra = [n for n in state_dict if n not in needed and not any(re.search(p, n) for p in skip)]
+  missing = [name for name in needed if name not in state_dict]
+  problems = [f"missing: {name} {needed[name].shape}" for name in missing]
+  # Comparing names is slow; where most of them differ, they are another model's anyway.
+  names = missing if len(missing) * len(extra) < 1000 else []
+  problems += [f"unexpected: {n} {state_dict[n].shape}{_near(n, names)}" for n in extra]
+  problems += [
+    f"shape of {name}: expected {tensor.shape}, found {state_dict[name].shape}"
+    for name, tensor in needed.items()
+    if name in state_dict and state_dict[name].shape != tensor.shape
+  ]
+  if problems:
+    raise ValueError(
+      f"Expected exactly the {len(needed)} tensors of this model, found {len(state_dict)} and "
+      f"{len(problems)} differences. Is the config the one of these weights?\n  "
+      + "\n  ".join(problems)
+    )
+  params = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
+  for name, tensor in needed.items():
+    part = params[tensor.path]
+    part[tensor.index] = tensor.transform.to_ours(state_dict[name], part[tensor.index].shape)
+  return params
+
+
+def to_torch(params: Mapping[str, np.ndarray], rules: Iterable[Rule]) -> dict[str, np.ndarray]:
+  """The inverse of `from_torch`: PyTorch's tensors by name, of our parameters by path."""
+  shapes = {path: np.shape(x) for path, x in params.items()}
+  return {
+    tensor.name: np.array(
+      tensor.transform.to_torch(np.asarray(params[tensor.path])[tensor.index]), order="C"
+    )
+    for tensor in needed_tensors(rules, shapes)
+  }
+
+
+def _expand(rule: Rule, path: str, shape: tuple[int, ...]) -> Iterable[Tensor]:
+  """Yields the tensors by which one rule fills a parameter: none, one, or one for each layer."""
+  pattern, template, transform = rule
+  ours, _, index = template.partition("[")
+  match = re.fullmatch(re.sub(r"\\(\d)", r"(?P<g\1>\\d+)", ours), path)
+  if match is None:
+    return
+  groups = {int(name[1:]): value for name, value in match.groupdict().items()}
+  items = [item.strip() for item in index.rstrip("]").split(",") if item.strip()]
+  layer_group = int(items[0][1:]) if items and items[0].startswith("\\") else None
+  dummy = np.broadcast_to(np.False_, shape)
+  for layer in range(shape[0]) if layer_group else [0]:
+    if layer_group:
+      groups[layer_group] = str(layer)
+      items[0] = str(layer)
+    at = tuple(slice(None) if item == ":" else int(item) for item in items)
+    number = itertools.count(1)
+    name = re.sub(r"\(.*?\)", lambda _, number=number: groups[next(number)], pattern)
+    yield Tensor(name, transform.to_torch(dummy[at]).shape, path, at, transform)
+
+
+def _near(name: str, names: list[str]) -> str:
+  near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+  return f", like the missing {near[0]}" if near else ""

@@ -1,0 +1,89 @@
+"""A folder of labelled images, one sub-folder a class, as zero-shot classification reads it."""
+
+import os
+import pathlib
+
+import numpy as np
+
+from ofa_jax.data.cache import ImageReader
+from ofa_jax.data.tsv import BadRow
+
+# torchvision's list, so that the images counted are those of the original; the formats among them
+# that are not decoded here are reported as bad rows and not left out in silence.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+class ImageFolder:
+  """Image files below the class folders of a directory; the class of a file is its folder's rank.
+
+  Args:
+    directory: has one folder a class. Folders are ranked by name as strings, so numbers need
+      leading zeros beyond ten classes.
+
+  Raises:
+    ValueError: no such directory, no class folders, or a class without images.
+  """
+
+  def __init__(self, directory: str | os.PathLike):
+    root = pathlib.Path(directory)
+    if not root.is_dir():
+      raise ValueError(f"Expected a folder of class folders, found no folder {root}.")
+    self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    groups = [_image_files(root / name) for name in self.classes]
+    empty = [name for name, group in zip(self.classes, groups, strict=True) if not group]
+    if empty or not self.classes:
+      raise ValueError(
+        f"Expected images ({', '.join(EXTENSIONS)}) in every class folder of {root}, found "
+        f"{len(self.classes)} class folders, {len(empty)} of them without any: "
+        f"{', '.join(empty[:5])}. Add images or remove these folders."
+      )
+    self.files = tuple(path for group in groups for path in group)
+    self.labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+
+  def __len__(self) -> int:
+    return len(self.files)
+
+  def name(self, i: int) -> str:
+    """The path of image `i`."""
+    return self.files[i]
+
+  def encoded(self, i: int) -> bytes:
+    """The bytes of image file `i`; BadRow when it cannot be read."""
+    try:
+      return pathlib.Path(self.files[i]).read_bytes()
+    except OSError as error:
+      raise BadRow(self.name(i), str(error)) from error
+
+
+class FolderRows:
+  """The images of a folder with their labels.
+
+  Args:
+    folder: the images.
+    size: side of the images in pixels.
+    exact: see `ofa_jax.data.images.decode`.
+  """
+
+  def __init__(self, folder: ImageFolder, *, size: int, exact: bool = True):
+    self._labels = folder.labels
+    self._reader = ImageReader(folder, size=size, exact=exact)
+
+  def __len__(self) -> int:
+    return len(self._labels)
+
+  def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """`image: uint8[S, S, 3]`, `label: int32`. Raises BadRow when the image cannot be read."""
+    return {"image": self._reader.read(i, rng), "label": np.int32(self._labels[i])}
+
+  def blank(self) -> dict[str, np.ndarray]:
+    """What stands in a batch where a row is bad."""
+    size = self._reader.size
+    return {"image": np.zeros((size, size, 3), np.uint8), "label": np.int32(-1)}
+
+
+def _image_files(folder: pathlib.Path) -> list[str]:
+  """Files of one class in torchvision's order: folder by folder, names sorted, links followed."""
+  files = []
+  for parent, _, names in sorted(os.walk(folder, followlinks=True)):
+    files += [os.path.join(parent, n) for n in sorted(names) if n.lower().endswith(EXTENSIONS)]
+  return files

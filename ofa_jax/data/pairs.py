@@ -1,0 +1,233 @@
+"""Image-text pairs for contrastive training and retrieval: files -> numpy examples.
+
+`PairData` says which files, `PairRows` are the training examples (one a caption-image edge),
+`ImageRows` and `TextRows` the two pools of a retrieval evaluation.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
+from ofa_jax.data.lmdb import LmdbImages, read_lmdb_pairs
+from ofa_jax.data.tsv import ImageTable, Texts, read_texts
+
+Tokenize = Callable[[str], np.ndarray]  # str -> int32[T]
+
+
+@dataclasses.dataclass(frozen=True)
+class PairData:
+  """The files of one data set.
+
+  Attributes:
+    images: TSV files, or one LMDB `imgs` folder.
+    texts: JSONL files, or one LMDB `pairs` folder.
+    weight: share of the data set in a mixture.
+  """
+
+  images: tuple[str, ...]
+  texts: tuple[str, ...]
+  weight: float = 1.0
+
+  @classmethod
+  def of(cls, directory: str | os.PathLike, split: str, *, weight: float = 1.0) -> "PairData":
+    """Finds the files of a split in a Chinese-CLIP data folder.
+
+    Looks for `{split}_imgs*.tsv` with `{split}_texts*.jsonl`, then for LMDB folders in
+    `lmdb/{split}` and `{split}`.
+
+    Raises:
+      ValueError: none of these is there.
+    """
+    root = pathlib.Path(directory)
+    images = sorted(root.glob(f"{split}_imgs*.tsv"))
+    texts = sorted(p for p in root.glob(f"{split}_texts*.jsonl") if not p.match("*.tr.jsonl"))
+    if images and texts:
+      return cls(tuple(map(str, images)), tuple(map(str, texts)), weight)
+    for folder in (root / "lmdb" / split, root / split):
+      if (folder / "imgs").is_dir() and (folder / "pairs").is_dir():
+        return cls((str(folder / "imgs"),), (str(folder / "pairs"),), weight)
+    splits = sorted(p.name.removesuffix("_texts.jsonl") for p in root.glob("*_texts.jsonl"))
+    raise ValueError(
+      f"Expected {split}_imgs.tsv and {split}_texts.jsonl, or lmdb/{split}/{{imgs,pairs}}, found "
+      f"neither in {root} (splits there: {', '.join(splits) or 'none'}). Check folder and split."
+    )
+
+  def load_images(self, *, index_dir: str | None = None) -> ImageTable | LmdbImages:
+    """Opens the images; errors of the files are raised here."""
+    if _is_folder(self.images):
+      return LmdbImages(self.images[0])
+    return ImageTable(self.images, index_dir=index_dir)
+
+  def load_texts(self) -> Texts:
+    """Reads the captions; errors of the files are raised here."""
+    return read_lmdb_pairs(self.texts[0]) if _is_folder(self.texts) else read_texts(self.texts)
+
+
+class PairRows:
+  """One row for each edge between a caption and an image, in file order.
+
+  Args:
+    images: the image table.
+    texts: the captions; those without an image have no row.
+    size: side of the images in pixels.
+    tokenize: str -> int32[T].
+    exact, augment, cache_dir, cache_bytes: see `ofa_jax.data.cache.ImageReader`.
+
+  Raises:
+    ValueError: a caption names an image that is not in the table, or there is no edge at all.
+  """
+
+  def __init__(
+    self,
+    images: ImageTable | LmdbImages,
+    texts: Texts,
+    *,
+    size: int,
+    tokenize: Tokenize,
+    exact: bool = False,
+    augment: bool = False,
+    cache_dir: str | os.PathLike | None = None,
+    cache_bytes: int = DEFAULT_MAX_BYTES,
+  ):
+    self.texts = texts
+    self.edges = find_edges(images, texts)
+    numbers = {}
+    self._caption_index = [numbers.setdefault(text, len(numbers)) for text in texts.texts]
+    self._tokenize = tokenize
+    self._reader = ImageReader(
+      images,
+      size=size,
+      exact=exact,
+      augment=augment,
+      cache_dir=cache_dir,
+      cache_bytes=cache_bytes,
+    )
+
+  def __len__(self) -> int:
+    return len(self.edges)
+
+  def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """`image: uint8[S, S, 3]`, `tokens: int32[T]`, `image_index`, `caption_index`: int32.
+
+    Equal captions share a `caption_index`. Raises BadRow when the image cannot be read.
+    """
+    text, image = self.edges[i]
+    return {
+      "image": self._reader.read(int(image), rng),
+      "tokens": self._tokenize(self.texts.texts[text]),
+      "image_index": np.int32(image),
+      "caption_index": np.int32(self._caption_index[text]),
+    }
+
+  def blank(self) -> dict[str, np.ndarray]:
+    """What stands in a batch where a row is bad; index -1 equals no other."""
+    return {
+      "image": np.zeros((self._reader.size, self._reader.size, 3), np.uint8),
+      "tokens": np.zeros_like(self._tokenize("")),
+      "image_index": np.int32(-1),
+      "caption_index": np.int32(-1),
+    }
+
+  def close(self) -> None:
+    """Closes the decode cache."""
+    self._reader.close()
+
+
+class ImageRows:
+  """The images of a table, in table order: the image pool of an evaluation.
+
+  Args:
+    images: the image table.
+    size: side of the images in pixels.
+    exact, cache_dir, cache_bytes: see `ofa_jax.data.cache.ImageReader`.
+  """
+
+  def __init__(
+    self,
+    images: ImageTable | LmdbImages,
+    *,
+    size: int,
+    exact: bool = True,
+    cache_dir: str | os.PathLike | None = None,
+    cache_bytes: int = DEFAULT_MAX_BYTES,
+  ):
+    self.ids = images.ids
+    self._reader = ImageReader(
+      images, size=size, exact=exact, cache_dir=cache_dir, cache_bytes=cache_bytes
+    )
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """`image: uint8[S, S, 3]`. Raises BadRow when it cannot be read."""
+    return {"image": self._reader.read(i, rng)}
+
+  def blank(self) -> dict[str, np.ndarray]:
+    """What stands in a batch where a row is bad."""
+    return {"image": np.zeros((self._reader.size, self._reader.size, 3), np.uint8)}
+
+  def close(self) -> None:
+    """Closes the decode cache."""
+    self._reader.close()
+
+
+class TextRows:
+  """The captions, in file order: the text pool of an evaluation.
+
+  Args:
+    texts: the captions, with or without images.
+    tokenize: str -> int32[T].
+  """
+
+  def __init__(self, texts: Texts, *, tokenize: Tokenize):
+    self.ids = texts.text_ids
+    self.image_ids = texts.image_ids
+    self._texts = texts.texts
+    self._tokenize = tokenize
+
+  def __len__(self) -> int:
+    return len(self._texts)
+
+  def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """`tokens: int32[T]`."""
+    return {"tokens": self._tokenize(self._texts[i])}
+
+  def blank(self) -> dict[str, np.ndarray]:
+    """What stands in a batch as padding."""
+    return {"tokens": np.zeros_like(self._tokenize(""))}
+
+
+def find_edges(images: ImageTable | LmdbImages, texts: Texts) -> np.ndarray:
+  """int32[E, 2]: the row of the caption and of the image of every edge, in file order.
+
+  Raises:
+    ValueError: an image id is not in the table (all are counted, the first five named), or there
+      is no edge.
+  """
+  ids = [image_id for group in texts.image_ids for image_id in group]
+  captions = np.repeat(np.arange(len(texts)), [len(group) for group in texts.image_ids])
+  rows = images.find(ids)
+  lost = np.flatnonzero(rows < 0)
+  if len(lost):
+    raise ValueError(
+      f"Expected every image_ids entry in {', '.join(images.files[:3])}, found {len(lost)} of "
+      f"{len(ids)} missing: "
+      + "; ".join(f"{ids[k]} (named by {texts.name(captions[k])})" for k in lost[:5])
+      + f". The table has ids such as {', '.join(images.ids[:3])}: add the images, or remove the "
+      "ids from the captions."
+    )
+  if not len(ids):
+    raise ValueError(
+      f"Expected captions with image_ids, found only empty lists in {', '.join(texts.files[:3])}. "
+      "Training pairs need at least one image a caption."
+    )
+  return np.stack([captions, rows], axis=1).astype(np.int32)
+
+
+def _is_folder(paths: tuple[str, ...]) -> bool:
+  return len(paths) == 1 and os.path.isdir(paths[0])

@@ -1,0 +1,344 @@
+"""Rows -> host batches: ordered by a pure function of the step, decoded by threads.
+
+The stream of training rows is epoch after epoch of seeded permutations; batch `s` of a global batch
+size `B` is positions `[s * B, (s + 1) * B)`, and host `h` of `H` takes the `h`-th contiguous block
+of it. There is no iterator state: a run resumed at step `s`, or on another number of hosts, reads
+the very rows that the straight run reads, and the last batch of an epoch runs on into the next one,
+so that no row is dropped or repeated.
+
+Rows are objects with
+
+    __len__()
+    example(i, rng) -> dict[str, np.ndarray]   rng: np.random.Generator, None in evaluation;
+                                               may raise BadRow
+    blank() -> dict[str, np.ndarray]           zeros of the same shapes and dtypes
+"""
+
+import collections
+import concurrent.futures
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from ofa_jax.data.tsv import BadRow
+
+CHUNK = 8  # rows a thread takes at once
+
+
+class TooManyBadRows(RuntimeError):  # noqa: N818 (named after what it reports)
+  """More rows are bad than the run allows."""
+
+
+class BadRows:
+  """Counts and names the bad rows of a run; may be used from several threads.
+
+  Args:
+    max_rate: the run stops when more than this share of the rows seen is bad.
+    log: called with one message for each bad row, the first time it is met.
+    min_rows: the share is taken of at least so many rows, so that one bad row among the first ten
+      does not stop a run.
+
+  Attributes:
+    count: bad rows met so far, repetitions included.
+    seen: rows met so far.
+    names: the distinct bad rows, as `name: reason`.
+  """
+
+  def __init__(
+    self,
+    max_rate: float = 0.01,
+    log: Callable[[str], None] | None = None,
+    *,
+    min_rows: int = 1000,
+  ):
+    self.count = 0
+    self.seen = 0
+    self.names = []
+    self._max_rate = max_rate
+    self._min_rows = min_rows
+    self._log = log
+    self._known = set()
+    self._lock = threading.Lock()
+
+  def add(self, bad: Sequence[BadRow], *, seen: int) -> None:
+    """Notes `seen` rows, among them the bad ones.
+
+    Raises:
+      TooManyBadRows: the allowed rate is exceeded.
+    """
+    with self._lock:
+      self.seen += seen
+      self.count += len(bad)
+      new = [row for row in bad if row.name not in self._known]
+      self._known.update(row.name for row in new)
+      self.names += map(str, new)
+      count, seen = self.count, self.seen
+    for row in new:
+      if self._log is not None:
+        self._log(f"Skipped a bad row: {row}")
+    if bad and count > self._max_rate * max(seen, self._min_rows):
+      raise TooManyBadRows(
+        f"Expected at most {self._max_rate:.2%} bad rows, found {count} among {seen}: "
+        f"{'; '.join(self.names[:5])}. Repair the data, or allow a higher rate."
+      )
+
+
+class Mixture:
+  """Several data sets drawn from in fixed proportions.
+
+  Batches follow a pattern of `SLOTS` draws in which every data set has its share, shuffled once by
+  the seed; each data set runs through epochs of its own.
+
+  Args:
+    parts: rows with the same fields, shapes and dtypes.
+    weights: positive, one for each part; only their ratios matter.
+
+  Raises:
+    ValueError: a weight is missing, not positive, or too small to be drawn; examples differ.
+  """
+
+  SLOTS = 1000
+
+  def __init__(self, parts: Sequence, weights: Sequence[float]):
+    self.parts = tuple(parts)
+    if len(weights) != len(self.parts) or not self.parts or min(weights) <= 0:
+      raise ValueError(
+        f"Expected one positive weight for each of {len(self.parts)} data sets, found {weights}."
+      )
+    fields = [{k: (v.shape, v.dtype) for k, v in rows.blank().items()} for rows in self.parts]
+    if any(f != fields[0] for f in fields):
+      raise ValueError(f"Expected data sets with the same fields, found {fields}.")
+    self.weights = np.array(weights) / sum(weights)
+    self.begins = np.cumsum([0] + [len(rows) for rows in self.parts])
+
+  def __len__(self) -> int:
+    return int(self.begins[-1])
+
+  def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """The example of row `i` of the concatenated parts."""
+    part = int(np.searchsorted(self.begins, i, side="right")) - 1
+    return self.parts[part].example(i - int(self.begins[part]), rng)
+
+  def blank(self) -> dict[str, np.ndarray]:
+    """What stands in a batch where a row is bad."""
+    return self.parts[0].blank()
+
+
+class Batches:
+  """An iterator of host batches; `close()`, or leaving a `with` block, stops its threads."""
+
+  def __init__(self, generator: Iterator[dict[str, np.ndarray]]):
+    self._generator = generator
+
+  def __iter__(self) -> "Batches":
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    return next(self._generator)
+
+  def close(self) -> None:
+    """Waits for the rows being read and stops the threads."""
+    self._generator.close()
+
+  def __enter__(self) -> "Batches":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+
+def train_batches(
+  rows,
+  *,
+  batch_size: int,
+  seed: int,
+  start: int,
+  bad: BadRows,
+  host: int = 0,
+  hosts: int = 1,
+  workers: int | None = None,
+  prefetch: int = 2,
+) -> Batches:
+  """Endless batches of shuffled rows from step `start` on.
+
+  Args:
+    rows: the data set, or a `Mixture`.
+    batch_size: rows of a global batch; this host gives `batch_size // hosts` of them.
+    seed: of the order and of the examples' generators, `default_rng((seed, epoch, row))`.
+    start: the step of the first batch.
+    bad: counts the bad rows of this host.
+    host, hosts: which block of the global batch to give, and of how many.
+    workers: decoding threads; default: one a core.
+    prefetch: batches read ahead of the one given.
+
+  Returns:
+    Batches of the rows' fields with a leading axis b = batch_size // hosts, and
+    `weight: float32[b]`, 0 where a bad row was replaced by `blank()`.
+
+  Raises:
+    ValueError: no rows, or a batch size that the hosts do not divide.
+    TooManyBadRows: from `bad`, while iterating.
+  """
+  block = _block(rows, batch_size, host, hosts)
+  order = _order(rows, seed)
+
+  def plan():
+    step = start
+    while True:
+      yield order(step * batch_size + block)
+      step += 1
+
+  return Batches(_batches(rows, plan(), seed=seed, workers=workers, prefetch=prefetch, bad=bad))
+
+
+def eval_batches(
+  rows,
+  *,
+  batch_size: int,
+  bad: BadRows,
+  host: int = 0,
+  hosts: int = 1,
+  workers: int | None = None,
+  prefetch: int = 2,
+) -> Batches:
+  """One pass over all rows in order; every host gives the same number of full batches.
+
+  Args: as `train_batches`.
+
+  Returns:
+    Batches of the rows' fields, `index: int32[b]` (the row; -1 for padding) and
+    `weight: float32[b]` (0 for padding and bad rows).
+
+  Raises: as `train_batches`.
+  """
+  block = _block(rows, batch_size, host, hosts)
+
+  def plan():
+    for first in range(0, len(rows), batch_size):
+      index = first + block
+      yield None, np.where(index < len(rows), index, -1)
+
+  return Batches(_batches(rows, plan(), seed=None, workers=workers, prefetch=prefetch, bad=bad))
+
+
+def _block(rows, batch_size: int, host: int, hosts: int) -> np.ndarray:
+  """The positions of this host within a global batch: int64[batch_size // hosts]."""
+  if batch_size % hosts or batch_size < 1:
+    raise ValueError(
+      f"Expected a batch size that {hosts} hosts divide, found {batch_size}. It counts the rows of "
+      "all hosts together."
+    )
+  if not len(rows):
+    raise ValueError("Expected a data set with rows, found an empty one.")
+  return np.arange(host * batch_size // hosts, (host + 1) * batch_size // hosts)
+
+
+def _order(rows, seed: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+  """The function from stream positions to (epochs, rows): int64[b] -> int64[b], int64[b]."""
+  mixture = rows if isinstance(rows, Mixture) else Mixture([rows], [1.0])
+  sizes = np.diff(mixture.begins)
+  pattern, counts = _pattern(mixture.weights, seed)
+  rank = np.empty_like(pattern)  # how often the same part was drawn before, within the pattern
+  for part, count in enumerate(counts):
+    rank[pattern == part] = np.arange(count)
+
+  @functools.lru_cache(maxsize=2 * len(sizes))  # a batch straddles two epochs of a data set
+  def permutation(part: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, part, epoch)).permutation(sizes[part])
+
+  def locate(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    cycle, slot = np.divmod(positions, Mixture.SLOTS)
+    part = pattern[slot]
+    epoch, place = np.divmod(cycle * counts[part] + rank[slot], sizes[part])
+    found = [permutation(p, e)[k] for p, e, k in zip(part, epoch, place, strict=True)]
+    return epoch, mixture.begins[part] + found
+
+  return locate
+
+
+def _pattern(weights: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """The part drawn in each slot, and how many slots each part has (largest remainders)."""
+  exact = weights * Mixture.SLOTS
+  counts = np.floor(exact).astype(np.int64)
+  counts[np.argsort(counts - exact, kind="stable")[: Mixture.SLOTS - counts.sum()]] += 1
+  if not counts.all():
+    raise ValueError(
+      f"Expected weights of at least 1/{Mixture.SLOTS} of their sum, found shares {weights}."
+    )
+  drawn = np.repeat(np.arange(len(counts)), counts)
+  return np.random.default_rng((seed, len(counts))).permutation(drawn), counts
+
+
+def _batches(rows, plan, *, seed, workers, prefetch, bad) -> Iterator[dict[str, np.ndarray]]:
+  """Fills one batch for each (epochs, rows) of the plan; threads write into the batch itself."""
+  blank = rows.blank()
+  waiting = collections.deque()
+  pool = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count(), "data")
+  try:
+    for epochs, indices in plan:
+      job = _Job(rows, blank, seed, epochs, indices, bad)
+      chunks = [pool.submit(job.fill, begin) for begin in range(0, len(indices), CHUNK)]
+      waiting.append((job, chunks))
+      if len(waiting) > prefetch:
+        yield _finished(*waiting.popleft())
+    while waiting:
+      yield _finished(*waiting.popleft())
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _finished(job: "_Job", chunks: list[concurrent.futures.Future]) -> dict[str, np.ndarray]:
+  for chunk in chunks:
+    chunk.result()
+  return job.batch
+
+
+class _Job:
+  """One batch being filled."""
+
+  def __init__(self, rows, blank, seed, epochs, indices, bad):
+    self.rows, self.blank, self.seed, self.epochs, self.bad = rows, blank, seed, epochs, bad
+    self.indices = indices
+    size = len(indices)
+    # New memory for each batch: JAX on a CPU may use an aligned array without copying it.
+    self.batch = {k: np.empty((size, *v.shape), v.dtype) for k, v in blank.items()}
+    self.batch["weight"] = np.ones(size, np.float32)
+    if seed is None:
+      self.batch["index"] = indices.astype(np.int32)
+
+  def fill(self, begin: int) -> None:
+    """Reads rows `begin` to `begin + CHUNK` of the batch."""
+    faults, seen = [], 0
+    positions = range(begin, min(begin + CHUNK, len(self.indices)))
+    for position in positions:
+      index = int(self.indices[position])
+      example = self.blank
+      if index >= 0:
+        seen += 1
+        try:
+          example = self.rows.example(index, self._rng(position))
+        except BadRow as fault:
+          faults.append(fault)
+      if example is self.blank:
+        self.batch["weight"][position] = 0
+      self._write(position, example)
+    self.bad.add(faults, seen=seen)
+
+  def _rng(self, position: int) -> np.random.Generator | None:
+    if self.seed is None:
+      return None
+    key = (self.seed, int(self.epochs[position]), int(self.indices[position]))
+    return np.random.default_rng(key)
+
+  def _write(self, position: int, example: dict[str, np.ndarray]) -> None:
+    for field, value in self.blank.items():
+      found = example[field]
+      if found.shape != value.shape or found.dtype != value.dtype:  # numpy would broadcast or cast
+        raise ValueError(
+          f"Expected {field}: {value.dtype}{list(value.shape)} as in `blank()`, found "
+          f"{found.dtype}{list(found.shape)} in row {self.indices[position]}."
+        )
+      self.batch[field][position] = found

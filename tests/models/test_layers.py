@@ -1,0 +1,201 @@
+"""Building blocks against their definitions, and PyTorch's where it is installed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ofa_jax import sharding
+from ofa_jax.models import layers
+from ofa_jax.models.layers import BatchNorm, Conv, Embed, LayerNorm, Linear, Mlp, Scan
+from tests.cnclip_golden import error
+
+
+@pytest.fixture(autouse=True)
+def _highest_precision():
+  with jax.default_matmul_precision("highest"):
+    yield
+
+
+def _normal(seed, *shape):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_linear_contracts_the_input_axes():
+  x = _normal(0, 2, 5, 3, 4)
+  linear = Linear((3, 4), (6, 2), rngs=nnx.Rngs(0))
+  expected = np.einsum("btij,ijkl->btkl", x, linear.kernel[...]) + np.asarray(linear.bias[...])
+  assert error(linear(x), expected) < 1e-6
+  assert Linear(3, 4, bias=False, rngs=nnx.Rngs(0)).bias is None
+
+
+def test_layer_norm_keeps_float32_statistics():
+  norm = LayerNorm(64, eps=1e-5)
+  x = (100 + _normal(0, 4, 64)).astype(jnp.bfloat16)
+  y = norm(x)
+  assert y.dtype == jnp.bfloat16
+  wide = np.asarray(x, np.float64)
+  expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5)
+  assert error(y.astype(jnp.float32), expected) < 2**-8
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_batch_norm_is_torchs(offset):
+  torch = pytest.importorskip("torch")
+  theirs, ours = torch.nn.BatchNorm2d(6), BatchNorm(6)
+  rng = np.random.default_rng(0)
+  for name, param in (("weight", ours.scale), ("bias", ours.bias)):
+    value = rng.standard_normal(6).astype(np.float32)
+    getattr(theirs, name).data = torch.from_numpy(value)
+    param.set_value(jnp.asarray(value))
+  for _ in range(3):
+    x = (offset + rng.standard_normal((4, 5, 5, 6))).astype(np.float32)
+    expected = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy()
+    assert error(ours(x, rngs=jax.random.key(0)), expected.transpose(0, 2, 3, 1)) < 1e-5
+    assert error(ours.mean[...], theirs.running_mean) < 1e-6
+    assert error(ours.var[...], theirs.running_var) < 1e-5
+  before = ours.mean[...]
+  expected = theirs.eval()(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy()
+  assert error(ours(x), expected.transpose(0, 2, 3, 1)) < 1e-5
+  np.testing.assert_array_equal(ours.mean[...], before)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 1), (3, 2)])
+def test_convolution_is_torchs(size, stride):
+  torch = pytest.importorskip("torch")
+  conv = Conv(3, 5, size=size, stride=stride, rngs=nnx.Rngs(0))
+  x = np.asarray(_normal(0, 2, 8, 8, 3))
+  kernel = np.array(conv.kernel[...]).transpose(3, 2, 0, 1)
+  expected = torch.nn.functional.conv2d(
+    torch.from_numpy(x.transpose(0, 3, 1, 2).copy()),
+    torch.from_numpy(kernel.copy()),
+    stride=stride,
+    padding=(size - 1) // 2,
+  )
+  assert error(conv(x), expected.numpy().transpose(0, 2, 3, 1)) < 1e-6
+
+
+def test_activations_are_torchs():
+  torch = pytest.importorskip("torch")
+  x = np.linspace(-6, 6, 1001, dtype=np.float32)
+  t = torch.from_numpy(x)
+  assert error(layers.gelu(x), torch.nn.functional.gelu(t)) < 1e-6
+  assert error(layers.quick_gelu(x), t * torch.sigmoid(1.702 * t)) < 1e-6
+
+
+def test_the_pad_row_is_used_but_gets_no_gradient():
+  embed = Embed(5, 3, init=jax.nn.initializers.normal(1.0), pad=2, rngs=nnx.Rngs(0))
+  tokens = jnp.array([[1, 2, 4], [2, 2, 1]])
+  np.testing.assert_array_equal(embed(tokens), embed.embedding[...][tokens])
+  graph, params = nnx.split(embed)
+  grads = jax.grad(lambda p: nnx.merge(graph, p)(tokens).sum())(params)
+  np.testing.assert_array_equal(grads["embedding"][...][:, 0], [0, 2, 0, 0, 1])
+
+
+def test_attention_is_its_definition():
+  q, k, v = _normal(0, 2, 3, 4, 8), _normal(1, 2, 5, 4, 8), _normal(2, 2, 5, 4, 8)
+  bias, mask = _normal(3, 2, 1, 3, 5), np.ones((2, 1, 1, 5), bool)
+  mask[1, ..., 3:] = False
+  logits = np.einsum("bthk,bshk->bhts", q, k, dtype=np.float64) / np.sqrt(8) + np.asarray(bias)
+  weights = np.exp(logits) * mask
+  weights /= weights.sum(-1, keepdims=True)
+  expected = np.einsum("bhts,bshk->bthk", weights, v)
+  assert error(layers.attention(q, k, v, mask=mask, bias=bias), expected) < 1e-6
+
+
+def test_attention_keeps_float32_logits():
+  q, k = jnp.full((1, 1, 1, 4), 16, jnp.bfloat16), jnp.full((1, 2, 1, 4), 16, jnp.bfloat16)
+  k = k.at[0, 1].set(16.0625)  # logits 512 and 514: equal if they were bfloat16
+  v = jnp.array([0, 1], jnp.bfloat16).reshape(1, 2, 1, 1)
+  out = layers.attention(q, k, jnp.broadcast_to(v, k.shape))
+  assert out.dtype == jnp.bfloat16
+  assert abs(float(out[0, 0, 0, 0]) - 1 / (1 + np.exp(-2.0))) < 4e-3
+
+
+def test_a_fully_masked_row_is_finite():
+  q = _normal(0, 1, 2, 1, 4)
+  out = layers.attention(q, q, q, mask=jnp.zeros((1, 1, 1, 2), bool))
+  assert error(out[:, 0], q.mean(1)) < 1e-6
+
+
+def test_dropout_keeps_the_mean_and_only_in_training():
+  x = jnp.full((1000, 100), 2.0)
+  assert layers.dropout(x, 0.1, rngs=None) is x
+  assert layers.dropout(x, 0.0, rngs=jax.random.key(0)) is x
+  y = layers.dropout(x, 0.1, rngs=jax.random.key(0))
+  assert abs(float((y == 0).mean()) - 0.1) < 0.005
+  np.testing.assert_allclose(np.unique(y), [0, 2 / 0.9], rtol=1e-6)
+  assert layers.dropout(x.astype(jnp.bfloat16), 0.1, rngs=jax.random.key(0)).dtype == jnp.bfloat16
+
+
+def _stack(num=6):
+  def make(rngs):
+    return Mlp(8, 16, activation=layers.gelu, rngs=rngs)
+
+  return layers.stack(make, num, rngs=nnx.Rngs(0))
+
+
+def test_stacked_layers_are_drawn_one_by_one():
+  kernel = np.asarray(_stack().up.kernel[...])
+  assert kernel.shape == (6, 8, 16)
+  assert len({layer.tobytes() for layer in kernel}) == 6
+  assert np.abs(kernel).max() <= 8**-0.5
+
+
+def _layer(block, x, key):
+  return x + layers.dropout(block(x), 0.2, rngs=key)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+@pytest.mark.parametrize("unroll", [1, 2, 100])
+def test_every_way_to_run_a_stack_computes_the_same(remat, unroll, training):
+  blocks, x = _stack(), _normal(1, 2, 3, 8)
+  key = jax.random.key(7) if training else None
+  graph, params = nnx.split(blocks)
+
+  def by_hand(params):
+    keys = layers.split_rngs(key, 6)
+    y = x
+    for i in range(6):
+      y = _layer(nnx.merge(graph, jax.tree.map(lambda p, i=i: p[i], params)), y, keys[i])
+    return jnp.square(y).sum()
+
+  def scanned(params):
+    scan = Scan(remat=remat, unroll=unroll)
+    y = layers.scan_blocks(_layer, nnx.merge(graph, params), x, scan=scan, rngs=key)
+    return jnp.square(y).sum()
+
+  expected, expected_grads = jax.jit(jax.value_and_grad(by_hand))(params)
+  found, found_grads = jax.jit(jax.value_and_grad(scanned))(params)
+  assert error(found, expected) < 1e-6
+  for a, b in zip(jax.tree.leaves(found_grads), jax.tree.leaves(expected_grads), strict=True):
+    assert error(a, b) < 1e-5
+
+
+@pytest.mark.parametrize("unroll", [1, 100])
+def test_remat_computes_again_instead_of_keeping(unroll):
+  blocks, x = _stack(), _normal(1, 4, 64, 8)
+  graph, params = nnx.split(blocks)
+
+  def kept_bytes(remat):
+    def loss(params):
+      scan = Scan(remat=remat, unroll=unroll)
+      return layers.scan_blocks(_layer, nnx.merge(graph, params), x, scan=scan).sum()
+
+    _, pullback = jax.vjp(loss, params)
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(pullback))
+
+  full, dots, none = kept_bytes("full"), kept_bytes("dots"), kept_bytes("none")
+  assert full < dots < none
+
+
+def test_a_batch_is_split_over_the_mesh():
+  x = jnp.ones((8, 3, 4))
+  assert layers.shard_batch(x) is x
+  with jax.set_mesh(sharding.make_mesh((2, 2, 2))):
+    spec = jax.jit(layers.shard_batch)(x).sharding.spec
+    odd = jnp.ones((3, 4))
+    assert layers.shard_batch(odd) is odd
+  assert spec[0] == ("data", "fsdp")

@@ -1,0 +1,75 @@
+"""The import arrows of the package, and what it never imports."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "ofa_jax"
+
+# What a part of the package may import of the others; everything may import its own part.
+ENGINE = {"config", "sharding", "optim", "step", "checkpoint", "log"}
+NUMPY = {"tokenizers", "data", "scoring"}
+PURE = {"losses", "models", "decode"}
+COMMANDS = {"train", "evaluate", "cli"}
+ALLOWED = {
+  **dict.fromkeys(NUMPY, NUMPY),
+  "trees": NUMPY,
+  **dict.fromkeys(ENGINE, {"trees"} | ENGINE),
+  **dict.fromkeys(PURE, {"trees"} | PURE | NUMPY),
+  "convert": {"trees"} | PURE | NUMPY,
+  "tasks": {"trees", "convert"} | PURE | NUMPY,
+  **dict.fromkeys(COMMANDS, None),  # anything
+}
+NEVER = {"torch", "tensorflow", "gradio", "torchvision", "cn_clip"}
+
+
+def imports(path):
+  """(module, at import time?) for every import statement of a file."""
+  tree = ast.parse(path.read_text(encoding="utf-8"))
+  lazy = {
+    id(node)
+    for function in ast.walk(tree)
+    if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+    for node in ast.walk(function)
+  }
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      yield from ((alias.name, id(node) not in lazy) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{path}: relative import"
+      yield from ((f"{node.module}.{alias.name}", id(node) not in lazy) for alias in node.names)
+
+
+def part(path):
+  return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_arrows(path):
+  if path == PACKAGE / "__init__.py":
+    return
+  assert part(path) in ALLOWED, f"give {part(path)} a place in the table"
+  allowed = ALLOWED[part(path)]
+  for name, _ in imports(path):
+    if name.startswith("ofa_jax.") and allowed is not None:
+      assert name.split(".")[1] in allowed | {part(path)}, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_heavy_libraries_stay_out(path):
+  for name, at_import in imports(path):
+    library = name.split(".")[0]
+    if library in NEVER:
+      assert part(path) in {"convert", "demo"} and not at_import, f"{path.name} imports {name}"
+    if part(path) in NUMPY:
+      assert library not in {"jax", "flax", "optax"}, f"{path.name} imports {name}"
+
+
+def test_nothing_imports_configs():
+  for path in FILES:
+    assert not any(name.split(".")[0] == "configs" for name, _ in imports(path)), path
