@@ -13,7 +13,7 @@ from ofa_jax.config import Config, Eval, Optim
 from ofa_jax.data import quickstart
 from ofa_jax.data.pairs import PairData
 from ofa_jax.models.bert import BertConfig
-from ofa_jax.models.cnclip import CNCLIPConfig
+from ofa_jax.models.cnclip import LOGIT_SCALE_BOUNDS, NO_DECAY, CNCLIPConfig
 from ofa_jax.models.vit import ViTConfig
 from ofa_jax.tasks.contrastive import Contrastive, ZeroShot
 
@@ -31,8 +31,9 @@ def get_config() -> Config:
     name="quickstart: handwritten digits",
     model=CNCLIPConfig(
       vision=ViTConfig(image_size=32, patch_size=8, width=128, layers=4, head_width=32),
-      text=BertConfig(width=128, layers=2, heads=4, mlp=512, max_positions=64, dropout=0.0,
-                      attention_dropout=0.0),
+      text=BertConfig(
+        width=128, layers=2, heads=4, mlp=512, max_positions=64, dropout=0.0, attention_dropout=0.0
+      ),
       embed_dim=64,
     ),
     task=task,
@@ -41,17 +42,21 @@ def get_config() -> Config:
     log_every=20,
     save_every=200,
     optim=Optim(
-      lr=1e-3, b2=0.98, eps=1e-6, weight_decay=0.05, no_decay=(r"(scale|bias)$",), warmup=50, clip_norm=1.0,
-      clamp=(("^logit_scale$", (0.0, 4.6052)),),
+      lr=1e-3,
+      b2=0.98,
+      eps=1e-6,
+      weight_decay=0.05,
+      no_decay=NO_DECAY,
+      warmup=50,
+      clip_norm=1.0,
+      clamp=LOGIT_SCALE_BOUNDS,
     ),
     precision="fp32",  # what a CPU computes fastest
     evals=(
       Eval(name="valid", task=task, every=200),
       Eval(
-        name="valid_digits",
-        task=ZeroShot(
-          directory=str(data / "zeroshot"), templates=quickstart.TEMPLATES, **size
-        ),
+        name="valid",
+        task=ZeroShot(directory=str(data / "zeroshot"), templates=quickstart.TEMPLATES, **size),
         split="test",
         every=200,
       ),

@@ -26,7 +26,7 @@ class Checkpoints:
     logging.getLogger("absl").setLevel(logging.ERROR)
     self._manager = ocp.CheckpointManager(
       epath.Path(workdir).resolve() / "checkpoints",
-      item_names=("model", "ema", "train"),
+      item_handlers={name: ocp.StandardCheckpointHandler() for name in ("model", "ema", "train")},
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep, enable_async_checkpointing=True, create=True
       ),
@@ -84,13 +84,13 @@ class Checkpoints:
 
   def has_ema(self, step: int) -> bool:
     """Does the checkpoint at this step hold a moving average?"""
-    return self._manager.item_metadata(step)["ema"] is not None
+    return self._manager.item_metadata(step).get("ema") is not None
 
   def _check(self, step: int, parts: Mapping[str, Any]) -> None:
     metadata = self._manager.item_metadata(step)
     lines = []
     for name, expected in parts.items():
-      if metadata[name] is None:
+      if metadata.get(name) is None:
         lines.append(f"no {name} in the checkpoint (the run that wrote it had it switched off)")
         continue
       lines += [f"{name}/{line}" for line in trees.difference(expected, metadata[name].tree)]

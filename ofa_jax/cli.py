@@ -1,15 +1,21 @@
 """What the commands share: the --config flag, joining a cluster, errors a person can read."""
 
+import contextlib
 import os
+import pathlib
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO
 
 import jax
+import rich.console
+import rich.progress
 from absl import app, flags
 from ml_collections import config_flags
 
 from ofa_jax.config import Config, explain_unknown_field
+from ofa_jax.data.pipeline import TooManyBadRows
 
 
 def define_config() -> flags.FlagHolder:
@@ -25,17 +31,73 @@ def define_config() -> flags.FlagHolder:
   )
 
 
-def run(main: Callable[[], None]) -> None:
-  """Parses flags, joins the cluster and runs `main`; a ValueError ends as one message, status 1."""
+def run(main: Callable[[], None], *, argv: Sequence[str] | None = None) -> None:
+  """Parses flags, joins the cluster (commands with a --config) and runs `main`.
+
+  A ValueError, or too many bad rows, ends as one message and status 1.
+
+  Args:
+    main: the command.
+    argv: program name and flags; None is `sys.argv`.
+  """
   try:
-    app.run(lambda _: _start(main), flags_parser=_parse)
-  except ValueError as e:
+    app.run(lambda rest: _start(main, rest[1:]), argv=argv, flags_parser=_parse)
+  except (ValueError, TooManyBadRows) as e:
     if os.environ.get("OFA_JAX_TRACEBACK"):
       raise
     _fail(f"{e}\n(OFA_JAX_TRACEBACK=1 shows where this was raised)")
 
 
-def _start(main):
+@contextlib.contextmanager
+def writing(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
+  """Opens a file that takes its name only when the block ends without an error."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f"{path.name}.tmp")
+  try:
+    with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
+      yield file
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def progress(
+  text: str, *, total: float, unit: str, done: float = 0
+) -> Iterator[Callable[[float], None]]:
+  """Shows a bar with the rate on a terminal; gives the function that advances it by some units."""
+  console = rich.console.Console(stderr=True)
+  columns = (
+    rich.progress.TextColumn("{task.description}"),
+    rich.progress.BarColumn(),
+    rich.progress.TaskProgressColumn(),
+    _Rate(unit),
+    rich.progress.TimeRemainingColumn(),
+  )
+  with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    task = bar.add_task(text, total=total, completed=done)
+    yield lambda units: bar.advance(task, units)
+
+
+class _Rate(rich.progress.ProgressColumn):
+  def __init__(self, unit: str):
+    super().__init__()
+    self._unit = unit
+
+  def render(self, task: rich.progress.Task) -> str:
+    return f"{task.completed:,.0f} {self._unit}, {task.finished_speed or task.speed or 0:,.0f}/s"
+
+
+def _start(main, unexpected):
+  if unexpected:
+    raise ValueError(f"Expected only flags (--name=value), found {' '.join(unexpected)}")
+  if "distributed" in flags.FLAGS:
+    _join_cluster()
+  main()
+
+
+def _join_cluster():
   if "JAX_COORDINATOR_ADDRESS" in os.environ and "JAX_NUM_PROCESSES" in os.environ:
     jax.distributed.initialize(
       os.environ["JAX_COORDINATOR_ADDRESS"],
@@ -44,7 +106,6 @@ def _start(main):
     )
   elif flags.FLAGS.distributed:
     jax.distributed.initialize()
-  main()
 
 
 def _parse(argv):

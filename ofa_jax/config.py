@@ -58,7 +58,8 @@ class Optim:
 class Eval:
   """One evaluation: `task.score` of `task.predict` over `task.streams(split)`.
 
-  Runs every `every` steps (0: only at the end) and at the end. Metrics are logged as `name/metric`.
+  Runs every `every` steps (0: only at the end) and at the end. Metrics are logged as `name/metric`;
+  evaluations may share a name as long as their metrics differ.
   """
 
   name: str
@@ -220,9 +221,6 @@ def _check_run(c: Config) -> list[str]:
     faults.append(f"max_bad_rate: expected a share between 0 and 1, found {c.max_bad_rate}")
   if c.init is not None and "://" not in c.init and not Path(c.init).exists():
     faults.append(f"init: expected an existing checkpoint, found nothing at {c.init}")
-  names = [e.name for e in c.evals]
-  if len(set(names)) < len(names):
-    faults.append(f"evals: expected distinct names, found {names}")
   return faults
 
 
@@ -249,6 +247,12 @@ def _check_optim(o: Optim) -> list[str]:
 def _check_batch(c: Config, sizes: tuple[int, int, int], hosts: int) -> list[str]:
   faults = []
   shards = sizes[0] * sizes[1]
+  local = shards * sizes[2] // hosts
+  if local % sizes[2]:
+    faults.append(
+      f"mesh.tensor: expected a divisor of the {local} devices of a host, found {sizes[2]}; "
+      "hosts read whole rows"
+    )
   batches = [("batch_size", c.batch_size)]
   batches += [(f"evals[{e.name}].batch_size", e.batch_size) for e in c.evals if e.batch_size]
   for name, size in batches:

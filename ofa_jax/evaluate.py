@@ -69,6 +69,18 @@ def evaluators(program: step.Program) -> list[Evaluator]:
   return [Evaluator(program, e) for e in program.config.evals]
 
 
+def run_all(pending: list[Evaluator], params: Any, rest: Any) -> dict[str, float]:
+  """Metrics of several evaluations; ValueError when two of them report one name."""
+  metrics = {}
+  for evaluator in pending:
+    found = evaluator(params, rest)
+    twice = sorted(found.keys() & metrics.keys())
+    if twice:
+      raise ValueError(f"Expected evals with different metrics, found {twice} twice; rename one")
+    metrics.update(found)
+  return metrics
+
+
 def run(config: Config, checkpoint_dir: str) -> dict[str, float]:
   """Metrics of the newest checkpoint of a workdir by the config's evaluations."""
   validate(config, devices=jax.device_count(), hosts=jax.process_count())
@@ -80,10 +92,7 @@ def run(config: Config, checkpoint_dir: str) -> dict[str, float]:
   at, params, rest = checkpoint.open_weights(
     checkpoint_dir, abstract=program.abstract, shardings=program.shardings
   )
-  metrics = {"step": at}
-  for evaluator in pending:
-    metrics.update(evaluator(params, rest))
-  return metrics
+  return {"step": at, **run_all(pending, params, rest)}
 
 
 def _collect(found, outputs, size):

@@ -83,10 +83,13 @@ class Log:
     self._console.print(renderable)
 
   def metrics(self, step: int, values: Mapping[str, float]) -> None:
-    """One row of `metrics.jsonl`; floats read back bit-equal."""
-    if not self._main:
-      return
+    """One row of `metrics.jsonl`; floats read back bit-equal.
+
+    A row that is there already, from a run that was started again after its end, is not repeated.
+    """
     row = {"step": step, **{k: float(v) for k, v in values.items()}}
+    if not self._main or row in self._rows:
+      return
     self._rows.append(row)
     append(self._dir / METRICS, json.dumps(row) + "\n")
 

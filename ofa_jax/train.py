@@ -114,10 +114,9 @@ class _Run:
     """Metrics of the evaluations at this step, logged; the moving average is used where kept."""
     if not evaluators:
       return {}
-    results = {}
     start = time.perf_counter()
-    for evaluator in evaluators:
-      results.update(evaluator(state.params if state.ema is None else state.ema, state.rest))
+    params = state.params if state.ema is None else state.ema
+    results = evaluate.run_all(evaluators, params, state.rest)
     done = int(state.step)
     self.out.metrics(done, results)
     shown = " | ".join(f"{k}: {v:.4f}" for k, v in results.items())

@@ -11,6 +11,7 @@ import os
 import pathlib
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,6 +59,8 @@ class DecodeCache:
     self._offset = -(-num_rows // 4096) * 4096
     self.capacity = max(0, min(num_rows, (max_bytes - self._offset) // self._row_bytes))
     self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+    # Not in `close`: a thread still reading could meet another file under the same number.
+    weakref.finalize(self, os.close, self._file)
     self._reserve(num_rows)
     self._on_disk = np.memmap(self.path, np.uint8, mode="r", shape=(num_rows,)).view(np.ndarray)
     self._here = np.zeros(num_rows, bool)  # written by this process, perhaps not yet synced
@@ -95,11 +98,11 @@ class DecodeCache:
     self._publish(rows)
 
   def close(self) -> None:
-    """Syncs what is not yet synced and closes the file; harmless when repeated."""
-    if self._file >= 0:
-      self._publish(self._pending)
-      os.close(self._file)
-      self._pending, self._file, self.capacity = [], -1, 0
+    """Syncs what is not yet synced and stores no more; rows may still be read."""
+    self.capacity = 0
+    with self._lock:
+      rows, self._pending = self._pending, []
+    self._publish(rows)
 
   def _publish(self, rows: list[int]) -> None:
     try:
@@ -148,13 +151,15 @@ class ImageReader:
     self._exact = exact
     self._augment = augment
     self._stored_size = round(size * AUGMENT_MARGIN) if augment else size
-    self._cache = cache_dir and DecodeCache(
-      cache_dir,
-      key=cache_key(table.files, size=self._stored_size, exact=exact),
-      num_rows=len(table),
-      size=self._stored_size,
-      max_bytes=cache_bytes,
-    )
+    self._cache = None
+    if cache_dir is not None:
+      self._cache = DecodeCache(
+        cache_dir,
+        key=cache_key(table.files, size=self._stored_size, exact=exact),
+        num_rows=len(table),
+        size=self._stored_size,
+        max_bytes=cache_bytes,
+      )
 
   def read(self, i: int, rng: np.random.Generator | None) -> np.ndarray:
     """uint8[size, size, 3] of image `i`; augmented when `rng` is given and `augment` is set.

@@ -6,7 +6,10 @@ is therefore resized by nearest neighbour, alpha is premultiplied and then dropp
 not applied. `decode(exact=True)` gives these very bytes.
 
 `decode(exact=False)` is for training: JPEG is decoded by libjpeg-turbo at the smallest n/8 of its
-size that is not below the target, which skips most of the inverse transform.
+size that is not below the target, which skips most of the inverse transform. At 224 pixels from
+500 x 375 that is 1.3 times as fast, and differs from the exact bytes by 0.4 % of the range in the
+mean on photographs, 1.1 % on 1/f noise: about as much as another resampling filter does
+(`benchmarks/input_pipeline.py` measures both).
 """
 
 import io

@@ -36,7 +36,7 @@ class LmdbImages:
   """
 
   def __init__(self, directory: str | os.PathLike):
-    self._directory = os.path.abspath(directory)
+    self._directory = os.path.realpath(directory)
     self.files = (os.path.join(self._directory, "data.mdb"),)
     self._environment = _open(self._directory)
     with self._environment.begin() as transaction:
@@ -55,7 +55,7 @@ class LmdbImages:
 
   def find(self, ids: Sequence[str]) -> np.ndarray:
     """The row of each id: int64[N], -1 where the folder has no such image."""
-    wanted = np.array([i.encode() for i in ids], dtype=bytes)
+    wanted = np.array([i.encode(errors="replace") for i in ids], dtype=bytes)
     if not len(wanted):
       return np.zeros(0, np.int64)
     place = np.searchsorted(self._keys, wanted).clip(max=len(self) - 1)
@@ -96,7 +96,7 @@ def read_lmdb_pairs(directory: str | os.PathLike) -> Texts:
       plain `(image_id, text_id, text)` (all are counted, the first five named).
     ImportError: the `lmdb` package is not installed.
   """
-  path = os.path.abspath(directory)
+  path = os.path.realpath(directory)
   text_ids, texts, image_ids, places, faults = [], [], [], [], []
   with _open(path).begin() as transaction:
     count = transaction.get(b"num_samples")

@@ -96,7 +96,9 @@ class PairRows:
     self.texts = texts
     self.edges = find_edges(images, texts)
     numbers = {}
-    self._caption_index = [numbers.setdefault(text, len(numbers)) for text in texts.texts]
+    captions = np.array([numbers.setdefault(text, len(numbers)) for text in texts.texts])
+    self._caption_index = _first_row(captions[self.edges[:, 0]])
+    self._image_index = _first_row(self.edges[:, 1])
     self._tokenize = tokenize
     self._reader = ImageReader(
       images,
@@ -113,14 +115,16 @@ class PairRows:
   def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
     """`image: uint8[S, S, 3]`, `tokens: int32[T]`, `image_index`, `caption_index`: int32.
 
-    Equal captions share a `caption_index`. Raises BadRow when the image cannot be read.
+    The two numbers are the first row with the same image and the first with an equal caption, so
+    that rows which are no negatives of each other can be told. Raises BadRow when the image cannot
+    be read.
     """
     text, image = self.edges[i]
     return {
       "image": self._reader.read(int(image), rng),
       "tokens": self._tokenize(self.texts.texts[text]),
-      "image_index": np.int32(image),
-      "caption_index": np.int32(self._caption_index[text]),
+      "image_index": self._image_index[i],
+      "caption_index": self._caption_index[i],
     }
 
   def blank(self) -> dict[str, np.ndarray]:
@@ -227,6 +231,12 @@ def find_edges(images: ImageTable | LmdbImages, texts: Texts) -> np.ndarray:
       "Training pairs need at least one image a caption."
     )
   return np.stack([captions, rows], axis=1).astype(np.int32)
+
+
+def _first_row(values: np.ndarray) -> np.ndarray:
+  """int32[E]: for each element the place where its value stands first."""
+  _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+  return first[inverse].astype(np.int32)
 
 
 def _is_folder(paths: tuple[str, ...]) -> bool:

@@ -9,6 +9,7 @@ for line offsets, the offsets are kept in a small index file, and a row is then 
 import binascii
 import dataclasses
 import hashlib
+import io
 import json
 import mmap
 import os
@@ -66,7 +67,7 @@ class ImageTable:
     self._order = np.argsort(self._ids, kind="stable")
     self._sorted = self._ids[self._order]
     self._check_duplicates()
-    self._handles = {}
+    self._open_files = {}
 
   def __len__(self) -> int:
     return len(self._ids)
@@ -78,7 +79,7 @@ class ImageTable:
 
   def find(self, ids: Sequence[str]) -> np.ndarray:
     """The row of each id: int64[N], -1 where the table has no such image."""
-    wanted = np.array([i.encode() for i in ids], dtype=bytes)
+    wanted = np.array([i.encode(errors="replace") for i in ids], dtype=bytes)
     if not len(wanted):
       return np.zeros(0, np.int64)
     place = np.searchsorted(self._sorted, wanted).clip(max=len(self._sorted) - 1)
@@ -97,7 +98,8 @@ class ImageTable:
     """
     if self._sizes[i] < 0:
       raise BadRow(self.name(i), "expected 2 columns separated by one tab: id, base64 of the image")
-    text = os.pread(self._handle(self._shard(i)), int(self._sizes[i]), int(self._starts[i]))
+    file = self._file(self._shard(i))  # this reference keeps it open should `close` be called now
+    text = os.pread(file.fileno(), int(self._sizes[i]), int(self._starts[i]))
     try:
       return decode_base64(text)
     except binascii.Error as error:
@@ -105,18 +107,19 @@ class ImageTable:
 
   def close(self) -> None:
     """Closes the files; the next read opens them again."""
-    self._handles = {}
+    self._open_files = {}
 
   def __getstate__(self) -> dict:
-    return self.__dict__ | {"_handles": {}}  # a spawned process opens its own
+    return self.__dict__ | {"_open_files": {}}  # a spawned process opens its own
 
   def _shard(self, i: int) -> int:
     return int(np.searchsorted(self._begins, i, side="right")) - 1
 
-  def _handle(self, shard: int) -> int:
-    if shard not in self._handles:
-      self._handles.setdefault(shard, open(self.files[shard], "rb", buffering=0))  # noqa: SIM115
-    return self._handles[shard].fileno()
+  def _file(self, shard: int) -> io.FileIO:
+    file = self._open_files.get(shard)
+    if file is None:
+      file = self._open_files.setdefault(shard, io.FileIO(self.files[shard]))
+    return file
 
   def _check_duplicates(self) -> None:
     repeated = np.flatnonzero((self._sorted[1:] == self._sorted[:-1]) & (self._sorted[1:] != b""))
@@ -181,9 +184,11 @@ def read_texts(paths: Sequence[str | os.PathLike]) -> Texts:
           text_id, text, images = row["text_id"], row["text"], row["image_ids"]
           if not isinstance(images, list):
             raise TypeError(f"image_ids is {type(images).__name__}, not a list")
+          if not isinstance(text_id, int | str) or text is None:
+            raise TypeError("text_id is neither a number nor a string, or text is null")
         except KeyError as error:
           faults.append(f"{path}:{line} has no field {error}")
-        except (ValueError, TypeError) as error:  # ValueError: bad JSON or bad UTF-8
+        except (ValueError, TypeError, RecursionError) as error:  # JSON and UTF-8: ValueError
           faults.append(f"{path}:{line} {error}")
         else:
           text_ids.append(text_id)
@@ -295,7 +300,7 @@ def _scan(path: str) -> _Index:
         if end > begin:
           tab = data.find(b"\t", begin, min(end, begin + MAX_ID_BYTES + 1))
           good = tab > begin and data.find(b"\t", tab + 1, end) < 0
-          ids.append(data[begin : tab if tab >= 0 else min(end, begin + MAX_ID_BYTES)])
+          ids.append(data[begin:tab] if tab >= 0 else b"")
           starts.append(tab + 1)
           sizes.append(end - tab - 1 if good else -1)
           lines.append(line)

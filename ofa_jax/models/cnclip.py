@@ -69,6 +69,14 @@ SHARDING: tuple[tuple[str, P], ...] = (
   (r"/(scale|bias)$|(positional|class)_embedding$|token_type/embedding$|^logit_scale$", P()),
 )
 
+# Norms, biases and the temperature are not decayed.
+NO_DECAY: tuple[str, ...] = (r"/(scale|bias)$", r"^logit_scale$")
+
+# After every update logit_scale is clamped to [0, 4.6052], as in the original: factors 1 to 100.
+LOGIT_SCALE_BOUNDS: tuple[tuple[str, tuple[float, float]], ...] = (
+  (r"^logit_scale$", (0.0, 4.6052)),
+)
+
 TOWERS: dict[str, str] = {
   "image": r"^visual/",
   "text": r"^(bert/|text_projection$)",

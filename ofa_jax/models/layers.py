@@ -121,7 +121,8 @@ class Embed(nnx.Module):
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """Maps tokens int32[...] to vectors [..., dim]."""
-    x = self.embedding[...][tokens]
+    # Lookups in a table that is split over devices would move activations; moving it is less.
+    x = replicate(self.embedding[...])[tokens]
     if self.pad is None:
       return x
     return jnp.where((tokens == self.pad)[..., None], jax.lax.stop_gradient(x), x)
@@ -168,14 +169,11 @@ class BatchNorm(nnx.Module):
     the biased one, as torch.nn.BatchNorm2d does.
     """
     y = x.astype(jnp.float32)
-    mean, var = self.mean[...].astype(jnp.float32), self.var[...].astype(jnp.float32)
+    mean, var = self.mean[...], self.var[...]
     if rngs is not None:
-      # Both moments in one pass over the activations; taken about the running mean, because
-      # E[y^2] - E[y]^2 loses digits when the mean is far from zero.
-      shift = jax.lax.stop_gradient(mean)
-      offset = (y - shift).mean((0, 1, 2))
-      var = jnp.maximum(jnp.square(y - shift).mean((0, 1, 2)) - jnp.square(offset), 0)
-      mean = shift + offset
+      # Not E[y^2] - E[y]^2: one pass less, but it loses the digits that gradients need.
+      mean = y.mean((0, 1, 2))
+      var = jnp.square(y - mean).mean((0, 1, 2))
       count = y.size // y.shape[-1]
       self._update(self.mean, mean)
       self._update(self.var, var * (count / max(count - 1, 1)))
@@ -184,7 +182,7 @@ class BatchNorm(nnx.Module):
 
   def _update(self, running: nnx.BatchStat, batch: jax.Array):
     new = (1 - self.momentum) * running[...] + self.momentum * jax.lax.stop_gradient(batch)
-    running.set_value(new.astype(running[...].dtype))
+    running.set_value(new)
 
 
 class SelfAttention(nnx.Module):
@@ -371,3 +369,10 @@ def shard_batch(x: jax.Array) -> jax.Array:
   if not axes or x.shape[0] % math.prod(mesh.shape[name] for name in axes):
     return x
   return jax.lax.with_sharding_constraint(x, P(axes))
+
+
+def replicate(x: jax.Array) -> jax.Array:
+  """Makes x whole on every device of the current mesh; the identity where `shard_batch` is."""
+  if not jax.sharding.get_abstract_mesh().auto_axes:
+    return x
+  return jax.lax.with_sharding_constraint(x, P())

@@ -98,7 +98,7 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path, protocol):
 def test_records_that_are_not_plain_are_named(tmp_path, value):
   good = pickle.dumps((1, 2, "x"))
   folder = write_pairs(tmp_path / "pairs", [good, value, good])
-  with pytest.raises(ValueError, match="found 1 faults among 3 .*record 1: "):
+  with pytest.raises(ValueError, match=r"found 1 faults among 3 .*record 1: "):
     read_lmdb_pairs(folder)
 
 
@@ -107,7 +107,7 @@ def test_stale_records_are_left_out_and_lost_ones_are_an_error(tmp_path):
   stale = write_lmdb(tmp_path / "stale", values | {"num_samples": b"2"})
   assert read_lmdb_pairs(stale).texts == ["text 0", "text 1"]
   lost = write_lmdb(tmp_path / "lost", values | {"num_samples": b"6"})
-  with pytest.raises(ValueError, match="2 faults among 6 .*record 4: missing; record 5: missing"):
+  with pytest.raises(ValueError, match=r"2 faults among 6 .*record 4: missing; record 5: missing"):
     read_lmdb_pairs(lost)
   unfinished = write_lmdb(tmp_path / "unfinished", values)
   with pytest.raises(ValueError, match="num_samples"):

@@ -10,13 +10,9 @@ import pytest
 
 from ofa_jax.data import tsv
 from ofa_jax.data.tsv import BadRow, ImageTable, read_texts
+from tests.data.samples import write_tsv
 
 DATASET = pathlib.Path(__file__).parent.parent / "golden" / "cnclip" / "retrieval" / "dataset"
-
-
-def write_tsv(path, rows):
-  path.write_bytes(b"".join(b"%s\t%s\n" % (i.encode(), base64.b64encode(b)) for i, b in rows))
-  return path
 
 
 def test_rows_come_back(tmp_path):
@@ -164,12 +160,19 @@ def test_faulty_texts_are_all_counted_and_named(tmp_path):
     + b'{"text_id": 1, "text": "x"}\n'
     + b'{"text_id": 1, "text": "x", "image_ids": 7}\n'
     + b'{"text_id": 1, "text": "\xff", "image_ids": []}\n'
-    + b"[1, 2]\n"
-    + b"null\n"
+    + b"[" * 100_000
+    + b"\n"
+    + b'{"text_id": 1, "text": null, "image_ids": []}\n'
   )
   with pytest.raises(ValueError, match="found 6 faults") as error:
     read_texts([path])
-  for line, what in ((3, ""), (4, "image_ids"), (5, "not a list"), (6, "utf-8"), (7, "")):
+  for line, what in (
+    (3, "property name"),
+    (4, "image_ids"),
+    (5, "a list"),
+    (6, "utf-8"),
+    (7, "recursion"),
+  ):
     assert f"t.jsonl:{line} " in str(error.value)
     assert what in str(error.value)
   assert "t.jsonl:8 " not in str(error.value)

@@ -41,11 +41,9 @@ def test_every_part_is_the_originals(model):
 
 def test_padding_changes_nothing():
   bert = micro_model("micro_vit").bert
-  tokens = jnp.asarray(golden("micro_vit", "forward")["token_ids"], jnp.int32)
-  length = int((tokens != 0).sum(1).max())
-  short, long = bert(tokens[:, :length]), bert(tokens)
-  assert length < tokens.shape[1]
-  assert error(long[:, :length], short) < 1e-5
+  tokens = jax.random.randint(jax.random.key(0), (2, 10), 1, 21128)
+  padded = jnp.pad(tokens, ((0, 0), (0, 6)))
+  assert error(bert(padded)[:, :10], bert(tokens)) < 1e-5
 
 
 def test_a_row_of_padding_is_finite():
@@ -56,12 +54,12 @@ def test_a_row_of_padding_is_finite():
 def test_dropout_is_drawn_from_the_key_and_only_in_training():
   model = nnx.merge(*micro_split("micro_vit", dropout=0.1))
   tokens = jnp.asarray(golden("micro_vit", "forward")["token_ids"], jnp.int32)
-  expected = micro_model("micro_vit").bert(tokens)
-  np.testing.assert_array_equal(model.bert(tokens), expected)
-  one = model.bert(tokens, rngs=jax.random.key(1))
-  assert error(one, expected) > 1e-2
-  assert error(one, model.bert(tokens, rngs=jax.random.key(2))) > 1e-2
-  np.testing.assert_array_equal(one, model.bert(tokens, rngs=jax.random.key(1)))
+  run = jax.jit(lambda model, rngs: model.bert(tokens, rngs=rngs))
+  expected = run(micro_model("micro_vit"), None)
+  np.testing.assert_array_equal(run(model, None), expected)
+  one, two = run(model, jax.random.key(1)), run(model, jax.random.key(2))
+  assert error(one, expected) > 1e-2 and error(one, two) > 1e-2
+  np.testing.assert_array_equal(one, run(model, jax.random.key(1)))
 
 
 def test_sizes_that_do_not_fit_are_errors():
@@ -72,8 +70,9 @@ def test_sizes_that_do_not_fit_are_errors():
 
 
 def test_initialisation_is_berts():
+  key = jax.random.key(0, impl="rbg")  # compiles faster than the default
   config = BertConfig(vocab_size=1000, width=64, layers=2, heads=2, mlp=256, max_positions=32)
-  bert = Bert(config, scan=Scan(), rngs=nnx.Rngs(0))
+  bert = jax.jit(lambda: Bert(config, scan=Scan(), rngs=nnx.Rngs(key)))()
   for path, param in nnx.to_flat_state(nnx.state(bert, nnx.Param)):
     name, x = "/".join(path), param[...]
     if name.endswith(("kernel", "embedding")):

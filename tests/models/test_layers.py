@@ -106,11 +106,11 @@ def test_attention_is_its_definition():
 
 def test_attention_keeps_float32_logits():
   q, k = jnp.full((1, 1, 1, 4), 16, jnp.bfloat16), jnp.full((1, 2, 1, 4), 16, jnp.bfloat16)
-  k = k.at[0, 1].set(16.0625)  # logits 512 and 514: equal if they were bfloat16
+  k = k.at[0, 1, 0, 0].set(16.125)  # logits 512 and 513: equal if they were bfloat16
   v = jnp.array([0, 1], jnp.bfloat16).reshape(1, 2, 1, 1)
   out = layers.attention(q, k, jnp.broadcast_to(v, k.shape))
   assert out.dtype == jnp.bfloat16
-  assert abs(float(out[0, 0, 0, 0]) - 1 / (1 + np.exp(-2.0))) < 4e-3
+  assert abs(float(out[0, 0, 0, 0]) - 1 / (1 + np.exp(-1.0))) < 4e-3
 
 
 def test_a_fully_masked_row_is_finite():
@@ -129,7 +129,7 @@ def test_dropout_keeps_the_mean_and_only_in_training():
   assert layers.dropout(x.astype(jnp.bfloat16), 0.1, rngs=jax.random.key(0)).dtype == jnp.bfloat16
 
 
-def _stack(num=6):
+def _stack(num=4):
   def make(rngs):
     return Mlp(8, 16, activation=layers.gelu, rngs=rngs)
 
@@ -138,8 +138,8 @@ def _stack(num=6):
 
 def test_stacked_layers_are_drawn_one_by_one():
   kernel = np.asarray(_stack().up.kernel[...])
-  assert kernel.shape == (6, 8, 16)
-  assert len({layer.tobytes() for layer in kernel}) == 6
+  assert kernel.shape == (4, 8, 16)
+  assert len({layer.tobytes() for layer in kernel}) == 4
   assert np.abs(kernel).max() <= 8**-0.5
 
 
@@ -147,18 +147,18 @@ def _layer(block, x, key):
   return x + layers.dropout(block(x), 0.2, rngs=key)
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("remat", ["none", "full", "dots"])
-@pytest.mark.parametrize("unroll", [1, 2, 100])
-def test_every_way_to_run_a_stack_computes_the_same(remat, unroll, training):
-  blocks, x = _stack(), _normal(1, 2, 3, 8)
-  key = jax.random.key(7) if training else None
+@pytest.mark.parametrize(
+  ("remat", "unroll"),
+  [("none", 1), ("none", 100), ("full", 1), ("full", 100), ("dots", 2), ("dots", 100)],
+)
+def test_every_way_to_run_a_stack_computes_the_same(remat, unroll):
+  blocks, x, key = _stack(), _normal(1, 2, 3, 8), jax.random.key(7)
   graph, params = nnx.split(blocks)
 
   def by_hand(params):
-    keys = layers.split_rngs(key, 6)
+    keys = layers.split_rngs(key, 4)
     y = x
-    for i in range(6):
+    for i in range(4):
       y = _layer(nnx.merge(graph, jax.tree.map(lambda p, i=i: p[i], params)), y, keys[i])
     return jnp.square(y).sum()
 
@@ -193,9 +193,11 @@ def test_remat_computes_again_instead_of_keeping(unroll):
 
 def test_a_batch_is_split_over_the_mesh():
   x = jnp.ones((8, 3, 4))
-  assert layers.shard_batch(x) is x
+  assert layers.shard_batch(x) is x and layers.replicate(x) is x
   with jax.set_mesh(sharding.make_mesh((2, 2, 2))):
-    spec = jax.jit(layers.shard_batch)(x).sharding.spec
+    split = jax.jit(layers.shard_batch)(x)
+    whole = jax.jit(lambda x: layers.replicate(layers.shard_batch(x)))(x)
     odd = jnp.ones((3, 4))
     assert layers.shard_batch(odd) is odd
-  assert spec[0] == ("data", "fsdp")
+  assert split.sharding.shard_shape(x.shape) == (2, 3, 4)
+  assert whole.sharding.is_fully_replicated

@@ -44,30 +44,21 @@ def test_every_part_is_the_originals():
 )
 def test_features_are_the_originals(scan):
   arrays = golden("micro_vit", "forward")
-  found = micro_model("micro_vit", scan=scan).visual(jnp.asarray(images(arrays)))
+  found = jax.jit(micro_model("micro_vit", scan=scan).visual)(images(arrays))
   assert error(found, arrays["image_features"]) < 1e-5
-
-
-@pytest.mark.parametrize("ratio", ["0.5", "0.3", "0.75"])
-def test_masked_features_are_the_originals(ratio):
-  vit, arrays = micro_model("micro_vit").visual, golden("micro_vit", "flip")
-  keep = jnp.asarray(arrays[f"{ratio}/ids_keep_plus1"] - 1)
-  assert keep.shape[1] == arrays[f"{ratio}/len_keep"]
-  assert random_patches(jax.random.key(0), 16, batch=8, mask_ratio=float(ratio)).shape == keep.shape
-  image = jnp.asarray(images(golden("micro_vit", "forward")))
-  assert error(vit(image, keep=keep), arrays[f"{ratio}/image_features"]) < 1e-5
 
 
 def test_masking_draws_patches_only_in_training():
   vit = micro_model("micro_vit").visual
   image = jnp.asarray(images(golden("micro_vit", "forward")))
-  whole = vit(image)
-  np.testing.assert_array_equal(vit(image, mask_ratio=0.5), whole)
-  one = vit(image, mask_ratio=0.5, rngs=jax.random.key(1))
-  two = vit(image, mask_ratio=0.5, rngs=jax.random.key(2))
+  masked = jax.jit(lambda rngs: vit(image, mask_ratio=0.5, rngs=rngs))
+  whole = jax.jit(vit)(image)
+  assert error(masked(None), whole) < 1e-6
+  one, two = masked(jax.random.key(1)), masked(jax.random.key(2))
   assert error(one, whole) > 1e-3 and error(one, two) > 1e-3
   keep = random_patches(jax.random.key(1), 16, batch=8, mask_ratio=0.5)
-  np.testing.assert_array_equal(one, vit(image, keep=keep))
+  assert keep.shape == (8, 8)
+  assert error(one, jax.jit(vit)(image, keep=keep)) < 1e-5
 
 
 def test_random_patches_are_uniform_and_different():
@@ -105,8 +96,9 @@ INITIAL = {
 
 
 def test_initialisation_is_torchs():
+  key = jax.random.key(0, impl="rbg")  # compiles faster than the default
   config = ViTConfig(image_size=64, patch_size=8, width=256, layers=3)
-  vit = ViT(config, 128, scan=Scan(), rngs=nnx.Rngs(0))
+  vit = jax.jit(lambda: ViT(config, 128, scan=Scan(), rngs=nnx.Rngs(key)))()
   params = nnx.to_flat_state(nnx.state(vit, nnx.Param))
   for path, param in params:
     path = "/".join(path)

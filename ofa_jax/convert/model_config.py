@@ -1,0 +1,160 @@
+"""The sizes of a Chinese-CLIP as JSON: in our own fields and in those of the original.
+
+The original has one file for each image tower and one for each text tower
+(cn_clip/clip/model_configs), whose fields it merges.
+"""
+
+import ast
+import dataclasses
+import difflib
+import json
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ofa_jax.models.bert import BertConfig
+from ofa_jax.models.clip_resnet import ResNetConfig
+from ofa_jax.models.cnclip import CNCLIPConfig
+from ofa_jax.models.vit import ViTConfig
+
+# The original's field -> (ours, the value when the field is left out; ... means it may not be).
+TEXT = {
+  "vocab_size": ("vocab_size", ...),
+  "text_hidden_size": ("width", ...),
+  "text_num_hidden_layers": ("layers", ...),
+  "text_num_attention_heads": ("heads", ...),
+  "text_intermediate_size": ("mlp", ...),
+  "text_max_position_embeddings": ("max_positions", ...),
+  "text_type_vocab_size": ("type_vocab", ...),
+  "text_hidden_dropout_prob": ("dropout", 0.1),
+  "text_attention_probs_dropout_prob": ("attention_dropout", 0.1),
+}
+VISION = {
+  "embed_dim": ("embed_dim", ...),
+  "image_resolution": ("image_size", ...),
+  "vision_layers": ("layers", ...),
+  "vision_width": ("width", ...),
+  "vision_patch_size": ("patch_size", None),
+  "vision_head_width": ("head_width", 64),
+}
+# What the model is always built with, and initialised with.
+FIXED = {"text_hidden_act": "gelu", "text_initializer_range": 0.02}
+
+
+def to_json(config: CNCLIPConfig) -> dict[str, Any]:
+  """Returns the config's own fields."""
+  return dataclasses.asdict(config)
+
+
+def from_json(described: Mapping[str, Any]) -> CNCLIPConfig:
+  """Makes a config of its own fields, as `to_json` or a run's `config.json` has them.
+
+  Raises:
+    ValueError: fields are missing or unknown.
+  """
+  towers = [
+    {k: v for k, v in described.get(name, {}).items() if k != "_class"}
+    for name in ("vision", "text")
+  ]
+  vision, text = towers
+  try:
+    if "patch_size" in vision:
+      vision = ViTConfig(**vision)
+    else:
+      vision = ResNetConfig(**{**vision, "layers": tuple(vision["layers"])})
+    return CNCLIPConfig(
+      vision=vision,
+      text=BertConfig(**text),
+      embed_dim=described["embed_dim"],
+      name=described.get("name", ""),
+    )
+  except (KeyError, TypeError) as error:
+    raise ValueError(f"config.json does not describe a Chinese-CLIP: {error}") from error
+
+
+def read(paths: Iterable[str | pathlib.Path]) -> CNCLIPConfig:
+  """Reads the image tower's and the text tower's JSON, in any order or merged in one file.
+
+  Raises:
+    ValueError: a file that is missing or no JSON object; all fields that are missing or unknown.
+  """
+  fields = {}
+  paths = [pathlib.Path(path) for path in paths]
+  for path in paths:
+    try:
+      content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+      raise ValueError(f"{path}: expected a JSON file, found: {error}") from error
+    if not isinstance(content, dict):
+      raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    fields.update(content)
+  try:
+    return from_fields(fields)
+  except ValueError as error:
+    raise ValueError(f"{' + '.join(map(str, paths))}: {error}") from error
+
+
+def from_fields(fields: Mapping[str, Any]) -> CNCLIPConfig:
+  """Makes a config of the merged fields of both towers.
+
+  Raises:
+    ValueError: all fields that are missing or unknown, or have a wrong type.
+  """
+  known = {**VISION, **TEXT}
+  problems = []
+  for name in fields:
+    if name not in known and name not in FIXED:
+      near = difflib.get_close_matches(name, known, n=1)
+      problems.append(f"unknown field {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+  act = fields.get("text_hidden_act", "gelu")
+  if act != "gelu":
+    problems.append(f"text_hidden_act: expected 'gelu', found {act!r}")
+  for name, (_, default) in known.items():
+    if default is ... and name not in fields:
+      problems.append(f"missing field {name!r}")
+  values = {name: fields.get(name, default) for name, (_, default) in known.items()}
+  layers = values["vision_layers"]
+  if isinstance(layers, str):  # the original writes a ResNet's as the text of a list
+    try:
+      layers = ast.literal_eval(layers)
+    except (ValueError, SyntaxError):
+      layers = None
+  is_resnet = isinstance(layers, list | tuple) and len(layers) == 4
+  if layers is not ... and not is_resnet and not isinstance(layers, int):
+    problems.append(
+      f"vision_layers: expected a number (ViT) or a list of four (ResNet), "
+      f"found {values['vision_layers']!r}"
+    )
+  if isinstance(layers, int) and not values["vision_patch_size"]:
+    problems.append("missing field 'vision_patch_size'")
+  problems += [
+    f"{name}: expected a number, found {value!r}"
+    for name, value in values.items()
+    if name not in ("vision_layers", "vision_patch_size")
+    and value is not ...
+    and (isinstance(value, bool) or not isinstance(value, int | float))
+  ]
+  if problems:
+    raise ValueError(
+      "expected the fields of cn_clip's clip/model_configs of one image and one text tower; "
+      + "; ".join(problems)
+    )
+  vision = {ours: values[name] for name, (ours, _) in VISION.items()}
+  embed_dim, patch_size = vision.pop("embed_dim"), vision.pop("patch_size")
+  vision["layers"] = tuple(layers) if is_resnet else layers
+  return CNCLIPConfig(
+    vision=ResNetConfig(**vision) if is_resnet else ViTConfig(patch_size=patch_size, **vision),
+    text=BertConfig(**{ours: values[name] for name, (ours, _) in TEXT.items()}),
+    embed_dim=embed_dim,
+  )
+
+
+def to_fields(config: CNCLIPConfig) -> dict[str, Any]:
+  """The inverse of `from_fields`; also the arguments of the original's class `CLIP`."""
+  vision = {
+    name: getattr(config.vision, ours, default)
+    for name, (ours, default) in VISION.items()
+    if name != "embed_dim"
+  }
+  text = {name: getattr(config.text, ours) for name, (ours, _) in TEXT.items()}
+  return {"embed_dim": config.embed_dim, **vision, **text, **FIXED}

@@ -1,0 +1,55 @@
+"""Position embeddings of a ViT for images of another size, as the original interpolates them."""
+
+import math
+
+import numpy as np
+
+_A = -0.75  # PyTorch's bicubic kernel; Pillow's, OpenCV's default and `jax.image` differ
+
+
+def resize_positions(embedding: np.ndarray, grid: int) -> np.ndarray:
+  """Interpolates the positions of a square grid of patches.
+
+  Bicubic without antialiasing, corners aligned to corners, the border repeated: what
+  `torch.nn.functional.interpolate(mode="bicubic", align_corners=True)` does in the original's
+  `resize_pos_embed`.
+
+  Args:
+    embedding: float[1 + G * G, D], the class token's position first.
+    grid: patches on a side of the new images.
+
+  Returns:
+    float32[1 + grid * grid, D].
+
+  Raises:
+    ValueError: the embedding is not of a square grid and a class token.
+  """
+  old = math.isqrt(max(len(embedding) - 1, 0))
+  if old**2 + 1 != len(embedding) or not old:
+    raise ValueError(
+      f"Expected positions of a class token and a square grid, found {embedding.shape}"
+    )
+  embedding = np.asarray(embedding, np.float32)
+  matrix = _interpolation(old, grid)
+  patches = embedding[1:].reshape(old, old, -1)
+  patches = np.einsum("yi,xj,ijd->yxd", matrix, matrix, patches, optimize=True)
+  return np.concatenate([embedding[:1], patches.reshape(grid * grid, -1)])
+
+
+def _interpolation(old: int, new: int) -> np.ndarray:
+  """float32[new, old]: each new point as a sum of old ones along one axis."""
+  at = np.arange(new) * (old - 1) / max(new - 1, 1)
+  first = np.floor(at)
+  matrix = np.zeros((new, old))
+  for tap in range(-1, 3):
+    index = np.clip(first + tap, 0, old - 1).astype(int)
+    np.add.at(matrix, (np.arange(new), index), _kernel(at - first - tap))
+  return matrix.astype(np.float32)
+
+
+def _kernel(x: np.ndarray) -> np.ndarray:
+  """The cubic convolution kernel (Keys, 1981)."""
+  x = np.abs(x)
+  near = ((_A + 2) * x - (_A + 3)) * x * x + 1
+  far = (((x - 5) * x + 8) * x - 4) * _A
+  return np.where(x <= 1, near, np.where(x < 2, far, 0))

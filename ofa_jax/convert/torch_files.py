@@ -1,0 +1,128 @@
+"""PyTorch's files: the only place where a pickle is opened, and never one that runs code.
+
+Tensors are memory-mapped where the file allows it, so that reading a file costs no memory until a
+tensor is looked at.
+"""
+
+import pathlib
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+INSTALL = (
+  'PyTorch reads and writes .pt and .bin files; install it with: pip install "ofa-jax[torch]"'
+)
+
+
+def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads the tensors of a file by name, as read-only views of the file where possible.
+
+  Takes a state dict, a training checkpoint that holds one under "state_dict" (its optimizer is not
+  looked at), or a TorchScript archive such as OpenAI's CLIP files.
+
+  Raises:
+    ValueError: PyTorch is missing, the file is damaged or no PyTorch file, holds no tensors, or
+      its pickle asks for more than tensors and NumPy scalars.
+  """
+  path = pathlib.Path(path)
+  content = _load(path)
+  if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+    content = content["state_dict"]
+  named = content if isinstance(content, Mapping) else {}
+  tensors = {k: _to_numpy(v) for k, v in named.items() if hasattr(v, "detach")}
+  if not tensors:
+    found = sorted(map(str, named))[:5] or type(content).__name__
+    raise ValueError(f'{path}: expected tensors by name, or such under "state_dict"; found {found}')
+  return tensors
+
+
+def save_checkpoint(
+  path: str | pathlib.Path,
+  state_dict: Mapping[str, np.ndarray],
+  *,
+  name: str,
+  epoch: int = 0,
+  step: int = 0,
+) -> None:
+  """Writes a checkpoint as the original's training does, without an optimizer.
+
+  Args:
+    path: the new file.
+    state_dict: arrays by name, in the released files' naming; every name gets `module.` before it.
+    name: the experiment's name, which the original's scripts print.
+    epoch, step: how long it was trained, which they print too.
+
+  Raises:
+    ValueError: PyTorch is missing.
+  """
+  torch = _torch()
+  tensors = {f"module.{k}": torch.from_numpy(v) for k, v in state_dict.items()}
+  torch.save({"epoch": epoch, "step": step, "name": name, "state_dict": tensors}, path)
+
+
+def _load(path: pathlib.Path) -> Any:
+  torch = _torch()
+  if not path.is_file():
+    raise ValueError(f"{path}: expected a PyTorch file, found none")
+  archive = zipfile.is_zipfile(path)
+  try:
+    if archive and _is_torchscript(path):
+      # Its loader is C++ and cannot reach Python; the parameters are all that we take.
+      return torch.jit.load(path, map_location="cpu").state_dict()
+    with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # about the protocol of pickles that are then refused
+      return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+  except pickle.UnpicklingError as error:
+    asks = re.search(r"(?:GLOBAL|operand) \S+|'\S+' is not", str(error))
+    raise ValueError(
+      f"{path}: expected a pickle of tensors only, found one that may run code when it is opened "
+      f"({asks[0] if asks else type(error).__name__}); refused. Get the weights as another file."
+    ) from error
+  except (RuntimeError, EOFError, OSError) as error:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise ValueError(
+      f"{path}: expected a whole PyTorch file, found {path.stat().st_size:,} bytes that cannot be "
+      f"read as one ({reason}); was the download cut short?"
+    ) from error
+
+
+def _is_torchscript(path: pathlib.Path) -> bool:
+  with zipfile.ZipFile(path) as archive:
+    return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _numpy_scalars() -> list[tuple[Any, str]]:
+  """What a NumPy float64 is pickled as, under the names of NumPy 1 and 2.
+
+  The original's training keeps its learning rate as one, in the optimizer.
+  """
+  scalar = np.float64().__reduce__()[0]
+  return [
+    (scalar, "numpy._core.multiarray.scalar"),
+    (scalar, "numpy.core.multiarray.scalar"),
+    (np.dtype, "numpy.dtype"),
+    (np.dtypes.Float64DType, "numpy.dtypes.Float64DType"),
+  ]
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+  tensor = tensor.detach()
+  if str(tensor.dtype) == "torch.bfloat16":  # which NumPy has not
+    import torch
+
+    return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+  return tensor.numpy()
+
+
+def _torch() -> Any:
+  try:
+    import torch
+  except ImportError as error:
+    raise ValueError(INSTALL) from error
+  return torch

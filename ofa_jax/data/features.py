@@ -1,0 +1,283 @@
+"""Feature files of Chinese-CLIP's retrieval evaluation, read whole and written resumably.
+
+JSONL is the original's format, `{"image_id": 7, "feature": [0.12, ...]}` a line. `.npy` is one
+structured array with the fields `id` (int64) and `feature` (float32[E]): a fifth of the size, and
+memory-mapped instead of parsed. A plain [N, E] `.npy` has its row numbers as ids.
+"""
+
+import dataclasses
+import io
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import orjson
+
+from ofa_jax.data.tsv import check_files
+
+FORMATS = ("jsonl", "npy")
+
+_BLOCK = 8192  # rows checked at a time
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+  """The features of one file.
+
+  Attributes:
+    path: the file.
+    ids: int64[N], all different.
+    vectors: float[N, E]; memory-mapped for `.npy`.
+  """
+
+  path: str
+  ids: np.ndarray
+  vectors: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+
+def read_features(
+  path: str | os.PathLike, *, kind: str, advance: Callable[[int], None] = lambda size: None
+) -> Features:
+  """Reads a feature file.
+
+  Args:
+    path: a `.jsonl` or `.npy` file.
+    kind: "image" or "text"; JSONL lines hold `image_id` or `text_id`.
+    advance: called with the number of bytes read since its last call.
+
+  Raises:
+    ValueError: the file is missing, empty or of another form; rows differ in width, are not finite
+      or share an id (all are counted, the first five named by file and line).
+  """
+  path = os.fspath(path)
+  check_files([path])
+  if path.endswith(".npy"):
+    ids, vectors = _load_npy(path)
+  elif path.endswith(".jsonl"):
+    ids, vectors = _parse_jsonl(path, f"{kind}_id", advance)
+  else:
+    raise ValueError(f"Expected a .jsonl or .npy file of features, found {path}.")
+  _check(path, ids, vectors)
+  return Features(path, ids, vectors)
+
+
+class FeatureWriter:
+  """Writes a feature file that a killed run can continue; use as a context manager.
+
+  Rows go to `<path>.partial`, which takes the name `path` in `finish`.
+
+  Args:
+    path: the file to write, its suffix telling the format.
+    kind: "image" or "text".
+    width: E.
+  """
+
+  def __init__(self, path: str | os.PathLike, *, kind: str, width: int):
+    self.path = pathlib.Path(path)
+    self.partial = self.path.with_name(f"{self.path.name}.partial")
+    self.kind = kind
+    self._format, self._width = self.path.suffix[1:], width
+    self._file, self._count = None, 0
+
+  def __enter__(self) -> "FeatureWriter":
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    self._file = open(self.partial, "r+b" if self.partial.exists() else "w+b")
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._file.close()
+
+  def encode(self, ids: Sequence[int], vectors: np.ndarray) -> list[bytes]:
+    """Returns the bytes of each row; JSONL has the digits that Python's `json` would write.
+
+    Args:
+      ids: of the rows.
+      vectors: float32[N, E], finite.
+    """
+    if self._format == "npy":
+      rows = np.empty(len(ids), _row_dtype(self._width))
+      rows["id"], rows["feature"] = ids, vectors
+      return [row.tobytes() for row in rows]
+    if not len(ids):
+      return []
+    text = orjson.dumps(vectors.tolist())[2:-2].replace(b",", b", ")
+    text = _OTHER_DIGITS.sub(lambda match: repr(float(match[0])).encode(), text)
+    line = b'{"%b_id": %%d, "feature": [%%b]}\n' % self.kind.encode()
+    return [line % row for row in zip(ids, text.split(b"], ["), strict=True)]
+
+  def left_since(self, time: float) -> bool:
+    """Whether a killed run has left rows, written after `time` (seconds since the epoch)."""
+    stat = self.partial.stat()
+    return stat.st_size > 0 and stat.st_mtime >= time
+
+  def resume(self, ids: Sequence[int], *, first: Sequence[bytes], multiple: int) -> int:
+    """Keeps what a killed run has left, if it is the beginning of this very run.
+
+    Args:
+      ids: of all rows in order; those of unreadable images may be missing in the file.
+      first: the rows that this run begins with; a file that begins otherwise is written anew.
+      multiple: rows of a batch.
+
+    Returns:
+      How many of `ids` are done, a multiple of `multiple`; what was left beyond is cut off.
+    """
+    begin = len(self._header(0))
+    expected = b"".join(first)
+    self._file.seek(begin)
+    places, ends = [], []
+    if expected and self._file.read(len(expected)) == expected:
+      place = {row_id: i for i, row_id in enumerate(ids)}
+      for row_id, end in self._whole_rows(begin):
+        if place.get(row_id, -1) <= (places[-1] if places else -1):
+          break
+        places.append(place[row_id])
+        ends.append(end)
+    done = (places[-1] + 1) // multiple * multiple if places else 0
+    kept = int(np.searchsorted(places, done))
+    self._file.seek(0)
+    self._file.write(self._header(0))
+    self._file.seek(ends[kept - 1] if kept else begin)
+    self._file.truncate()
+    self._count = kept
+    return done
+
+  def write(self, rows: Sequence[bytes]) -> None:
+    """Appends rows made by `encode`."""
+    self._count += len(rows)
+    self._file.write(b"".join(rows))
+    self._file.flush()  # a killed run loses the batch at hand and no more
+
+  def finish(self) -> int:
+    """Gives the file its name; returns the number of its rows.
+
+    Raises:
+      ValueError: it has not the rows that were written, another process having written to it.
+    """
+    found = sum(1 for _ in self._whole_rows(len(self._header(0))))
+    if found != self._count:
+      raise ValueError(
+        f"Expected {self._count} rows in {self.partial}, found {found}. Does another run write to "
+        "it? Remove it and run again."
+      )
+    self._file.seek(0)
+    self._file.write(self._header(found))
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    os.replace(self.partial, self.path)
+    return found
+
+  def _header(self, count: int) -> bytes:
+    """The beginning of the file, of the same length for every count."""
+    if self._format == "jsonl":
+      return b""
+    header = io.BytesIO()
+    dtype = np.lib.format.dtype_to_descr(_row_dtype(self._width))
+    np.lib.format.write_array_header_1_0(
+      header, {"descr": dtype, "fortran_order": False, "shape": (count,)}
+    )
+    return header.getvalue()
+
+  def _whole_rows(self, begin: int) -> Iterator[tuple[int, int]]:
+    """The id of each row that is written to its end, and the offset of that end."""
+    self._file.seek(begin)
+    if self._format == "jsonl":
+      end, start = begin, b'{"%b_id": ' % self.kind.encode()
+      for line in self._file:
+        number = line[len(start) : line.find(b",")]
+        if not (
+          line.startswith(start) and line.endswith(b"]}\n") and number.lstrip(b"-").isdigit()
+        ):
+          return
+        end += len(line)
+        yield int(number), end
+    else:
+      dtype = _row_dtype(self._width)
+      while len(row := self._file.read(dtype.itemsize)) == dtype.itemsize:
+        begin += dtype.itemsize
+        yield int(np.frombuffer(row, dtype)["id"][0]), begin
+
+
+# Where `orjson` and Python's `json` write the same number in another form: below 1e-4.
+_OTHER_DIGITS = re.compile(rb"(?<![\d.])-?(?:0\.0000\d+|\d[.\d]*e-\d+)")
+
+
+def _row_dtype(width: int) -> np.dtype:
+  return np.dtype([("id", "<i8"), ("feature", "<f4", (width,))])
+
+
+def _load_npy(path: str) -> tuple[np.ndarray, np.ndarray]:
+  try:
+    array = np.load(path, mmap_mode="r")  # allow_pickle is off
+  except (ValueError, OSError, EOFError) as error:
+    raise ValueError(f"Expected a NumPy array in {path}, found: {error}") from error
+  if array.dtype.names and {"id", "feature"} <= set(array.dtype.names):
+    ids, vectors = np.array(array["id"]), array["feature"]
+  else:
+    ids, vectors = np.arange(len(array)), array
+  if vectors.ndim != 2 or vectors.dtype.kind != "f" or not vectors.size:
+    raise ValueError(
+      f"Expected float features [N, E], or the fields id and feature, in {path}, found "
+      f"{array.dtype}{list(array.shape)}."
+    )
+  return ids, vectors
+
+
+def _parse_jsonl(path, id_field, advance) -> tuple[np.ndarray, np.ndarray]:
+  with open(path, "rb") as file, np.errstate(over="ignore"):  # infinity is found afterwards
+    count = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**24), b"")) + 1
+    file.seek(0)
+    ids, vectors, faults, number = np.zeros(count, np.int64), None, [], 0
+    for number, line in enumerate(file, 1):
+      try:
+        row = orjson.loads(line)
+        ids[number - 1], feature = _integer(row[id_field]), row["feature"]
+        if vectors is None:
+          vectors = np.zeros((count, len(feature)), np.float32)
+        if len(feature) != vectors.shape[1]:
+          raise ValueError(f"has {len(feature)} numbers, the lines before {vectors.shape[1]}")
+        vectors[number - 1] = feature
+      except orjson.JSONDecodeError as error:
+        faults.append(f"{path}:{number} is not JSON: {error.msg}, column {error.colno}")
+      except KeyError as error:
+        faults.append(f"{path}:{number} has no field {error}")
+      except (ValueError, TypeError) as error:
+        faults.append(f"{path}:{number} {error}")
+      advance(len(line))
+  if not number:
+    faults.append(f"{path} has no rows")
+  raise_faults(faults, f'{{"{id_field}": int, "feature": [floats of one width]}} in every line')
+  return ids[:number], vectors[:number]
+
+
+def _check(path: str, ids: np.ndarray, vectors: np.ndarray) -> None:
+  row = ":{}".format if path.endswith(".jsonl") else " row {}".format
+  faults = []
+  for begin in range(0, len(ids), _BLOCK):
+    finite = np.isfinite(vectors[begin : begin + _BLOCK]).all(1)
+    faults += [f"{path}{row(begin + i + 1)} has NaN or infinity" for i in np.flatnonzero(~finite)]
+  order = np.argsort(ids, kind="stable")
+  for i in np.flatnonzero(ids[order][1:] == ids[order][:-1]):
+    first, again = order[i], order[i + 1]
+    faults.append(f"{path}{row(again + 1)} repeats the id {ids[again]} of row {first + 1}")
+  raise_faults(faults, "finite features with different ids")
+
+
+def _integer(value) -> int:
+  if type(value) is not int:
+    raise ValueError(f"has the id {value!r}, not an integer")
+  return value
+
+
+def raise_faults(faults: Sequence[str], expected: str) -> None:
+  """Raises ValueError for a file's faults: how many, and the first five."""
+  if faults:
+    more = "; ..." if len(faults) > 5 else ""
+    raise ValueError(
+      f"Expected {expected}, found {len(faults)} fault{'s' * (len(faults) > 1)}: "
+      f"{'; '.join(faults[:5])}{more}"
+    )

@@ -1,0 +1,71 @@
+"""Labelled images of TensorFlow Datasets by name, read without TensorFlow.
+
+Random access needs the `array_record` files that `prepare` asks for; they go to `TFDS_DATA_DIR`
+(default `~/tensorflow_datasets`).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from ofa_jax.data.images import BadImage, decode
+from ofa_jax.data.tsv import BadRow
+
+
+class TfdsRows:
+  """The images of one split with their labels, in the data set's order.
+
+  Args:
+    name: such as "cifar100"; downloaded and prepared once.
+    split: such as "test".
+    size: side of the images in pixels.
+
+  Attributes:
+    classes: the data set's own class names.
+
+  Raises:
+    ValueError: no such data set or split, no image with a label in it, or only files without random
+      access.
+  """
+
+  def __init__(self, name: str, *, split: str, size: int):
+    import tensorflow_datasets as tfds  # slow to import, and rarely needed
+
+    try:
+      builder = tfds.builder(name, file_format="array_record")
+      builder.download_and_prepare()
+    except tfds.core.DatasetNotFoundError as error:
+      reason = str(error).split("\n")[0]
+      raise ValueError(
+        f"Expected the name of a TensorFlow data set, found {name!r}: {reason}"
+      ) from error
+    if builder.info.supervised_keys is None:
+      raise ValueError(
+        f"Expected a data set of images with one label each, found {name} with "
+        f"{', '.join(builder.info.features)}"
+      )
+    self._image, self._label = builder.info.supervised_keys
+    self.classes = builder.info.features[self._label].names
+    try:
+      self._source = builder.as_data_source(
+        split, decoders={self._image: tfds.decode.SkipDecoding()}
+      )
+    except NotImplementedError as error:
+      raise ValueError(f"{name}: {error}") from error
+    self._name, self._size = f"tfds:{name}/{split}", size
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """`image: uint8[S, S, 3]`, `label: int32`. Raises BadRow when the image cannot be read."""
+    record: dict[str, Any] = self._source[i]
+    try:
+      image = decode(record[self._image], size=self._size)
+    except BadImage as error:
+      raise BadRow(f"{self._name}[{i}]", str(error)) from error
+    return {"image": image, "label": np.int32(record[self._label])}
+
+  def blank(self) -> dict[str, np.ndarray]:
+    """What stands in a batch as padding."""
+    return {"image": np.zeros((self._size, self._size, 3), np.uint8), "label": np.int32(-1)}

@@ -1,0 +1,250 @@
+r"""Image and text features of a data set, in the file formats of Chinese-CLIP's script.
+
+  python -m ofa_jax.extract_features --model=M --images=D/test_imgs.tsv --texts=D/test_texts.jsonl \
+    --output=D [--format=jsonl|npy]
+
+writes D/test_imgs.img_feat.jsonl and D/test_texts.txt_feat.jsonl with L2-normalised features.
+`--images` also takes an LMDB `imgs` folder. Threads decode while the devices compute. A run that
+was killed continues where it stopped and ends with the same bytes.
+"""
+
+import collections
+import concurrent.futures
+import os
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from ofa_jax import api, cli, log
+from ofa_jax.config import PRECISIONS
+from ofa_jax.data import features, pairs, pipeline, tsv
+from ofa_jax.data.lmdb import LmdbImages
+from ofa_jax.data.text import normalize_caption
+
+_AT_ONCE = 2  # batches being encoded: one computes, the other is on its way in or out
+
+
+def extract_images(
+  model: api.CNCLIPModel,
+  images: tsv.ImageTable | LmdbImages,
+  *,
+  output: str | os.PathLike,
+  batch_size: int = 256,
+  order: str = "id",
+  max_bad_rate: float = 0.01,
+) -> int:
+  """Writes the features of all images; returns how many.
+
+  Unreadable images are named and left out.
+
+  Args:
+    model: from `load_from_name`.
+    images: the table.
+    output: `.jsonl` or `.npy` file.
+    batch_size: images encoded together, on all devices.
+    order: "id", the byte order of the ids, in which the original reads its LMDB; or "file".
+    max_bad_rate: the largest share of unreadable images (of at least 1000).
+
+  Raises:
+    ValueError: ids that are not integers.
+    TooManyBadRows: more images are unreadable.
+  """
+  ids = images.ids
+  faults = [images.name(i) for i, text in enumerate(ids) if not _is_integer(text)]
+  features.raise_faults(faults, "integers as image ids")
+  # UTF-8 keeps the order of code points, so that strings sort as their bytes.
+  rows = sorted(range(len(ids)), key=ids.__getitem__) if order == "id" else range(len(ids))
+  return _extract(
+    pairs.ImageRows(images, size=model.image_size),
+    rows,
+    ids=[int(ids[i]) for i in rows],
+    encode=lambda batch: model.encode_image(batch["image"]),
+    writer=features.FeatureWriter(output, kind="image", width=model.config.embed_dim),
+    batch_size=batch_size,
+    bad=pipeline.BadRows(max_bad_rate, print),
+    sources=images.files,
+  )
+
+
+def extract_texts(
+  model: api.CNCLIPModel,
+  texts: tsv.Texts,
+  *,
+  output: str | os.PathLike,
+  batch_size: int = 256,
+  context_length: int | None = None,
+) -> int:
+  """Writes the features of all texts, in the order of their file; returns how many.
+
+  Args:
+    model: from `load_from_name`.
+    texts: from `read_texts`.
+    output: `.jsonl` or `.npy` file.
+    batch_size: texts encoded together, on all devices.
+    context_length: tokens of a text; None is the model's own.
+
+  Raises:
+    ValueError: ids that are not integers.
+  """
+  faults = [texts.name(i) for i, text_id in enumerate(texts.text_ids) if type(text_id) is not int]
+  features.raise_faults(faults, "integers as text ids")
+  length = context_length or model.context_length
+  return _extract(
+    pairs.TextRows(texts, tokenize=lambda t: model.tokenizer.encode(normalize_caption(t), length)),
+    range(len(texts)),
+    ids=texts.text_ids,
+    encode=lambda batch: model.encode_text(batch["tokens"]),
+    writer=features.FeatureWriter(output, kind="text", width=model.config.embed_dim),
+    batch_size=batch_size,
+    bad=pipeline.BadRows(),
+    sources=texts.files,
+  )
+
+
+class _Selected:
+  """Some rows of a data set, in an order of their own."""
+
+  def __init__(self, rows: Any, selected: Sequence[int]):
+    self._rows, self._selected = rows, selected
+
+  def __len__(self) -> int:
+    return len(self._selected)
+
+  def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    return self._rows.example(self._selected[i], rng)
+
+  def blank(self) -> dict[str, np.ndarray]:
+    return self._rows.blank()
+
+
+def _extract(
+  rows: Any,
+  order: Sequence[int],
+  *,
+  ids: Sequence[int],
+  encode: Callable[[dict[str, np.ndarray]], np.ndarray],
+  writer: features.FeatureWriter,
+  batch_size: int,
+  bad: pipeline.BadRows,
+  sources: Sequence[str],
+) -> int:
+  """Writes the features of `rows[i] for i in order`, whose ids are `ids`; returns how many."""
+
+  def lines(batch, begin):
+    good = batch["weight"] > 0
+    vectors = encode(batch)[good]
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    names = [ids[begin + i] for i in batch["index"][good]]
+    if not np.isfinite(vectors).all():
+      worst = names[int(np.argmin(np.isfinite(vectors).all(1)))]
+      raise ValueError(
+        f"Expected finite features, found NaN or infinity for the {writer.kind} {worst}. Are the "
+        "weights sound? Does --precision=fp32 help?"
+      )
+    return writer.encode(names, vectors)
+
+  def encoded(begin, end, bad):
+    """The lines of each batch, several of them being encoded at once."""
+    part = _Selected(rows, order[begin:end])
+    waiting = collections.deque()
+    with (
+      pipeline.eval_batches(part, batch_size=batch_size, bad=bad) as batches,
+      concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool,
+    ):
+      for batch in batches:
+        waiting.append(pool.submit(lines, batch, begin))
+        if len(waiting) > _AT_ONCE:
+          yield waiting.popleft().result()
+      yield from (future.result() for future in waiting)
+
+  with writer:
+    first = []
+    if writer.left_since(max(map(os.path.getmtime, sources))):
+      first = next(encoded(0, batch_size, pipeline.BadRows(1.0)))
+    done = writer.resume(ids, first=first, multiple=batch_size)
+    unit = f"{writer.kind}s"
+    with cli.progress(unit, total=len(ids), done=done, unit=unit) as advance:
+      for written in encoded(done, len(ids), bad) if done < len(ids) else ():
+        writer.write(written)
+        advance(batch_size)
+    return writer.finish()
+
+
+def _is_integer(text: str) -> bool:
+  return re.fullmatch("-?[0-9]+", text) is not None
+
+
+def main() -> None:
+  """The command."""
+  name = flags.DEFINE_string(
+    "model", None, "A released name, model directory, workdir, .pt or HF directory.", required=True
+  )
+  images = flags.DEFINE_string("images", None, "TSV file, or LMDB folder with data.mdb.")
+  texts = flags.DEFINE_string("texts", None, "JSONL file with text_id and text.")
+  output = flags.DEFINE_string("output", None, "Folder for the feature files.", required=True)
+  format_ = flags.DEFINE_enum(
+    "format", "jsonl", features.FORMATS, "npy is a fifth of the size and needs no parsing."
+  )
+  batch_size = flags.DEFINE_integer("batch-size", 256, "Rows encoded together.", lower_bound=1)
+  precision = flags.DEFINE_enum("precision", "fp32", PRECISIONS, "bf16 is faster on accelerators.")
+  order = flags.DEFINE_enum(
+    "order", "id", ("id", "file"), "Images by the bytes of their ids, as the original's, or not."
+  )
+  context_length = flags.DEFINE_integer(
+    "context-length", None, "Tokens of a text; default: the model's.", lower_bound=2
+  )
+  max_bad_rate = flags.DEFINE_float("max-bad-rate", 0.01, "Share of unreadable images allowed.")
+
+  def command():
+    log.quiet_libraries()
+    if not images.value and not texts.value:
+      raise ValueError("Expected --images, --texts or both, found neither")
+    folder = pathlib.Path(output.value)
+    # Faults of the files come before the model is loaded.
+    table = texts_ = None
+    if images.value:
+      table = _open_images(images.value)
+    if texts.value:
+      texts_ = tsv.read_texts([texts.value])
+    model, _ = api.load_from_name(name.value, precision=precision.value)
+    if table is not None:
+      path = folder / f"{_stem(images.value)}.img_feat.{format_.value}"
+      count = extract_images(
+        model,
+        table,
+        output=path,
+        batch_size=batch_size.value,
+        order=order.value,
+        max_bad_rate=max_bad_rate.value,
+      )
+      print(f"{count} image features of {len(table)} images are stored in {path}")
+    if texts_ is not None:
+      path = folder / f"{_stem(texts.value)}.txt_feat.{format_.value}"
+      count = extract_texts(
+        model,
+        texts_,
+        output=path,
+        batch_size=batch_size.value,
+        context_length=context_length.value,
+      )
+      print(f"{count} text features are stored in {path}")
+
+  cli.run(command)
+
+
+def _open_images(path: str) -> tsv.ImageTable | LmdbImages:
+  return LmdbImages(path) if os.path.isdir(path) else tsv.ImageTable([path])
+
+
+def _stem(path: str) -> str:
+  """The original's beginning of the output's name; that of an LMDB folder S/imgs is S_imgs."""
+  path = pathlib.Path(os.path.abspath(path))
+  return f"{path.parent.name}_{path.name}" if path.is_dir() else path.stem
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,185 @@
+"""`extract_features`: the original's files from TSV and LMDB, faults, and runs that were killed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ofa_jax import api, extract_features
+from ofa_jax.data import features, tsv
+from ofa_jax.data.lmdb import LmdbImages
+from ofa_jax.data.pipeline import TooManyBadRows
+from tests.evaluation_golden import MODELS, RETRIEVAL, read_jsonl, save_model
+
+DATA = RETRIEVAL / "dataset"
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("models")
+  return {name: save_model(folder, name) for name in MODELS}
+
+
+@pytest.fixture(scope="module")
+def vit(directories):
+  return api.load_from_name(directories["vit"])[0]
+
+
+@pytest.fixture
+def images(tmp_path):
+  return tsv.ImageTable([DATA / "test_imgs.tsv"], index_dir=tmp_path)
+
+
+@pytest.fixture
+def texts():
+  return tsv.read_texts([DATA / "test_texts.jsonl"])
+
+
+def compare(found, expected, key):
+  """Same ids in the same order, features within 1e-4."""
+  found, expected = read_jsonl(found), read_jsonl(expected)
+  assert [list(row) for row in found] == [[key, "feature"]] * len(expected)
+  assert [row[key] for row in found] == [row[key] for row in expected]
+  a, b = (np.array([row["feature"] for row in rows]) for rows in (found, expected))
+  np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_golden(directories, tmp_path, images, texts, model):
+  handle, _ = api.load_from_name(directories[model])
+  image, text = tmp_path / "i.img_feat.jsonl", tmp_path / "t.txt_feat.jsonl"
+  assert extract_features.extract_images(handle, images, output=image, batch_size=7) == 18
+  assert extract_features.extract_texts(handle, texts, output=text, batch_size=5) == 21
+  compare(image, RETRIEVAL / model / "test_imgs.img_feat.jsonl", "image_id")
+  compare(text, RETRIEVAL / model / "test_texts.txt_feat.jsonl", "text_id")
+  line = image.read_text().splitlines()[0]
+  assert line == json.dumps(json.loads(line))  # spaces and digits of Python's json
+
+
+def test_command(directories, tmp_path):
+  environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+  shutil.copy(DATA / "test_imgs.tsv", tmp_path)
+  command = [
+    *(sys.executable, "-m", "ofa_jax.extract_features", f"--model={directories['vit']}"),
+    *(f"--images={tmp_path / 'test_imgs.tsv'}", f"--texts={DATA / 'test_texts.jsonl'}"),
+    f"--output={tmp_path / 'out'}",
+  ]
+  done = subprocess.run(command, env=environment, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert "18 image features" in done.stdout and "21 text features" in done.stdout
+  compare(
+    tmp_path / "out" / "test_imgs.img_feat.jsonl",
+    RETRIEVAL / "vit" / "test_imgs.img_feat.jsonl",
+    "image_id",
+  )
+  assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+    "test_imgs.img_feat.jsonl",
+    "test_texts.txt_feat.jsonl",
+  ]
+  command[3] = "--model=VIT-B-16"
+  done = subprocess.run(command, env=environment, capture_output=True, text=True)
+  assert done.returncode == 1
+  assert done.stderr.startswith("error: ") and "did you mean ViT-B-16" in done.stderr
+
+
+def test_lmdb_is_the_tsv(vit, tmp_path, images):
+  a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+  extract_features.extract_images(vit, images, output=a)
+  extract_features.extract_images(vit, LmdbImages(DATA / "lmdb" / "test" / "imgs"), output=b)
+  assert a.read_bytes() == b.read_bytes()
+
+
+def test_file_order(vit, tmp_path, images):
+  path = tmp_path / "a.jsonl"
+  extract_features.extract_images(vit, images, output=path, order="file")
+  assert [row["image_id"] for row in read_jsonl(path)] == [int(i) for i in images.ids]
+
+
+def test_npy_holds_the_same(vit, tmp_path, texts):
+  for name in ("a.npy", "a.jsonl"):
+    extract_features.extract_texts(vit, texts, output=tmp_path / name)
+  a, b = (features.read_features(tmp_path / name, kind="text") for name in ("a.npy", "a.jsonl"))
+  np.testing.assert_array_equal(a.ids, b.ids)
+  np.testing.assert_array_equal(a.vectors, b.vectors)
+  assert a.vectors.dtype == np.float32
+
+
+class KilledError(Exception):
+  pass
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "npy"])
+def test_resumes_to_the_same_bytes(vit, tmp_path, texts, suffix, monkeypatch):
+  straight, path = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
+  extract_features.extract_texts(vit, texts, output=straight, batch_size=4)
+  calls = []
+
+  def count(tokens):
+    calls.append(len(tokens))
+    return type(vit).encode_text(vit, tokens)
+
+  write = features.FeatureWriter.write
+
+  def die(writer, rows):
+    write(writer, rows)
+    if writer.partial.stat().st_size > 0.6 * straight.stat().st_size:
+      raise KilledError
+
+  with monkeypatch.context() as patch:
+    patch.setattr(features.FeatureWriter, "write", die)
+    with pytest.raises(KilledError):
+      extract_features.extract_texts(vit, texts, output=path, batch_size=4)
+  partial = tmp_path / f"b.{suffix}.partial"
+  partial.write_bytes(partial.read_bytes()[:-11])  # a row cut in the middle
+  monkeypatch.setattr(vit, "encode_text", count, raising=False)
+  extract_features.extract_texts(vit, texts, output=path, batch_size=4)
+  assert path.read_bytes() == straight.read_bytes()
+  assert not partial.exists()
+  assert sum(calls) < 21  # the first batch, to compare it, and what was missing
+
+
+def test_does_not_resume_another_model(vit, tmp_path, texts):
+  path = tmp_path / "a.jsonl"
+  extract_features.extract_texts(vit, texts, output=path, batch_size=4)
+  expected = path.read_bytes()
+  rows = read_jsonl(path)[:9]
+  for row in rows:
+    row["feature"][0] += 0.5
+  (tmp_path / "a.jsonl.partial").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  extract_features.extract_texts(vit, texts, output=path, batch_size=4)
+  assert path.read_bytes() == expected
+
+
+def spoilt(tmp_path, change):
+  lines = (DATA / "test_imgs.tsv").read_bytes().splitlines(keepends=True)
+  path = tmp_path / "bad.tsv"
+  path.write_bytes(b"".join(change(lines)))
+  return tsv.ImageTable([path], index_dir=tmp_path)
+
+
+def test_unreadable_image_is_left_out(vit, tmp_path, capsys):
+  table = spoilt(tmp_path, lambda lines: [lines[0][:40] + b"\n", *lines[1:]])
+  for name in ("a.jsonl", "a.npy"):
+    assert extract_features.extract_images(vit, table, output=tmp_path / name, batch_size=4) == 17
+    found = features.read_features(tmp_path / name, kind="image")
+    assert sorted(found.ids) == sorted(int(i) for i in table.ids[1:])
+  assert f"{tmp_path / 'bad.tsv'}:1 {table.ids[0]}" in capsys.readouterr().out
+
+
+def test_too_many_unreadable_images(vit, tmp_path):
+  table = spoilt(tmp_path, lambda lines: [line[:40] + b"\n" for line in lines])
+  with pytest.raises(TooManyBadRows, match=r"bad.tsv:"):
+    extract_features.extract_images(vit, table, output=tmp_path / "a.jsonl")
+
+
+def test_ids_must_be_integers(vit, tmp_path, texts):
+  table = spoilt(tmp_path, lambda lines: [b"a.jpg\t" + lines[0].split(b"\t")[1], *lines[1:]])
+  with pytest.raises(ValueError, match=r"integers as image ids, found 1 fault: .*bad.tsv:1 a.jpg"):
+    extract_features.extract_images(vit, table, output=tmp_path / "a.jsonl")
+  texts.text_ids[2] = "x"
+  with pytest.raises(ValueError, match=r"integers as text ids.*test_texts.jsonl:3 x"):
+    extract_features.extract_texts(vit, texts, output=tmp_path / "a.jsonl")

@@ -1,0 +1,227 @@
+"""Where models come from, with the Hugging Face Hub replaced at its two functions."""
+
+import hashlib
+import json
+import shutil
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from ofa_jax import hub, sharding
+from ofa_jax.checkpoint import Checkpoints
+from ofa_jax.config import to_dict
+from ofa_jax.convert import cnclip as convert
+from ofa_jax.convert.params import abstract
+from ofa_jax.models import cnclip
+from ofa_jax.step import State
+from ofa_jax.tokenizers.bert import CONTEXT_LENGTH
+from tests import cnclip_files, tiny
+from tests.cnclip_golden import MICRO, flatten, micro_config, micro_state_dict
+
+
+def weights(model="micro_vit"):
+  return convert.from_torch(micro_state_dict(model), micro_config(model))
+
+
+def assert_same(found, expected):
+  found, expected = flatten(found), flatten(expected)
+  assert found.keys() == expected.keys()
+  for path, x in expected.items():
+    np.testing.assert_array_equal(np.asarray(found[path]), x, strict=True)
+
+
+@pytest.fixture
+def directory(tmp_path):
+  hub.save_directory(tmp_path / "model", micro_config("micro_vit"), *weights())
+  return tmp_path / "model"
+
+
+class FakeHub:
+  """One file on the hub; `received` is what arrives of it."""
+
+  def __init__(self, monkeypatch, name, content):
+    self.name, self.content, self.received, self.downloads = name, content, content, 0
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: self)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", self.download)
+
+  def get_paths_info(self, repo, paths):
+    assert (repo, paths) == (hub.RELEASES[self.name].repo, [hub.RELEASES[self.name].file])
+    lfs = types.SimpleNamespace(sha256=hashlib.sha256(self.content).hexdigest())
+    return [types.SimpleNamespace(lfs=lfs)]
+
+  def download(self, repo, file, *, local_dir):
+    self.downloads += 1
+    local_dir.mkdir(parents=True, exist_ok=True)
+    (local_dir / file).write_bytes(self.received)
+    return str(local_dir / file)
+
+
+@pytest.mark.parametrize("model", MICRO)
+def test_model_directories_round_trip(tmp_path, model):
+  config = micro_config(model, dropout=0.1)
+  config.name = "micro@micro"
+  params, rest = weights(model)
+  hub.save_directory(tmp_path / "deep" / "x", config, params, rest, context_length=24)
+  found_config, found_params, found_rest = hub.load_directory(tmp_path / "deep" / "x")
+  assert found_config == config
+  assert_same(found_params, params)
+  assert_same(found_rest, rest)
+  source = hub.open_model(tmp_path / "deep" / "x")
+  assert (source.form, source.context_length) == ("directory", 24)
+  assert source.vocab.read_bytes().startswith(b"[PAD]")
+
+
+def test_weights_go_where_they_are_wanted(directory):
+  mesh = sharding.make_mesh((2, 4, 1))
+  config = micro_config("micro_vit")
+  _, params, rest = abstract(config)
+  whole = sharding.replicated(mesh)
+  places = sharding.params_shardings(params, config.sharding, mesh)
+  found = hub.load_directory(directory, shardings=(places, jax.tree.map(lambda _: whole, rest)))[1]
+  assert_same(found, weights()[0])
+  assert found["bert"]["position"]["embedding"].sharding.spec == P(None, "fsdp")
+  found = hub.load_directory(directory, shardings=whole)[1]
+  assert found["bert"]["position"]["embedding"].sharding == whole
+
+
+def test_an_existing_directory_is_not_replaced(directory):
+  with pytest.raises(ValueError, match="exists already"):
+    hub.save_directory(directory, micro_config("micro_vit"), *weights())
+
+
+def test_weights_that_are_not_those_of_the_config_are_listed(directory):
+  described = json.loads((directory / "config.json").read_text())
+  described["text"]["layers"] = 3
+  (directory / "config.json").write_text(json.dumps(described))
+  with pytest.raises(ValueError, match=r"bert/blocks/attn/out/bias: expected \(3, 32\)") as raised:
+    hub.load_directory(directory)
+  assert "found 12 differences" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  "described, message",
+  [
+    ({"family": "cnclip", "format": 2}, "expected format 1, found 2"),
+    ({"model_type": "clip"}, "found {'model_type': 'clip'}"),
+    ({"family": "ofa"}, "found {'family': 'ofa'}"),
+    ({"model_type": "chinese_clip", "vision_config": {"hidden_act": "gelu"}}, "quick_gelu"),
+    ({"model": {"_class": "x.CNCLIPConfig"}}, "does not describe a Chinese-CLIP"),
+    (None, "expected JSON"),
+  ],
+)
+def test_other_directories_say_what_they_are(tmp_path, described, message):
+  text = "{" if described is None else json.dumps(described)
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(ValueError) as raised:
+    hub.open_model(tmp_path)
+  assert message in str(raised.value)
+  assert str(tmp_path) in str(raised.value)
+
+
+def test_a_directory_without_a_config_is_an_error(tmp_path):
+  with pytest.raises(ValueError, match=r"found no config\.json"):
+    hub.open_model(tmp_path)
+
+
+def test_unknown_names_list_the_known_ones():
+  with pytest.raises(ValueError) as raised:
+    hub.open_model("ViT-L-14-366")
+  message = str(raised.value)
+  assert all(name in message for name in hub.RELEASES)
+  assert message.endswith("did you mean ViT-L-14-336 or ViT-L-14?")
+
+
+def test_every_release_is_a_model():
+  assert list(hub.RELEASES) == list(cnclip.MODELS)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_runs_are_read(tmp_path, digits, ema):
+  config = tiny.config(digits, model=micro_config("micro_rn50"))
+  (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+  params, rest = weights("micro_rn50")
+  old = jax.tree.map(np.zeros_like, params)
+  state = State(
+    step=np.int32(3),
+    params=old if ema else params,
+    opt={"mu": old},
+    rest=rest,
+    ema=params if ema else None,
+    bad=np.zeros(2, np.int32),
+  )
+  with Checkpoints(str(tmp_path)) as checkpoints:
+    checkpoints.save(jax.tree.map(jnp.asarray, state))
+  source = hub.open_model(tmp_path)
+  assert source.form == "run"
+  assert source.config == config.model
+  assert source.context_length == config.task.context_length != CONTEXT_LENGTH
+  found = source.load()
+  assert_same(found[0], params)
+  assert_same(found[1], rest)
+
+
+def test_a_name_is_downloaded_and_converted_once(tmp_path, monkeypatch):
+  torch = pytest.importorskip("torch")
+  released = cnclip_files.save(tmp_path / "x.pt", micro_state_dict("micro_vit"))
+  monkeypatch.setattr(convert, "infer_config", lambda _: micro_config("micro_vit"))
+  fake = FakeHub(monkeypatch, "ViT-B-16", released.read_bytes())
+  root = tmp_path / "cache"
+  source = hub.open_model("ViT-B-16", download_root=root)
+  assert_same(source.load()[0], weights()[0])
+  assert {path.name for path in root.iterdir()} == {"ViT-B-16", "clip_cn_vit-b-16.pt"}
+  assert torch.load(root / "clip_cn_vit-b-16.pt", weights_only=True)["epoch"] == 15
+
+  monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("the pickle was read again"))
+  assert_same(hub.open_model("ViT-B-16", download_root=root).load()[0], weights()[0])
+  assert fake.downloads == 1
+
+
+def test_a_file_that_is_there_is_not_downloaded(tmp_path, monkeypatch):
+  fake = FakeHub(monkeypatch, "RN50", b"")
+  (tmp_path / "clip_cn_rn50.pt").write_bytes(b"mine")
+  assert hub.download("RN50", tmp_path).read_bytes() == b"mine"
+  assert fake.downloads == 0
+
+
+def test_a_damaged_download_is_removed(tmp_path, monkeypatch):
+  fake = FakeHub(monkeypatch, "RN50", b"whole file")
+  fake.received = b"whole fi"
+  with pytest.raises(ValueError, match="expected SHA-256 .* start again"):
+    hub.download("RN50", tmp_path)
+  assert not (tmp_path / "clip_cn_rn50.pt").exists()
+  fake.received = fake.content
+  assert hub.download("RN50", tmp_path).read_bytes() == b"whole file"
+
+
+def test_an_unreachable_hub_says_how_to_go_on(tmp_path, monkeypatch):
+  def fail(*_, **__):
+    raise OSError("no route to host")
+
+  FakeHub(monkeypatch, "RN50", b"")
+  monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+  with pytest.raises(ValueError, match=r"no route to host.*resolve/main/clip_cn_rn50\.pt"):
+    hub.download("RN50", tmp_path)
+
+
+def test_towers_start_a_model(tmp_path):
+  torch = pytest.importorskip("torch")
+  tensors = {k.removeprefix("module."): x for k, x in micro_state_dict("micro_vit").items()}
+  parts = {
+    name: {k: torch.from_numpy(x) for k, x in tensors.items() if k.startswith(start)}
+    for name, start in (("clip.pt", ("visual.", "logit_scale")), ("pytorch_model.bin", "bert."))
+  }
+  for name, part in parts.items():
+    torch.save(part, tmp_path / name)
+  for bert in (tmp_path, tmp_path / "pytorch_model.bin"):
+    source = hub.open_towers(tmp_path / "clip.pt", bert, config=micro_config("micro_vit"))
+    params, _ = source.load()
+    expected, _ = weights()
+    assert_same(params["visual"], expected["visual"])
+    assert_same(params["bert"], expected["bert"])
+  shutil.copyfile(tmp_path / "clip.pt", tmp_path / "pytorch_model.bin")
+  with pytest.raises(ValueError, match="found no BERT"):
+    hub.open_towers(tmp_path / "clip.pt", tmp_path)

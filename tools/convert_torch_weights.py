@@ -1,0 +1,191 @@
+r"""Converts Chinese-CLIP weights from PyTorch and Hugging Face to a model directory, and back.
+
+  python tools/convert_torch_weights.py clip_cn_vit-b-16.pt models/ViT-B-16
+  python tools/convert_torch_weights.py runs/muge muge.pt --to=torch
+  python tools/convert_torch_weights.py models/ViT-B-16 hf/ViT-B-16 --to=hf --check
+  python tools/convert_torch_weights.py ViT-B-16.pt start/ --bert=chinese-roberta-wwm-ext/
+
+IN is a released `.pt` or one that the original's training wrote (fp32 or fp16, with or without
+optimizer, in FlashAttention's naming or the usual one), a Hugging Face directory of a
+ChineseCLIPModel, a model directory, or a workdir of ofa_jax.train. The sizes are read off the
+weights; where the number of heads cannot be (heads are neither 64 wide nor ViT-H-14's 80), give the
+original's JSON files with --model-config.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+
+# A conversion computes nothing; on an accelerator it would only fill its memory.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+
+from ofa_jax import api, hub, trees
+from ofa_jax.convert import cnclip, huggingface, model_config, torch_files
+from ofa_jax.convert.files import written_whole
+
+TARGETS = ("orbax", "torch", "hf")
+
+
+def convert(
+  path: str,
+  out: str,
+  *,
+  to: str = "orbax",
+  bert: str | None = None,
+  model_config_files: tuple[str, ...] = (),
+  check: bool = False,
+) -> None:
+  """Converts one model; the arguments are the command's.
+
+  Raises:
+    ValueError: everything that does not fit, nothing being written then.
+  """
+  config = model_config.read(model_config_files) if model_config_files else None
+  if bert:
+    source = hub.open_towers(path, bert, config=config)
+  else:
+    source = hub.open_model(path, config=config)
+  if config and source.form not in ("torch", "towers"):
+    raise ValueError(f"Expected --model-config only for a .pt; {path} describes its own sizes")
+  with written_whole(out) as made:
+    params, rest = source.load()
+    _write(made, source, params, rest, to=to)
+  name = source.config.name or "unnamed sizes"
+  print(f"{path} ({source.form}) -> {out} ({to}): {name}, {trees.count(params):,} parameters")
+  del params, rest
+  if check:
+    for line in _check(path, out, source, to=to):
+      print(line)
+
+
+def _write(out: pathlib.Path, source: hub.Source, params, rest, *, to: str) -> None:
+  texts = {"context_length": source.context_length, "vocab": source.vocab}
+  if to == "orbax":
+    hub.save_directory(out, source.config, params, rest, **texts)
+  elif to == "hf":
+    huggingface.save(out, source.config, jax.device_get(params), **texts)
+  else:
+    tensors = cnclip.to_torch(jax.device_get(params), jax.device_get(rest), source.config)
+    torch_files.save_checkpoint(out, tensors, name=source.config.name or "ofa_jax")
+
+
+def _check(path: str, out: str, source: hub.Source, *, to: str) -> list[str]:
+  """Lines on the largest differences between our features and PyTorch's, on random inputs."""
+  forms = {path: source.form, out: {"orbax": "directory", "hf": "huggingface"}.get(to, to)}
+  theirs = [p for p, form in forms.items() if form in ("torch", "huggingface")]
+  if not theirs:
+    return ["not checked: neither side is a whole PyTorch model"]
+  rng = np.random.default_rng(0)
+  size = source.config.vision.image_size
+  image = rng.standard_normal((2, size, size, 3), np.float32)
+  tokens = rng.integers(1, source.config.text.vocab_size, (2, source.context_length), np.int32)
+  own = [p for p, form in forms.items() if form in ("directory", "run")] or [out]
+  model = api.CNCLIPModel(hub.open_model(own[0], config=source.config))
+  ours = model.encode_image(image), model.encode_text(tokens)
+  lines = []
+  for other in theirs:
+    run = _cn_clip if forms[other] == "torch" else _transformers
+    for kind, mine, reference in zip(
+      ("image", "text"), ours, run(other, source.config, image, tokens), strict=True
+    ):
+      worst, largest = np.abs(mine - reference).max(), np.abs(reference).max()
+      lines.append(
+        f"{kind} features against {run.__name__[1:]} on {other}: largest difference {worst:.2e} "
+        f"of {largest:.2e}"
+      )
+  return lines
+
+
+def _cn_clip(path: str, config, image: np.ndarray, tokens: np.ndarray):
+  try:
+    import torch
+    from cn_clip.clip.model import CLIP
+  except ImportError as error:
+    raise ValueError(f"--check needs PyTorch, torchvision and cn_clip: {error}") from error
+  tensors = cnclip.standard_names(torch_files.load_state_dict(path))
+  tensors = {
+    k: torch.from_numpy(v.astype(np.float32)) for k, v in tensors.items() if "bert.pooler" not in k
+  }
+  model = CLIP(**model_config.to_fields(config)).eval()
+  model.load_state_dict(tensors)
+  with torch.no_grad():
+    features = (
+      model.encode_image(torch.from_numpy(image.transpose(0, 3, 1, 2).copy())),
+      model.encode_text(torch.from_numpy(tokens).long()),
+    )
+  return [x.numpy() for x in features]
+
+
+def _transformers(path: str, config, image: np.ndarray, tokens: np.ndarray):
+  try:
+    import torch
+    from transformers import ChineseCLIPModel
+  except ImportError as error:
+    raise ValueError(f"--check needs PyTorch and transformers: {error}") from error
+  model = ChineseCLIPModel.from_pretrained(path, dtype=torch.float32).eval()
+  tokens = torch.from_numpy(tokens).long()
+  image = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
+  with torch.no_grad():
+    text = model.text_model(tokens, attention_mask=(tokens != config.text.pad).long())
+    image = model.vision_model(image)
+    features = (
+      model.visual_projection(image.pooler_output),
+      model.text_projection(text.last_hidden_state[:, 0]),
+    )
+  return [x.numpy() for x in features]
+
+
+def main() -> None:
+  """The command."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("input", metavar="IN", help="the weights, see above")
+  parser.add_argument("output", metavar="OUT", help="a new folder, or with --to=torch a new file")
+  parser.add_argument(
+    "--to",
+    choices=TARGETS,
+    default="orbax",
+    help="orbax: a model directory of ofa_jax; torch: a .pt that cn_clip loads; hf: a directory "
+    "that transformers.ChineseCLIPModel loads",
+  )
+  parser.add_argument(
+    "--model-config",
+    metavar="F.json",
+    nargs="+",
+    default=(),
+    help="the sizes, in the fields of cn_clip/clip/model_configs: one file with those of both "
+    "towers, or two",
+  )
+  parser.add_argument(
+    "--bert",
+    metavar="PATH",
+    help="start a new model, as the original's training does: IN is an OpenAI CLIP, PATH a "
+    "Hugging Face BERT (directory or .bin)",
+  )
+  parser.add_argument(
+    "--check",
+    action="store_true",
+    help="run both models on random inputs and print the largest difference; needs cn_clip, or "
+    "transformers for a Hugging Face directory",
+  )
+  args = parser.parse_args()
+  try:
+    convert(
+      args.input,
+      args.output,
+      to=args.to,
+      bert=args.bert,
+      model_config_files=tuple(args.model_config),
+      check=args.check,
+    )
+  except ValueError as error:
+    sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+  main()
