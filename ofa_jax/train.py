@@ -49,7 +49,8 @@ def train(config: Config, workdir: str) -> dict[str, float]:
       out.show(_overview(program, num_rows=len(rows), steps=steps, origin=origin))
       _save_config(config, workdir, out)
       run = _Run(program, rows, evaluators, checkpoints, out, steps=steps, per_epoch=per_epoch)
-      state = run.loop(state)
+      with contextlib.closing(rows):
+        state = run.loop(state)
       checkpoints.save(state)
       results = run.evaluate(state, evaluators)
       out.curves()

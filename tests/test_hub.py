@@ -190,7 +190,7 @@ def test_a_file_that_is_there_is_not_downloaded(tmp_path, monkeypatch):
 def test_a_damaged_download_is_removed(tmp_path, monkeypatch):
   fake = FakeHub(monkeypatch, "RN50", b"whole file")
   fake.received = b"whole fi"
-  with pytest.raises(ValueError, match="expected SHA-256 .* start again"):
+  with pytest.raises(ValueError, match=r"expected SHA-256 .* start again"):
     hub.download("RN50", tmp_path)
   assert not (tmp_path / "clip_cn_rn50.pt").exists()
   fake.received = fake.content

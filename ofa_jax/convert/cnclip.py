@@ -207,6 +207,7 @@ def standard_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def rules_of(config: CNCLIPConfig) -> tuple[Rule, ...]:
+  """Returns the table of a model with these towers."""
   vision = VIT if isinstance(config.vision, ViTConfig) else RESNET
   return (*SHARED, *vision, *BERT)
 

@@ -65,20 +65,23 @@ class FolderRows:
   """
 
   def __init__(self, folder: ImageFolder, *, size: int, exact: bool = True):
-    self._labels = folder.labels
+    self.labels = folder.labels
     self._reader = ImageReader(folder, size=size, exact=exact)
 
   def __len__(self) -> int:
-    return len(self._labels)
+    return len(self.labels)
 
   def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
     """`image: uint8[S, S, 3]`, `label: int32`. Raises BadRow when the image cannot be read."""
-    return {"image": self._reader.read(i, rng), "label": np.int32(self._labels[i])}
+    return {"image": self._reader.read(i, rng), "label": np.int32(self.labels[i])}
 
   def blank(self) -> dict[str, np.ndarray]:
     """What stands in a batch where a row is bad."""
     size = self._reader.size
     return {"image": np.zeros((size, size, 3), np.uint8), "label": np.int32(-1)}
+
+  def close(self) -> None:
+    """Nothing is cached."""
 
 
 def _image_files(folder: pathlib.Path) -> list[str]:

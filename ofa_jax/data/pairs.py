@@ -7,7 +7,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from ofa_jax.data.tsv import ImageTable, Texts, read_texts
 Tokenize = Callable[[str], np.ndarray]  # str -> int32[T]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class PairData:
   """The files of one data set.
 
@@ -181,17 +181,23 @@ class ImageRows:
 
 
 class TextRows:
-  """The captions, in file order: the text pool of an evaluation.
+  """Texts in order: the text pool of an evaluation, or the prompts of a classifier.
 
   Args:
-    texts: the captions, with or without images.
+    texts: captions or prompts.
     tokenize: str -> int32[T].
+    images_of: for each text the rows of the image pool that it describes, for scoring.
   """
 
-  def __init__(self, texts: Texts, *, tokenize: Tokenize):
-    self.ids = texts.text_ids
-    self.image_ids = texts.image_ids
-    self._texts = texts.texts
+  def __init__(
+    self,
+    texts: Sequence[str],
+    *,
+    tokenize: Tokenize,
+    images_of: Sequence[Sequence[int]] | None = None,
+  ):
+    self.images_of = images_of
+    self._texts = texts
     self._tokenize = tokenize
 
   def __len__(self) -> int:
@@ -204,6 +210,9 @@ class TextRows:
   def blank(self) -> dict[str, np.ndarray]:
     """What stands in a batch as padding."""
     return {"tokens": np.zeros_like(self._tokenize(""))}
+
+  def close(self) -> None:
+    """Nothing is cached."""
 
 
 def find_edges(images: ImageTable | LmdbImages, texts: Texts) -> np.ndarray:

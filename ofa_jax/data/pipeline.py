@@ -6,10 +6,10 @@ of it. There is no iterator state: a run resumed at step `s`, or on another numb
 the very rows that the straight run reads, and the last batch of an epoch runs on into the next one,
 so that no row is dropped or repeated.
 
-Threads serve because decoding, resizing, reading and copying release the interpreter, and because
-they write rows into the batch itself. On two cores, 224 pixels: with the decode cache warm 10,000
-to 19,000 images/s against 2,200 to 3,300 of Grain's threads; where decoding is the work, the same
-as Grain's threads, and as its worker processes, which take 3 seconds to start.
+The elements of the Grain data set are whole host batches, found by their step; inside one, threads
+write decoded rows straight into their places. Grain with single rows as elements, stacked
+afterwards, gave 2,200 to 3,300 images/s where this gives over 10,000 (two cores, 224 pixels, decode
+cache warm): the rows of a batch are copied once.
 
 Rows are objects with
 
@@ -17,23 +17,27 @@ Rows are objects with
     example(i, rng) -> dict[str, np.ndarray]   rng: np.random.Generator, None in evaluation;
                                                may raise BadRow
     blank() -> dict[str, np.ndarray]           zeros of the same shapes and dtypes
+    close()                                    writes out what is cached
 
 and a field called `*_index` is the number of a row of theirs.
 """
 
-import collections
 import concurrent.futures
 import functools
-import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
+import grain
 import numpy as np
 
 from ofa_jax.data.tsv import BadRow
 
 CHUNK = 8  # rows a thread takes at once
+_FOREVER = 2**62  # steps of training data
+
+# The fields that come with a batch, and its slots: (row or -1 for padding, key of its generator).
+Plan = Callable[[int], tuple[dict[str, np.ndarray], list[tuple[int, tuple | None]]]]
 
 
 class TooManyBadRows(RuntimeError):  # noqa: N818 (named after what it reports)
@@ -136,22 +140,35 @@ class Mixture:
     """What stands in a batch where a row is bad."""
     return self.parts[0].blank()
 
+  def close(self) -> None:
+    """Closes the parts."""
+    for rows in self.parts:
+      rows.close()
+
 
 class Batches:
   """An iterator of host batches; `close()`, or leaving a `with` block, stops its threads."""
 
-  def __init__(self, generator: Iterator[dict[str, np.ndarray]]):
-    self._generator = generator
+  def __init__(self, source: "_BatchSource", *, start: int, prefetch: int):
+    # Two of Grain's threads, so that the end of one batch does not keep the next one waiting.
+    options = grain.ReadOptions(num_threads=min(2, prefetch), prefetch_buffer_size=prefetch)
+    self._source = source
+    self._iterator = iter(grain.MapDataset.source(source)[start:].to_iter_dataset(options))
 
   def __iter__(self) -> "Batches":
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    return next(self._generator)
+    if self._iterator is None:
+      raise StopIteration
+    return next(self._iterator)
 
   def close(self) -> None:
-    """Waits for the rows being read and stops the threads."""
-    self._generator.close()
+    """Stops the threads; rows that are being read are finished first."""
+    if self._iterator is not None:
+      self._source.close()
+      self._iterator.close()
+      self._iterator = None
 
   def __enter__(self) -> "Batches":
     return self
@@ -195,12 +212,12 @@ def train_batches(
   block = _block(rows, batch_size, host, hosts)
   order = _order(rows, seed)
 
-  def plan():
-    for step in itertools.count(start):
-      epochs, found = (values.tolist() for values in order(step * batch_size + block))
-      yield {}, [(row, (seed, epoch, row)) for epoch, row in zip(epochs, found, strict=True)]
+  def plan(step):
+    epochs, found = (values.tolist() for values in order(step * batch_size + block))
+    return {}, [(row, (seed, epoch, row)) for epoch, row in zip(epochs, found, strict=True)]
 
-  return Batches(_batches(rows, plan(), workers=workers, prefetch=prefetch, bad=bad))
+  source = _BatchSource(rows, plan, length=_FOREVER, workers=workers, bad=bad)
+  return Batches(source, start=start, prefetch=prefetch)
 
 
 def eval_batches(
@@ -225,12 +242,14 @@ def eval_batches(
   """
   block = _block(rows, batch_size, host, hosts)
 
-  def plan():
-    for first in range(0, len(rows), batch_size):
-      index = np.where(first + block < len(rows), first + block, -1)
-      yield {"index": index.astype(np.int32)}, [(row, None) for row in index.tolist()]
+  def plan(step):
+    positions = step * batch_size + block
+    index = np.where(positions < len(rows), positions, -1)
+    return {"index": index.astype(np.int32)}, [(row, None) for row in index.tolist()]
 
-  return Batches(_batches(rows, plan(), workers=workers, prefetch=prefetch, bad=bad))
+  length = -(-len(rows) // batch_size)
+  source = _BatchSource(rows, plan, length=length, workers=workers, bad=bad)
+  return Batches(source, start=0, prefetch=prefetch)
 
 
 def _block(rows, batch_size: int, host: int, hosts: int) -> np.ndarray:
@@ -281,34 +300,31 @@ def _pattern(weights: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
   return np.random.default_rng((seed, len(counts))).permutation(drawn), counts
 
 
-def _batches(rows, plan, *, workers, prefetch, bad) -> Iterator[dict[str, np.ndarray]]:
-  """Gives a batch for each (fields, slots) of the plan; threads write rows into the batch itself.
+class _BatchSource:
+  """Host batches by step: the random-access source that Grain slices and reads ahead."""
 
-  A slot is (row or -1 for padding, key of its generator or None); `fields` come with the batch.
-  """
-  blank = rows.blank()
-  waiting = collections.deque()
-  pool = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count(), "data")
-  try:
-    for fields, slots in plan:
-      # New memory for each batch: JAX on a CPU may use an aligned array without copying it.
-      batch = {k: np.empty((len(slots), *v.shape), v.dtype) for k, v in blank.items()}
-      batch |= fields | {"weight": np.ones(len(slots), np.float32)}
-      fill = functools.partial(_fill, batch, slots, rows=rows, blank=blank, bad=bad)
-      chunks = [pool.submit(fill, begin=begin) for begin in range(0, len(slots), CHUNK)]
-      waiting.append((batch, chunks))
-      if len(waiting) > prefetch:
-        yield _finished(*waiting.popleft())
-    while waiting:
-      yield _finished(*waiting.popleft())
-  finally:
-    pool.shutdown(cancel_futures=True)
+  def __init__(self, rows, plan: Plan, *, length: int, workers: int | None, bad: BadRows):
+    self._rows, self._plan, self._length, self._bad = rows, plan, length, bad
+    self._blank = rows.blank()
+    self._pool = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count(), "data")
 
+  def __len__(self) -> int:
+    return self._length
 
-def _finished(batch: dict, chunks: list[concurrent.futures.Future]) -> dict[str, np.ndarray]:
-  for chunk in chunks:
-    chunk.result()  # raises what the thread raised
-  return batch
+  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    fields, slots = self._plan(step)
+    # New memory for each batch: JAX on a CPU may use an aligned array without copying it.
+    batch = {k: np.empty((len(slots), *v.shape), v.dtype) for k, v in self._blank.items()}
+    batch |= fields | {"weight": np.ones(len(slots), np.float32)}
+    fill = functools.partial(_fill, batch, slots, rows=self._rows, blank=self._blank, bad=self._bad)
+    chunks = [self._pool.submit(fill, begin=begin) for begin in range(0, len(slots), CHUNK)]
+    for chunk in chunks:
+      chunk.result()  # raises what the thread raised
+    return batch
+
+  def close(self) -> None:
+    """Drops the rows that no thread has begun."""
+    self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _fill(batch: dict[str, np.ndarray], slots: list, *, begin: int, rows, blank, bad) -> None:

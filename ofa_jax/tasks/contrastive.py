@@ -110,22 +110,26 @@ class Contrastive(Task):
   def streams(self, split: str) -> dict[str, Any]:
     (source,) = self._sources(split, most=1)
     images, texts = source.load_images(), source.load_texts()
-    pairs.find_edges(images, texts)
+    images_of = [[] for _ in range(len(texts))]
+    for text, image in pairs.find_edges(images, texts):
+      images_of[text].append(image)
     return {
       "image": pairs.ImageRows(images, size=self.image_size),
-      "text": pairs.TextRows(texts, tokenize=tokenizer(self.context_length)),
+      "text": pairs.TextRows(
+        texts.texts, tokenize=tokenizer(self.context_length), images_of=images_of
+      ),
     }
 
   def predict(self, model, batch):
     return {"features": encode_either(model, batch)}
 
   def score(self, predictions, streams):
-    """Full-pool recalls as fractions; an unreadable image is never retrieved."""
+    """Full-pool recalls as fractions; what could not be read is not found and finds nothing."""
     image, text = predictions["image"], predictions["text"]
-    features = np.where(image["valid"][:, None], image["features"], 0.0)
-    place = {image_id: row for row, image_id in enumerate(streams["image"].ids)}
-    images_of = [[place[i] for i in ids] for ids in streams["text"].image_ids]
-    return retrieval.recall_both_ways(features, text["features"], images_of=images_of)
+    features = np.where(image["valid"][:, None], image["features"], np.nan)
+    return retrieval.recall_both_ways(
+      features, text["features"], images_of=streams["text"].images_of
+    )
 
   def log_line(self, values):
     return (
@@ -190,9 +194,7 @@ class ZeroShot(Task):
     prompts = [template.replace("{}", name) for name in names for template in self.templates]
     return {
       "image": folder.FolderRows(table, size=self.image_size),
-      "text": pairs.TextRows(
-        _texts(prompts), tokenize=tokenizer(self.context_length)
-      ),
+      "text": pairs.TextRows(_texts(prompts), tokenize=tokenizer(self.context_length)),
     }
 
   def predict(self, model, batch):
@@ -204,7 +206,7 @@ class ZeroShot(Task):
     prompts = prompts.reshape(-1, len(self.templates), prompts.shape[-1]).mean(1)
     classifier = prompts / np.linalg.norm(prompts, axis=-1, keepdims=True)
     image = predictions["image"]
-    labels = np.where(image["valid"], streams["image"]._labels, -1)
+    labels = np.where(image["valid"], streams["image"].labels, -1)
     return {"zeroshot_top1": zeroshot.top1(image["features"] @ classifier.T, labels)}
 
 
@@ -262,11 +264,6 @@ def _in_chunks(encode, model, batch, *, rngs, chunks):
   rest, features = jax.lax.scan(part, rest, (parts, jnp.arange(chunks)))
   nnx.update(model, rest)
   return trees.join_batch(features)
-
-
-def _texts(prompts):
-  n = len(prompts)
-  return pairs.Texts(list(range(n)), prompts, [()] * n, (), np.zeros((n, 2), np.int64))
 
 
 def _equal(index):

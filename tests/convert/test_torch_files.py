@@ -6,10 +6,10 @@ import pickle
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-
 from ofa_jax.convert import torch_files
 from tests import cnclip_files
+
+torch = pytest.importorskip("torch")
 
 TENSORS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float16([1.5, -2])}
 

@@ -128,10 +128,8 @@ def test_evaluation_pools(tmp_path):
   assert [int(pool.example(i, None)["image"][0, 0, 0]) for i in (0, 1, 1)] == [7, 90, 90]
   assert pool.blank()["image"].shape == (SIZE, SIZE, 3)
   pool.close()
-  queries = TextRows(texts, tokenize=tokenize)
+  queries = TextRows(texts.texts, tokenize=tokenize)
   assert len(queries) == 2
-  assert queries.ids == [0, 1]
-  assert queries.image_ids == [("9",), ()]
   np.testing.assert_array_equal(queries.example(1, None)["tokens"], tokenize("unpaired"))
   assert queries.blank()["tokens"].dtype == np.int32
 

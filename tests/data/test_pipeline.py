@@ -36,6 +36,9 @@ class Numbers:
   def blank(self):
     return {"row": np.int32(0), "draw": np.zeros(2, np.float32)}
 
+  def close(self):
+    self.closed = True
+
 
 def take(rows, steps, *, start=0, bad=None, seed=7, **options):
   bad = bad or BadRows(1.0)
@@ -117,6 +120,12 @@ def test_mixture_keeps_its_proportions_and_the_epochs_of_its_parts():
   assert min(shares) > 0.05
   assert max(shares) < 0.5
   assert [mixture.example(i, None)["row"] for i in (9, 10)] == [9, 100]
+
+
+def test_mixture_closes_its_parts():
+  parts = [Numbers(3), Numbers(4)]
+  Mixture(parts, [1, 1]).close()
+  assert all(rows.closed for rows in parts)
 
 
 def test_mixture_of_one_reads_like_its_part():
@@ -236,6 +245,9 @@ def test_closing_stops_the_threads_and_reads_no_further():
   next(batches)
   assert threading.active_count() > before
   batches.close()
+  deadline = time.monotonic() + 10  # Grain's own threads end after it returns
+  while threading.active_count() > before and time.monotonic() < deadline:
+    time.sleep(0.01)
   assert threading.active_count() == before
   assert sum(read.values()) <= 3 * 16  # the batch given and the two read ahead
   assert list(batches) == []

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-
 from tests import cnclip_files
 from tests.cnclip_golden import MICRO, error, golden, images, micro_state_dict
+
+torch = pytest.importorskip("torch")
 
 TOOL = Path(__file__).parents[2] / "tools" / "convert_torch_weights.py"
 
@@ -172,7 +172,7 @@ def test_faults_end_in_one_line_and_leave_nothing(command, released, tmp_path):
     ((tmp_path / "nothing.pt", out), (), "which is none of them"),
     ((path, tmp_path / "taken"), configs, "exists already"),
   ):
-    with pytest.raises(SystemExit, match="^error: ") as raised:
+    with pytest.raises(SystemExit, match=r"^error: ") as raised:
       command(*arguments, configs=given)
     assert message in str(raised.value)
   assert set(tmp_path.iterdir()) == before
@@ -181,5 +181,5 @@ def test_faults_end_in_one_line_and_leave_nothing(command, released, tmp_path):
 def test_sizes_are_given_only_where_there_are_none(command, released, tmp_path):
   _, path, configs = released
   command(path, tmp_path / "ours", configs=configs)
-  with pytest.raises(SystemExit, match="only for a .pt"):
+  with pytest.raises(SystemExit, match=r"only for a \.pt"):
     command(tmp_path / "ours", tmp_path / "again.pt", "--to=torch", configs=configs)
