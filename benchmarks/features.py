@@ -12,6 +12,7 @@ PyTorch's MKL) are timed beside it, as that is what most of the time goes to.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib.metadata
 import io
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 import types
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,10 @@ import numpy as np
 import torch
 from input_pipeline import cpu_model, make_data
 from PIL import Image
+from transformers import BertTokenizer, ChineseCLIPModel
+from transformers.models.chinese_clip.image_processing_pil_chinese_clip import (
+  ChineseCLIPImageProcessorPil,
+)
 
 from ofa_jax import api, extract_features, hub
 from ofa_jax.convert import cnclip as convert
@@ -104,28 +110,22 @@ def main() -> None:
 
 def sides(folder: pathlib.Path, args: argparse.Namespace) -> dict:
   """What is timed: name -> function."""
-  stand_in_for_torchvision()
-  from cn_clip.clip.utils import create_model
-  from cn_clip.eval.data import EvalImgDataset, EvalTxtDataset
-  from transformers import BertTokenizer, ChineseCLIPModel
-  from transformers.models.chinese_clip.image_processing_pil_chinese_clip import (
-    ChineseCLIPImageProcessorPil,
-  )
+  with stand_in_for_torchvision():
+    from cn_clip.clip.utils import create_model
+    from cn_clip.eval.data import EvalImgDataset, EvalTxtDataset
 
   cn = create_model(f"{VISION}@{TEXT}").float().eval()
   state = {k: v.numpy() for k, v in cn.state_dict().items() if "bert.pooler" not in k}
   config = convert.infer_config(state)
   weights = convert.from_torch(state, config)
-  huggingface.save(folder / "hf", config, *weights)
+  huggingface.save(folder / "hf", config, weights[0], context_length=CONTEXT)
   hf = ChineseCLIPModel.from_pretrained(folder / "hf").eval()
   source = hub.Source(config=config, load=functools.partial(params.place, *weights), form="torch")
   ours = api.CNCLIPModel(source)
   data = PairData.of(folder, "train")
   images, texts = data.load_images(), data.load_texts()
-  processor = ChineseCLIPImageProcessorPil(
-    size={"height": ours.image_size, "width": ours.image_size}, do_center_crop=False
-  )
-  bert = BertTokenizer(str(ours.tokenizer.vocab))
+  processor = ChineseCLIPImageProcessorPil.from_pretrained(folder / "hf")
+  bert = BertTokenizer.from_pretrained(folder / "hf")
 
   def batches(rows):
     return (rows[i : i + args.batch_size] for i in range(0, len(rows), args.batch_size))
@@ -237,7 +237,8 @@ def products(batch_size: int, repeats: int = 5) -> dict[str, float]:
   return ratios
 
 
-def stand_in_for_torchvision() -> None:
+@contextlib.contextmanager
+def stand_in_for_torchvision() -> Iterator[None]:
   """Gives cn_clip the parts of torchvision that it imports, with Pillow and PyTorch."""
 
   class Resize:
@@ -273,11 +274,11 @@ def stand_in_for_torchvision() -> None:
   datasets = types.ModuleType("torchvision.datasets")
   torchvision = types.ModuleType("torchvision")
   torchvision.transforms, torchvision.datasets = transforms, datasets
-  sys.modules |= {
-    "torchvision": torchvision,
-    "torchvision.transforms": transforms,
-    "torchvision.datasets": datasets,
-  }
+  modules = {module.__name__: module for module in (torchvision, transforms, datasets)}
+  sys.modules |= modules
+  yield
+  for name in modules:  # transformers would take it for the real one
+    del sys.modules[name]
 
 
 if __name__ == "__main__":

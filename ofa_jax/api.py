@@ -24,7 +24,6 @@ from ofa_jax.config import PRECISIONS
 from ofa_jax.convert.params import abstract
 from ofa_jax.data import images
 from ofa_jax.models.cnclip import CNCLIPConfig
-from ofa_jax.models.layers import Scan
 from ofa_jax.tokenizers.bert import CONTEXT_LENGTH, ChineseBertTokenizer
 
 MAX_BATCH = 256  # rows that one device computes at once
@@ -111,7 +110,7 @@ class CNCLIPModel:
     self.num_params = trees.count(params)
     self.num_visual_params = trees.count(params["visual"])
     self._weights = step.cast(params, precision), rest
-    self._graph, _, _ = abstract(source.config, scan=Scan(unroll=_unroll(source.config)))
+    self._graph, _, _ = abstract(source.config)
     self._encode_image = jax.jit(self._image_features)
     self._encode_text = jax.jit(lambda weights, x: self._model(weights).encode_text(x))
 
@@ -195,10 +194,6 @@ class CNCLIPModel:
 def _bucket(rows: int, devices: int) -> int:
   """Rows after padding: a power of two for each device."""
   return devices << (-(-rows // devices) - 1).bit_length()
-
-
-def _unroll(config: CNCLIPConfig) -> int:
-  return 1
 
 
 def _normalize(features: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import pathlib
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO
+from typing import TextIO
 
 import jax
 import rich.console
@@ -49,13 +49,13 @@ def run(main: Callable[[], None], *, argv: Sequence[str] | None = None) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
-  """Opens a file that takes its name only when the block ends without an error."""
+def writing(path: str | os.PathLike) -> Iterator[TextIO]:
+  """Opens a text file that takes its name only when the block ends without an error."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f"{path.name}.tmp")
   try:
-    with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
+    with open(partial, "w", encoding="utf-8") as file:
       yield file
     os.replace(partial, path)
   finally:
@@ -86,7 +86,8 @@ class _Rate(rich.progress.ProgressColumn):
     self._unit = unit
 
   def render(self, task: rich.progress.Task) -> str:
-    return f"{task.completed:,.0f} {self._unit}, {task.finished_speed or task.speed or 0:,.0f}/s"
+    done = min(task.completed, task.total)
+    return f"{done:,.0f} {self._unit}, {task.finished_speed or task.speed or 0:,.0f}/s"
 
 
 def _start(main, unexpected):

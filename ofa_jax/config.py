@@ -77,8 +77,8 @@ class Config:
     model: sizes, with `build(rngs, remat, unroll)`, `sharding` and `towers`.
     task: what is learnt; see `ofa_jax/tasks/base.py`.
     batch_size: rows of one update over all devices.
-    steps, epochs: the length of the run, exactly one of them; an epoch is
-      ceil(rows / batch_size) updates.
+    steps, epochs: the length of the run; an epoch is ceil(rows / batch_size) updates, and steps
+      win where both are given.
     init: a checkpoint to start from (a workdir of this program); None: from scratch.
     precision: bf16 computes in bfloat16 on float32 parameters; fp32 computes in full float32.
     remat: what the backward pass recomputes: nothing, all but matrix products, or whole layers.
@@ -194,10 +194,8 @@ def _dataclasses(value: Any) -> Iterable[Any]:
 
 def _check_run(c: Config) -> list[str]:
   faults = []
-  if (c.steps is None) == (c.epochs is None):
-    faults.append(
-      f"expected exactly one of steps and epochs, found steps={c.steps}, epochs={c.epochs}"
-    )
+  if c.steps is None and c.epochs is None:
+    faults.append("expected steps or epochs, found neither")
   if c.steps is not None and c.steps < 1:
     faults.append(f"steps: expected at least 1, found {c.steps}")
   if c.epochs is not None and c.epochs <= 0:

@@ -27,7 +27,7 @@ def test_all_faults_are_told_at_once(good):
   bad = dataclasses.replace(
     good,
     batch_size=30,
-    epochs=1.0,
+    steps=None,
     precision="fp8",
     ema=1.5,
     init="/nowhere",
@@ -37,7 +37,7 @@ def test_all_faults_are_told_at_once(good):
   with pytest.raises(ValueError) as e:
     validate(bad, devices=8)
   for text in (
-    "exactly one of steps and epochs",
+    "expected steps or epochs, found neither",
     "precision: expected one of bf16, fp32, found 'fp8'",
     "ema: expected None or a decay",
     "init: expected an existing checkpoint, found nothing at /nowhere",

@@ -23,7 +23,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 
-from ofa_jax import api, hub, trees
+from ofa_jax import hub, trees
 from ofa_jax.convert import cnclip, huggingface, model_config, torch_files
 from ofa_jax.convert.files import written_whole
 
@@ -83,6 +83,8 @@ def _check(path: str, out: str, source: hub.Source, *, to: str) -> list[str]:
   size = source.config.vision.image_size
   image = rng.standard_normal((2, size, size, 3), np.float32)
   tokens = rng.integers(1, source.config.text.vocab_size, (2, source.context_length), np.int32)
+  from ofa_jax import api
+
   own = [p for p, form in forms.items() if form in ("directory", "run")] or [out]
   model = api.CNCLIPModel(hub.open_model(own[0], config=source.config))
   ours = model.encode_image(image), model.encode_text(tokens)

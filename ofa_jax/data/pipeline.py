@@ -40,7 +40,7 @@ _FOREVER = 2**62  # steps of training data
 Plan = Callable[[int], tuple[dict[str, np.ndarray], list[tuple[int, tuple | None]]]]
 
 
-class TooManyBadRows(RuntimeError):  # noqa: N818 (named after what it reports)
+class TooManyBadRows(ValueError):  # noqa: N818 (named after what it reports)
   """More rows are bad than the run allows."""
 
 

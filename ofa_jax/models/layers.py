@@ -120,9 +120,9 @@ class Embed(nnx.Module):
     self.embedding = nnx.Param(init(rngs.params(), (num, dim), jnp.float32))
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    """Maps tokens int32[...] to vectors [..., dim]."""
+    """Maps tokens int32[...] to vectors [..., dim], NaN for a token beyond the table."""
     # Lookups in a table that is split over devices would move activations; moving it is less.
-    x = replicate(self.embedding[...])[tokens]
+    x = jnp.take(replicate(self.embedding[...]), tokens, axis=0, mode="fill")
     if self.pad is None:
       return x
     return jnp.where((tokens == self.pad)[..., None], jax.lax.stop_gradient(x), x)

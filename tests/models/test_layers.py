@@ -88,6 +88,7 @@ def test_the_pad_row_is_used_but_gets_no_gradient():
   embed = Embed(5, 3, init=jax.nn.initializers.normal(1.0), pad=2, rngs=nnx.Rngs(0))
   tokens = jnp.array([[1, 2, 4], [2, 2, 1]])
   np.testing.assert_array_equal(embed(tokens), embed.embedding[...][tokens])
+  assert bool(jnp.isnan(embed(jnp.array([5]))).all())
   graph, params = nnx.split(embed)
   grads = jax.grad(lambda p: nnx.merge(graph, p)(tokens).sum())(params)
   np.testing.assert_array_equal(grads["embedding"][...][:, 0], [0, 2, 0, 0, 1])

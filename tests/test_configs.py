@@ -1,0 +1,93 @@
+"""Every config file builds, has the size that is written down, and lowers for eight devices."""
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+import jax
+import pytest
+
+from ofa_jax import sharding, step, trees
+from ofa_jax.config import MeshShape, mesh_sizes, validate
+from ofa_jax.models import cnclip
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+# file and argument: parameters
+SIZES = {
+  ("quickstart.py", None): 3_946_497,
+  ("cnclip_vith14.py", None): 957_598_209,
+  ("cnclip_vith14.py", "pod"): 957_598_209,
+}
+
+# Parameters of the released models; of ViT-B-32, which was not released, by its config.
+RELEASED = {
+  "RN50": 76_989_537,
+  "ViT-B-16": 188_262_913,
+  "ViT-L-14": 406_233_089,
+  "ViT-L-14-336": 406_560_769,
+  "ViT-H-14": 957_598_209,
+}
+
+
+@pytest.fixture(autouse=True)
+def data(digits, monkeypatch):
+  monkeypatch.setenv("OFA_JAX_DATA", str(digits.parent))
+
+
+def load(name, argument):
+  get_config = runpy.run_path(str(CONFIGS / name))["get_config"]
+  return get_config(argument) if argument else get_config()
+
+
+def place(tree, shardings):
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+  )
+
+
+def lower(config, shape):
+  """The real train step, traced and lowered for a mesh of eight devices."""
+  mesh = sharding.make_mesh(mesh_sizes(shape, 8))
+  program = step.build(dataclasses.replace(config, mesh=shape), mesh, steps=10)
+  spec = config.task.batch_spec(64)
+  rows = dict.fromkeys(spec, sharding.batch_sharding(mesh))
+  state = place(program.abstract, program.shardings)
+  batch = place(spec, rows)
+  return program, step.train_step(program).lower(state, batch)
+
+
+def test_every_file_has_its_size_here():
+  assert {p.name for p in CONFIGS.glob("*.py")} == {name for name, _ in SIZES}
+
+
+@pytest.mark.parametrize(("name", "argument"), SIZES, ids=str)
+def test_config(name, argument):
+  config = load(name, argument)
+  validate(config, devices=16)
+  program, lowered = lower(config, MeshShape(data=2, fsdp=2, tensor=2))
+  assert trees.count(program.abstract.params) == SIZES[name, argument]
+  assert "sdy.sharding" in lowered.as_text()
+  paths = trees.flatten(program.abstract.params)
+  unmatched = [p for p in paths if trees.first_match(config.model.sharding, p) is None]
+  assert not unmatched
+  towers = [p for p in paths if not any(trees.first_match(((t, True),), p)
+                                        for t in config.model.towers.values())]  # fmt: skip
+  assert not towers
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_models(name, digits):
+  model = cnclip.config(*cnclip.MODELS[name])
+  base = load("cnclip_vith14.py", None)
+  task = dataclasses.replace(base.task, image_size=model.vision.image_size)
+  config = dataclasses.replace(base, model=model, task=task, evals=())
+  program, _ = lower(config, MeshShape(data=1, fsdp=8))
+  assert trees.count(program.abstract.params) == RELEASED[name]
+  held = sharding.bytes_per_device(program.abstract, program.shardings)
+  assert held < trees.num_bytes(program.abstract) / 8 * 1.05
+
+
+def test_an_unknown_variant_is_told():
+  with pytest.raises(ValueError, match="variants"):
+    load("cnclip_vith14.py", "huge")
