@@ -4,8 +4,9 @@
   image = preprocess(Image.open("pokemon.jpeg"))[None]
   per_image, per_text = model.get_similarity(image, tokenize(["杰尼龟", "皮卡丘"]))
 
-Unlike the original's, the weights are not rounded to fp16 on the way, and there is no training
-mode to leave: nothing here is random.
+Unlike the original's `load_from_name`, this one does not round fp32 weights to fp16 on the way (a
+file stored in fp16 gives that one's very numbers), and there is no training mode to leave: nothing
+here is random.
 """
 
 import collections
@@ -57,7 +58,8 @@ def load_from_name(
     name: one of `available_models()`, which is downloaded and converted once; or a model directory,
       a workdir of `ofa_jax.train`, a Hugging Face directory, or a `.pt` file.
     download_root: folder for downloads; None is `~/.cache/ofa_jax`.
-    precision: "fp32", or "bf16", which is several times faster on accelerators.
+    precision: "fp32", the original's numbers; or "bf16", for accelerators: half the memory, and
+      features that differ in the third digit.
 
   Returns:
     The model, and a function that makes a Pillow image float32[S, S, 3], ready for `encode_image`.

@@ -31,7 +31,6 @@ from ofa_jax.step import State
 from ofa_jax.tokenizers.bert import CONTEXT_LENGTH, ChineseBertTokenizer
 
 FAMILY, FORMAT = "cnclip", 1
-CACHE = pathlib.Path.home() / ".cache" / "ofa_jax"
 
 
 class Release(NamedTuple):
@@ -90,7 +89,8 @@ def open_model(
   """
   path = pathlib.Path(name)
   if str(name) in RELEASES:
-    path = fetch(str(name), pathlib.Path(download_root or CACHE))
+    root = pathlib.Path(download_root or pathlib.Path.home() / ".cache" / "ofa_jax")
+    path = fetch(str(name), root)
   if path.is_dir():
     return _open_directory(path)
   if path.is_file():
@@ -145,9 +145,11 @@ def fetch(name: str, root: pathlib.Path) -> pathlib.Path:
   if directory.exists():
     return directory
   source = _open_torch(download(name, root), None)
-  weights = source.load()
-  if not directory.exists():  # else another process was faster
-    save_directory(directory, source.config, *weights)
+  try:
+    save_directory(directory, source.config, *source.load())
+  except ValueError:
+    if not directory.exists():  # else another process was faster
+      raise
   return directory
 
 
@@ -211,7 +213,7 @@ def save_directory(
     "format": FORMAT,
     **model_config.to_json(config),
     "context_length": context_length,
-    "tokenizer": {"type": "bert", "vocab": "vocab.txt"},
+    "tokenizer": "bert",  # of vocab.txt
   }
   with written_whole(directory) as made:
     made.mkdir()
@@ -252,6 +254,8 @@ def _open_directory(path: pathlib.Path) -> Source:
     ) from None
   except ValueError as error:
     raise ValueError(f"{file}: expected JSON, found: {error}") from error
+  if not isinstance(described, dict):
+    raise ValueError(f"{file}: expected a JSON object, found {type(described).__name__}")
   if described.get("family") == FAMILY:
     return _open_own(path, described)
   if described.get("model_type") == huggingface.MODEL_TYPE:
@@ -272,7 +276,7 @@ def _open_own(path: pathlib.Path, described: Mapping[str, Any]) -> Source:
       f"{path}: expected format {FORMAT}, found {described.get('format')!r}; it was written by "
       "another version of ofa_jax"
     )
-  config = model_config.from_json(described)
+  config = _explain(path, model_config.from_json, described)
 
   def load(shardings=None):
     _, *expected = abstract(config)
@@ -297,8 +301,8 @@ def _open_own(path: pathlib.Path, described: Mapping[str, Any]) -> Source:
     config=config,
     load=load,
     form="directory",
-    context_length=described["context_length"],
-    vocab=path / described["tokenizer"]["vocab"],
+    context_length=described.get("context_length", CONTEXT_LENGTH),
+    vocab=path / "vocab.txt",
   )
 
 

@@ -73,7 +73,8 @@ def topk(
     cli.progress("top-k", total=len(queries), unit=f"{query}s") as advance,
   ):
     for rows in best_rows(queries.vectors, candidates.vectors, k=k, advance=advance):
-      for query_id, ids in zip(queries.ids[found:], candidates.ids[rows].tolist(), strict=False):
+      query_ids = queries.ids[found : found + len(rows)].tolist()
+      for query_id, ids in zip(query_ids, candidates.ids[rows].tolist(), strict=True):
         file.write(f'{{"{query}_id": {query_id}, "{candidate}_ids": {ids}}}\n')
       found += len(rows)
   print(f"Top-{k} predictions of {found} {query}s are in {output}")

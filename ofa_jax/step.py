@@ -162,9 +162,7 @@ def cast(params: Any, precision: str) -> Any:
 
 
 def _build_model(config, key):
-  from ofa_jax.models.layers import Scan  # TEMP
-
-  return config.model.build(rngs=nnx.Rngs(key), scan=Scan(config.remat, config.unroll))
+  return config.model.build(rngs=nnx.Rngs(key), remat=config.remat, unroll=config.unroll)
 
 
 def _state(config, optimizer, params, rest):

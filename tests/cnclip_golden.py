@@ -76,7 +76,9 @@ def micro_state_dict(model: str) -> dict[str, np.ndarray]:
 
 def abstract(config: CNCLIPConfig, *, scan: Scan = Scan()):  # noqa: B008
   """Graph definition, parameters and rest of a model that is not computed."""
-  model = jax.eval_shape(lambda: config.build(rngs=nnx.Rngs(0), scan=scan))
+  model = jax.eval_shape(
+    lambda: config.build(rngs=nnx.Rngs(0), remat=scan.remat, unroll=scan.unroll)
+  )
   graph, params, rest = nnx.split(model, nnx.Param, ...)
   return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 

@@ -1,5 +1,8 @@
 """Every test sees eight CPU devices, so that meshes are tested wherever the tests run."""
 
+import os
+import tempfile
+
 import jax
 import pytest
 
@@ -7,9 +10,23 @@ from ofa_jax.data import quickstart
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+# Compiling is most of the time of these tests. The commands that they start as processes of their
+# own are optimised in full.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
   """The quickstart's data set."""
   return quickstart.digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache():
+  """Equal programs are compiled once a session, also those of the commands that tests start."""
+  with tempfile.TemporaryDirectory() as folder:
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    yield

@@ -110,6 +110,8 @@ def test_weights_that_are_not_those_of_the_config_are_listed(directory):
     ({"family": "ofa"}, "found {'family': 'ofa'}"),
     ({"model_type": "chinese_clip", "vision_config": {"hidden_act": "gelu"}}, "quick_gelu"),
     ({"model": {"_class": "x.CNCLIPConfig"}}, "does not describe a Chinese-CLIP"),
+    ({"family": "cnclip", "format": 1, "vision": {}}, "does not describe a Chinese-CLIP"),
+    ([], "expected a JSON object, found list"),
     (None, "expected JSON"),
   ],
 )
@@ -178,6 +180,19 @@ def test_a_name_is_downloaded_and_converted_once(tmp_path, monkeypatch):
   monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("the pickle was read again"))
   assert_same(hub.open_model("ViT-B-16", download_root=root).load()[0], weights()[0])
   assert fake.downloads == 1
+
+
+def test_another_process_may_be_faster(tmp_path, monkeypatch):
+  config = micro_config("micro_vit")
+
+  def load():
+    hub.save_directory(tmp_path / "RN50", config, *weights())
+    return weights()
+
+  (tmp_path / "clip_cn_rn50.pt").touch()
+  source = hub.Source(config=config, load=load, form="torch")
+  monkeypatch.setattr(hub, "_open_torch", lambda *_: source)
+  assert_same(hub.open_model("RN50", download_root=tmp_path).load()[0], weights()[0])
 
 
 def test_a_file_that_is_there_is_not_downloaded(tmp_path, monkeypatch):

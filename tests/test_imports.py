@@ -12,13 +12,14 @@ PACKAGE = ROOT / "ofa_jax"
 ENGINE = {"config", "sharding", "optim", "step", "checkpoint", "log"}
 NUMPY = {"tokenizers", "data", "scoring"}
 PURE = {"losses", "models", "decode"}
-COMMANDS = {"train", "evaluate", "cli"}
+COMMANDS = {"train", "evaluate", "extract_features", "retrieve", "zeroshot", "api", "cli"}
 ALLOWED = {
   **dict.fromkeys(NUMPY, NUMPY),
   "trees": NUMPY,
   **dict.fromkeys(ENGINE, {"trees"} | ENGINE),
   **dict.fromkeys(PURE, {"trees"} | PURE | NUMPY),
   "convert": {"trees"} | PURE | NUMPY,
+  "hub": {"trees", "convert", "checkpoint", "step"} | PURE | NUMPY,
   "tasks": {"trees", "convert"} | PURE | NUMPY,
   **dict.fromkeys(COMMANDS, None),  # anything
 }

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import secrets
 import shutil
 from collections.abc import Iterator
 
@@ -15,7 +16,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     ValueError: `path` exists, now or at the end.
   """
   path = pathlib.Path(path).resolve()
-  made = path.with_name(f".{path.name}.{os.getpid()}")
+  made = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
   _check_free(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   try:

@@ -159,8 +159,11 @@ def read_tensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
       return read(directory / name)
     index = directory / f"{name}.index.json"
     if index.is_file():
-      shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-      return {k: v for shard in shards for k, v in read(directory / shard).items()}
+      try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+      except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index}: expected an index of shards, found {error!r}") from error
+      return {k: v for shard in sorted(shards) for k, v in read(directory / shard).items()}
   raise ValueError(
     f"{directory}: expected model.safetensors or pytorch_model.bin, or an index of such, found none"
   )

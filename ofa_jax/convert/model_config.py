@@ -52,11 +52,10 @@ def from_json(described: Mapping[str, Any]) -> CNCLIPConfig:
   Raises:
     ValueError: fields are missing or unknown.
   """
-  towers = [
-    {k: v for k, v in described.get(name, {}).items() if k != "_class"}
-    for name in ("vision", "text")
-  ]
-  vision, text = towers
+  vision, text = (
+    {k: v for k, v in described.get(tower, {}).items() if k != "_class"}
+    for tower in ("vision", "text")
+  )
   try:
     if "patch_size" in vision:
       vision = ViTConfig(**vision)
@@ -101,39 +100,20 @@ def from_fields(fields: Mapping[str, Any]) -> CNCLIPConfig:
     ValueError: all fields that are missing or unknown, or have a wrong type.
   """
   known = {**VISION, **TEXT}
-  problems = []
-  for name in fields:
-    if name not in known and name not in FIXED:
-      near = difflib.get_close_matches(name, known, n=1)
-      problems.append(f"unknown field {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
-  act = fields.get("text_hidden_act", "gelu")
-  if act != "gelu":
-    problems.append(f"text_hidden_act: expected 'gelu', found {act!r}")
-  for name, (_, default) in known.items():
-    if default is ... and name not in fields:
-      problems.append(f"missing field {name!r}")
   values = {name: fields.get(name, default) for name, (_, default) in known.items()}
-  layers = values["vision_layers"]
-  if isinstance(layers, str):  # the original writes a ResNet's as the text of a list
-    try:
-      layers = ast.literal_eval(layers)
-    except (ValueError, SyntaxError):
-      layers = None
-  is_resnet = isinstance(layers, list | tuple) and len(layers) == 4
-  if layers is not ... and not is_resnet and not isinstance(layers, int):
-    problems.append(
-      f"vision_layers: expected a number (ViT) or a list of four (ResNet), "
-      f"found {values['vision_layers']!r}"
-    )
-  if isinstance(layers, int) and not values["vision_patch_size"]:
-    problems.append("missing field 'vision_patch_size'")
-  problems += [
-    f"{name}: expected a number, found {value!r}"
+  layers = values["vision_layers"] = _vision_layers(values["vision_layers"])
+  problems = _unknown_fields(fields) + [
+    f"missing field {name!r}" if value is ... else f"{name}: expected a number, found {value!r}"
     for name, value in values.items()
-    if name not in ("vision_layers", "vision_patch_size")
-    and value is not ...
-    and (isinstance(value, bool) or not isinstance(value, int | float))
+    if not _is_number(value) and name not in ("vision_layers", "vision_patch_size")
   ]
+  if layers is None:
+    problems.append(
+      "vision_layers: expected a number (ViT) or a list of four (ResNet), found "
+      f"{fields.get('vision_layers', 'no such field')!r}"
+    )
+  if isinstance(layers, int) and not _is_number(values["vision_patch_size"]):
+    problems.append("missing field 'vision_patch_size'")
   if problems:
     raise ValueError(
       "expected the fields of cn_clip's clip/model_configs of one image and one text tower; "
@@ -141,9 +121,10 @@ def from_fields(fields: Mapping[str, Any]) -> CNCLIPConfig:
     )
   vision = {ours: values[name] for name, (ours, _) in VISION.items()}
   embed_dim, patch_size = vision.pop("embed_dim"), vision.pop("patch_size")
-  vision["layers"] = tuple(layers) if is_resnet else layers
   return CNCLIPConfig(
-    vision=ResNetConfig(**vision) if is_resnet else ViTConfig(patch_size=patch_size, **vision),
+    vision=ViTConfig(patch_size=patch_size, **vision)
+    if isinstance(layers, int)
+    else ResNetConfig(**vision),
     text=BertConfig(**{ours: values[name] for name, (ours, _) in TEXT.items()}),
     embed_dim=embed_dim,
   )
@@ -158,3 +139,32 @@ def to_fields(config: CNCLIPConfig) -> dict[str, Any]:
   }
   text = {name: getattr(config.text, ours) for name, (ours, _) in TEXT.items()}
   return {"embed_dim": config.embed_dim, **vision, **text, **FIXED}
+
+
+def _unknown_fields(fields: Mapping[str, Any]) -> list[str]:
+  known = {**VISION, **TEXT, **FIXED}
+  problems = []
+  for name in fields:
+    if name not in known:
+      near = difflib.get_close_matches(name, known, n=1)
+      problems.append(f"unknown field {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+  act = fields.get("text_hidden_act", "gelu")
+  if act != "gelu":
+    problems.append(f"text_hidden_act: expected 'gelu', found {act!r}")
+  return problems
+
+
+def _vision_layers(value: Any) -> int | tuple[int, ...] | None:
+  """A ViT's number of layers, a ResNet's four, or None; the original writes those as a string."""
+  if isinstance(value, str):
+    try:
+      value = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      return None
+  if isinstance(value, list | tuple) and len(value) == 4:
+    return tuple(value)
+  return value if _is_number(value) else None
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)

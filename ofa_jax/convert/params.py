@@ -6,26 +6,17 @@ import jax
 from flax import nnx
 
 from ofa_jax.models.cnclip import CNCLIPConfig
-from ofa_jax.models.layers import Scan
 
 Weights = tuple[dict[str, Any], dict[str, Any]]  # nested dicts: parameters, running statistics
 
 
-def abstract(
-  config: CNCLIPConfig,
-  *,
-  scan: Scan = Scan(),  # noqa: B008
-) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
+def abstract(config: CNCLIPConfig) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
   """Returns (graph, params, rest) for `nnx.merge`, the last two nested dicts of ShapeDtypeStructs.
-
-  Args:
-    config: the model's sizes.
-    scan: how the transformers' layers are run.
 
   Raises:
     ValueError: sizes that do not fit together.
   """
-  model = jax.eval_shape(lambda: config.build(rngs=nnx.Rngs(0), scan=scan))
+  model = jax.eval_shape(lambda: config.build(rngs=nnx.Rngs(0)))
   graph, params, rest = nnx.split(model, nnx.Param, ...)
   return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 

@@ -70,8 +70,8 @@ def _load(path: pathlib.Path) -> Any:
   torch = _torch()
   if not path.is_file():
     raise ValueError(f"{path}: expected a PyTorch file, found none")
-  archive = zipfile.is_zipfile(path)
   try:
+    archive = zipfile.is_zipfile(path)
     if archive and _is_torchscript(path):
       # Its loader is C++ and cannot reach Python; the parameters are all that we take.
       return torch.jit.load(path, map_location="cpu").state_dict()
@@ -84,8 +84,8 @@ def _load(path: pathlib.Path) -> Any:
       f"{path}: expected a pickle of tensors only, found one that may run code when it is opened "
       f"({asks[0] if asks else type(error).__name__}); refused. Get the weights as another file."
     ) from error
-  except (RuntimeError, EOFError, OSError) as error:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+  except Exception as error:  # on damaged bytes the readers raise anything, KeyError included
+    reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
     raise ValueError(
       f"{path}: expected a whole PyTorch file, found {path.stat().st_size:,} bytes that cannot be "
       f"read as one ({reason}); was the download cut short?"

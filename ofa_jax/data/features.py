@@ -20,6 +20,7 @@ from ofa_jax.data.tsv import check_files
 FORMATS = ("jsonl", "npy")
 
 _BLOCK = 8192  # rows checked at a time
+_ADVANCE = 2**20  # bytes between two calls of `advance`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -202,6 +203,16 @@ class FeatureWriter:
         yield int(np.frombuffer(row, dtype)["id"][0]), begin
 
 
+def raise_faults(faults: Sequence[str], expected: str) -> None:
+  """Raises ValueError for a file's faults: how many, and the first five."""
+  if faults:
+    more = "; ..." if len(faults) > 5 else ""
+    raise ValueError(
+      f"Expected {expected}, found {len(faults)} fault{'s' * (len(faults) > 1)}: "
+      f"{'; '.join(faults[:5])}{more}"
+    )
+
+
 # Where `orjson` and Python's `json` write the same number in another form: below 1e-4.
 _OTHER_DIGITS = re.compile(rb"(?<![\d.])-?(?:0\.0000\d+|\d[.\d]*e-\d+)")
 
@@ -231,7 +242,7 @@ def _parse_jsonl(path, id_field, advance) -> tuple[np.ndarray, np.ndarray]:
   with open(path, "rb") as file, np.errstate(over="ignore"):  # infinity is found afterwards
     count = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**24), b"")) + 1
     file.seek(0)
-    ids, vectors, faults, number = np.zeros(count, np.int64), None, [], 0
+    ids, vectors, faults, number, size = np.zeros(count, np.int64), None, [], 0, 0
     for number, line in enumerate(file, 1):
       try:
         row = orjson.loads(line)
@@ -247,7 +258,11 @@ def _parse_jsonl(path, id_field, advance) -> tuple[np.ndarray, np.ndarray]:
         faults.append(f"{path}:{number} has no field {error}")
       except (ValueError, TypeError) as error:
         faults.append(f"{path}:{number} {error}")
-      advance(len(line))
+      size += len(line)
+      if size > _ADVANCE:
+        advance(size)
+        size = 0
+  advance(size)
   if not number:
     faults.append(f"{path} has no rows")
   raise_faults(faults, f'{{"{id_field}": int, "feature": [floats of one width]}} in every line')
@@ -271,13 +286,3 @@ def _integer(value) -> int:
   if type(value) is not int:
     raise ValueError(f"has the id {value!r}, not an integer")
   return value
-
-
-def raise_faults(faults: Sequence[str], expected: str) -> None:
-  """Raises ValueError for a file's faults: how many, and the first five."""
-  if faults:
-    more = "; ..." if len(faults) > 5 else ""
-    raise ValueError(
-      f"Expected {expected}, found {len(faults)} fault{'s' * (len(faults) > 1)}: "
-      f"{'; '.join(faults[:5])}{more}"
-    )

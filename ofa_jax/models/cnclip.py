@@ -93,17 +93,17 @@ class CNCLIPConfig:
   embed_dim: int
   name: str = ""
 
-  def build(self, *, rngs: nnx.Rngs, scan: Scan = Scan()) -> "CNCLIP":  # noqa: B008
+  def build(self, *, rngs: nnx.Rngs, remat: str = "none", unroll: int = 1) -> "CNCLIP":
     """Makes the model with fresh float32 parameters.
 
     Args:
       rngs: the stream `params` draws them.
-      scan: how the transformers' layers are run.
+      remat, unroll: how the transformers' layers are run; see `layers.Scan`.
 
     Raises:
       ValueError: sizes that do not fit together.
     """
-    return CNCLIP(self, scan=scan, rngs=rngs)
+    return CNCLIP(self, scan=Scan(remat, unroll), rngs=rngs)
 
   @property
   def sharding(self) -> tuple[tuple[str, P], ...]:

@@ -35,7 +35,11 @@ def recall(ranks: Sequence[int] | np.ndarray) -> dict[str, float]:
 
 
 def recall_both_ways(
-  image_features: np.ndarray, text_features: np.ndarray, *, images_of: Sequence[Collection[int]]
+  image_features: np.ndarray,
+  text_features: np.ndarray,
+  *,
+  images_of: Sequence[Collection[int]],
+  readable: np.ndarray | None = None,
 ) -> dict[str, float]:
   """Returns `recall` of text-to-image ("t2i_r1", ...) and image-to-text ("i2t_r1", ...) retrieval.
 
@@ -46,14 +50,21 @@ def recall_both_ways(
     image_features: float[N, E], normalised.
     text_features: float[M, E], normalised.
     images_of: for each text the rows of `image_features` that it describes.
+    readable: bool[N]; an image for which it is False is no candidate, and finds nothing. None: all.
 
   Raises:
     ValueError: shapes and indices do not fit, or no text has an image.
   """
-  t2i = rank_truth(text_features, image_features, truth=images_of)
+  image_features = np.asarray(image_features)
+  pool = np.arange(len(image_features)) if readable is None else np.flatnonzero(readable)
+  place = dict(zip(pool.tolist(), range(len(pool)), strict=True))
+  found = [[place[i] for i in images if i in place] for images in images_of]
+  t2i = rank_truth(text_features, image_features[pool], truth=found)
   texts_of = transpose(dict(enumerate(images_of)))
-  i2t = rank_truth(
-    np.asarray(image_features)[list(texts_of)], text_features, truth=list(texts_of.values())
+  queries = [i for i in texts_of if i in place]
+  i2t = np.full(len(texts_of), MISS)
+  i2t[: len(queries)] = rank_truth(
+    image_features[queries], text_features, truth=[texts_of[i] for i in queries]
   )
   return {f"{way}_{k}": v for way, r in (("t2i", t2i), ("i2t", i2t)) for k, v in recall(r).items()}
 

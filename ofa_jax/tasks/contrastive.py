@@ -126,9 +126,11 @@ class Contrastive(Task):
   def score(self, predictions, streams):
     """Full-pool recalls as fractions; what could not be read is not found and finds nothing."""
     image, text = predictions["image"], predictions["text"]
-    features = np.where(image["valid"][:, None], image["features"], np.nan)
     return retrieval.recall_both_ways(
-      features, text["features"], images_of=streams["text"].images_of
+      image["features"],
+      text["features"],
+      images_of=streams["text"].images_of,
+      readable=image["valid"],
     )
 
   def log_line(self, values):
@@ -194,7 +196,7 @@ class ZeroShot(Task):
     prompts = [template.replace("{}", name) for name in names for template in self.templates]
     return {
       "image": folder.FolderRows(table, size=self.image_size),
-      "text": pairs.TextRows(_texts(prompts), tokenize=tokenizer(self.context_length)),
+      "text": pairs.TextRows(prompts, tokenize=tokenizer(self.context_length)),
     }
 
   def predict(self, model, batch):
@@ -205,9 +207,11 @@ class ZeroShot(Task):
     prompts = predictions["text"]["features"]
     prompts = prompts.reshape(-1, len(self.templates), prompts.shape[-1]).mean(1)
     classifier = prompts / np.linalg.norm(prompts, axis=-1, keepdims=True)
-    image = predictions["image"]
-    labels = np.where(image["valid"], streams["image"].labels, -1)
-    return {"zeroshot_top1": zeroshot.top1(image["features"] @ classifier.T, labels)}
+    image, labels = predictions["image"], streams["image"].labels
+    scores = image["features"] @ classifier.T
+    unreadable = np.flatnonzero(~image["valid"])
+    scores[unreadable, labels[unreadable]] = -np.inf
+    return {"zeroshot_top1": zeroshot.top1(scores, labels)}
 
 
 @functools.cache
