@@ -40,7 +40,7 @@ def get_config() -> Config:
     batch_size=128,
     steps=600,
     log_every=20,
-    save_every=200,
+    save_every=50,
     optim=Optim(
       lr=1e-3,
       b2=0.98,
@@ -53,12 +53,12 @@ def get_config() -> Config:
     ),
     precision="fp32",  # what a CPU computes fastest
     evals=(
-      Eval(name="valid", task=task, every=200),
+      Eval(name="valid", task=task, every=50),
       Eval(
         name="valid",
         task=ZeroShot(directory=str(data / "zeroshot"), templates=quickstart.TEMPLATES, **size),
         split="test",
-        every=200,
+        every=50,
       ),
     ),
   )

@@ -94,7 +94,9 @@ def extract_texts(
   features.raise_faults(faults, "integers as text ids")
   length = context_length or model.context_length
   return _extract(
-    pairs.TextRows(texts.texts, tokenize=lambda t: model.tokenizer.encode(normalize_caption(t), length)),
+    pairs.TextRows(
+      texts.texts, tokenize=lambda t: model.tokenizer.encode(normalize_caption(t), length)
+    ),
     range(len(texts)),
     ids=texts.text_ids,
     encode=lambda batch: model.encode_text(batch["tokens"]),

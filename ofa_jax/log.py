@@ -148,7 +148,7 @@ def plot(rows: Sequence[Mapping[str, float]], path: Any) -> None:
   names = sorted({k for r in rows for k in r if k != "step"})
   losses = [n for n in names if n.startswith("train/") and n.endswith("loss")]
   scores = [n for n in names if not n.startswith("train/")]
-  figure = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained")
+  figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")
   panels = ((losses, "training loss"), (scores, "evaluation"))
   for axes, (group, title) in zip(figure.subplots(1, 2), panels, strict=True):
     for name in group:
@@ -157,8 +157,8 @@ def plot(rows: Sequence[Mapping[str, float]], path: Any) -> None:
       axes.plot(*zip(*points, strict=True), label=name, marker=marker, markersize=3, linewidth=1.2)
     axes.set(title=title, xlabel="step")
     axes.grid(alpha=0.3)
-    if group:
-      axes.legend(fontsize=7)
+    if group:  # beside the curves, never on them
+      axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
   with epath.Path(path).open("wb") as f:
     figure.savefig(f, format="png", dpi=120)
 

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import platform
 import time
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from ofa_jax import checkpoint, cli, evaluate, log, sharding, step, trees
+from ofa_jax import checkpoint, cli, evaluate, log, overview, sharding, step, trees
 from ofa_jax.config import Config, mesh_sizes, to_dict, validate
 from ofa_jax.data import pipeline
 
@@ -46,7 +45,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
   with checkpoint.Checkpoints(workdir, keep=config.keep) as checkpoints:
     state, origin = _first_state(program, checkpoints)
     with log.Log(workdir, steps=steps, start=int(state.step)) as out:
-      out.show(_overview(program, num_rows=len(rows), steps=steps, origin=origin))
+      out.show(overview.table(program, num_rows=len(rows), steps=steps, origin=origin))
       _save_config(config, workdir, out)
       run = _Run(program, rows, evaluators, checkpoints, out, steps=steps, per_epoch=per_epoch)
       with contextlib.closing(rows):
@@ -243,47 +242,6 @@ def _stop_if_diverged(config: Config, metrics: dict[str, Any]) -> None:
       f"optim.max_bad_steps={config.optim.max_bad_steps}). Their updates were skipped; lower "
       "optim.lr, set optim.clip_norm, or look at the data of these steps."
     )
-
-
-def _overview(program: step.Program, *, num_rows: int, steps: int, origin: str):
-  """The table at the start: machine, mesh, parameters, memory, weights, config."""
-  config, abstract, places = program.config, program.abstract, program.shardings
-  device = jax.devices()[0]
-  flat = trees.flatten(abstract.params)
-  towers = {
-    name: sum(int(np.prod(p.shape)) for path, p in flat.items() if trees.first_match(rule, path))
-    for name, rule in ((n, ((pattern, True),)) for n, pattern in config.model.towers.items())
-  }
-  held = sharding.bytes_per_device(abstract, places)
-  grads = sharding.bytes_per_device(abstract.params, places.params)
-  rows = [
-    ("devices", f"{jax.device_count()} x {device.device_kind} on {jax.process_count()} host(s); "
-                f"jax {jax.__version__}, Python {platform.python_version()}"),
-    ("mesh", " x ".join(f"{k} {v}" for k, v in program.mesh.shape.items())),
-    ("parameters", f"{trees.count(abstract.params):,} ("
-                   + ", ".join(f"{k} {v:,}" for k, v in towers.items()) + ")"),
-    ("memory a device", f"{log.human_bytes(held)} parameters and optimizer + "
-                        f"{log.human_bytes(grads)} gradients; activations after compiling"),
-    ("weights", origin),
-    ("run", f"{num_rows:,} rows, batch {config.batch_size}, {steps:,} steps"),
-  ]  # fmt: skip
-  for name, value in to_dict(config).items():
-    if name != "_class" and isinstance(value, (dict, list)) and value:
-      rows.append((f"config.{name}", _compact(value)))
-  simple = {k: v for k, v in to_dict(config).items() if not isinstance(v, (dict, list))}
-  rows.append(("config", _compact(simple)))
-  return log.table(config.name or "ofa_jax", rows)
-
-
-def _compact(value: Any) -> str:
-  """A config value on few lines, class names shortened."""
-  if isinstance(value, dict):
-    name = value.get("_class", "").rpartition(".")[2]
-    inside = " ".join(f"{k}={_compact(v)}" for k, v in value.items() if k != "_class")
-    return f"{name}({inside})" if name else inside
-  if isinstance(value, list):
-    return "[" + ", ".join(_compact(v) for v in value) + "]"
-  return repr(value) if isinstance(value, str) else str(value)
 
 
 def _save_config(config: Config, workdir: str, out: log.Log) -> None:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ofa_jax"
 
 # What a part of the package may import of the others; everything may import its own part.
-ENGINE = {"config", "sharding", "optim", "step", "checkpoint", "log"}
+ENGINE = {"config", "sharding", "optim", "step", "checkpoint", "log", "overview"}
 NUMPY = {"tokenizers", "data", "scoring"}
 PURE = {"losses", "models", "decode"}
 COMMANDS = {"train", "evaluate", "extract_features", "retrieve", "zeroshot", "api", "cli"}
