@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 PRECISIONS = ("bf16", "fp32")
@@ -79,7 +78,8 @@ class Config:
     batch_size: rows of one update over all devices.
     steps, epochs: the length of the run; an epoch is ceil(rows / batch_size) updates, and steps
       win where both are given.
-    init: a checkpoint to start from (a workdir of this program); None: from scratch.
+    init: weights to start from: a run's workdir, a model directory, a released name, a .pt file;
+      None: from scratch.
     precision: bf16 computes in bfloat16 on float32 parameters; fp32 computes in full float32.
     remat: what the backward pass recomputes: nothing, all but matrix products, or whole layers.
     unroll: layers per iteration of the scan over layers; more is faster to run, slower to compile.
@@ -217,8 +217,6 @@ def _check_run(c: Config) -> list[str]:
     faults.append(f"ema: expected None or a decay between 0 and 1, found {c.ema}")
   if not 0 <= c.max_bad_rate <= 1:
     faults.append(f"max_bad_rate: expected a share between 0 and 1, found {c.max_bad_rate}")
-  if c.init is not None and "://" not in c.init and not Path(c.init).exists():
-    faults.append(f"init: expected an existing checkpoint, found nothing at {c.init}")
   return faults
 
 

@@ -16,8 +16,9 @@ from absl import flags
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ofa_jax import checkpoint, cli, log, sharding, step
+from ofa_jax import cli, hub, log, sharding, step, trees
 from ofa_jax.config import Config, Eval, mesh_sizes, validate
+from ofa_jax.convert.params import abstract
 from ofa_jax.data import pipeline
 
 
@@ -81,18 +82,37 @@ def run_all(pending: list[Evaluator], params: Any, rest: Any) -> dict[str, float
   return metrics
 
 
-def run(config: Config, checkpoint_dir: str) -> dict[str, float]:
-  """Metrics of the newest checkpoint of a workdir by the config's evaluations."""
+def run(config: Config, name: str) -> dict[str, float]:
+  """Metrics of a stored model by the config's evaluations; `name` as for `load_weights`."""
   validate(config, devices=jax.device_count(), hosts=jax.process_count())
   if not config.evals:
     raise ValueError("Expected a config with evals, found none")
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
   program = step.build(config, mesh, steps=1)
-  pending = evaluators(program)
-  at, params, rest = checkpoint.open_weights(
-    checkpoint_dir, abstract=program.abstract, shardings=program.shardings
-  )
-  return {"step": at, **run_all(pending, params, rest)}
+  return run_all(evaluators(program), *load_weights(program, name))
+
+
+def load_weights(program: step.Program, name: str) -> tuple[Any, Any]:
+  """(params, rest) of a stored model, laid out for the program.
+
+  Args:
+    program: from `step.build`.
+    name: whatever `hub.open_model` takes: a run, a model directory, a released name, a file.
+
+  Raises:
+    ValueError: there is no such model, or it has other parameters than the config's; all of them.
+  """
+  source = hub.open_model(name)
+  _, params, rest = abstract(source.config)
+  lines = trees.difference(program.abstract.params, params)
+  lines += trees.difference(program.abstract.rest, rest)
+  if lines:
+    raise ValueError(
+      f"{name} is not of this config, {len(lines)} differences:\n  "
+      + "\n  ".join(lines[:20])
+      + "\nChange config.model, or take other weights."
+    )
+  return source.load((program.shardings.params, program.shardings.rest))
 
 
 def _collect(found, outputs, size):
@@ -120,7 +140,11 @@ def main() -> None:
   """The command."""
   config = cli.define_config()
   directory = flags.DEFINE_string(
-    "checkpoint", None, "Workdir of a run; its newest checkpoint is evaluated.", required=True
+    "checkpoint",
+    None,
+    "Workdir of a run, whose newest checkpoint is taken; or a model directory, a released name, a "
+    "Hugging Face directory, a .pt file.",
+    required=True,
   )
   output = flags.DEFINE_string("output", None, "JSON file for the metrics.")
 

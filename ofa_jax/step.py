@@ -5,6 +5,7 @@ The modules are split once into a graph definition and plain dictionaries; the s
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,18 @@ class Program:
     """The model with these parameters in the compute dtype, merged anew."""
     return nnx.merge(self.graph, cast(params, self.config.precision), rest)
 
+  def traced(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, traced under the program's mesh and matmul precision; jit what this returns."""
+
+    @functools.wraps(fn)
+    def under(*args):
+      precision = "highest" if self.config.precision == "fp32" else None
+      mesh = jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+      with mesh, jax.default_matmul_precision(precision):
+        return fn(*args)
+
+    return under
+
 
 def build(config: Config, mesh: jax.sharding.Mesh, *, steps: int) -> Program:
   """Traces the initialisation without computing it and lays the state out on the mesh.
@@ -95,12 +108,12 @@ def init(program: Program) -> State:
   """A fresh state, each device computing only its part; the same for every mesh."""
   config = program.config
 
+  @program.traced
   def make():
     _, params, rest = nnx.split(_build_model(config, jax.random.key(config.seed)), nnx.Param, ...)
     return _state(config, program.optimizer, nnx.to_pure_dict(params), nnx.to_pure_dict(rest))
 
-  with jax.set_mesh(program.mesh):
-    return jax.jit(make, out_shardings=program.shardings)()
+  return jax.jit(make, out_shardings=program.shardings)()
 
 
 def train_step(program: Program) -> Callable[[State, Any], tuple[State, dict[str, jax.Array]]]:
@@ -111,6 +124,7 @@ def train_step(program: Program) -> Callable[[State, Any], tuple[State, dict[str
   """
   config, task = program.config, program.config.task
 
+  @program.traced
   def step(state, batch):
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     if task.prepare is not None:
@@ -133,9 +147,7 @@ def train_step(program: Program) -> Callable[[State, Any], tuple[State, dict[str
     return state, {**metrics, "grad_norm": norm, "lr": lr, "bad": bad}
 
   whole = sharding.replicated(program.mesh)
-  return _with_context(
-    program, jax.jit(step, donate_argnums=0, out_shardings=(program.shardings, whole))
-  )
+  return jax.jit(step, donate_argnums=0, out_shardings=(program.shardings, whole))
 
 
 def predict_step(program: Program, task: Any) -> Callable[[Any, Any, Any], dict[str, jax.Array]]:
@@ -144,12 +156,12 @@ def predict_step(program: Program, task: Any) -> Callable[[Any, Any, Any], dict[
   The batch's "index" and "weight", which say what the rows are, come back beside the predictions.
   """
 
+  @program.traced
   def predict(params, rest, batch):
     known = {name: batch[name] for name in ("index", "weight")}
     return {**task.predict(program.model(params, rest), batch), **known}
 
-  whole = sharding.replicated(program.mesh)
-  return _with_context(program, jax.jit(predict, out_shardings=whole))
+  return jax.jit(predict, out_shardings=sharding.replicated(program.mesh))
 
 
 def cast(params: Any, precision: str) -> Any:
@@ -208,19 +220,3 @@ def _gradients(program, state, batch, key):
   count = jnp.maximum(metrics["loss"].count, 1e-9)
   grads = jax.tree.map(lambda g: g / count, grads)
   return grads, {name: m.value for name, m in metrics.items()}, rest
-
-
-def _with_context(program, compiled):
-  """Runs (and lowers) the jitted function under the program's mesh and matmul precision."""
-  precision = "highest" if program.config.precision == "fp32" else None
-
-  def call(*args):
-    with jax.set_mesh(program.mesh), jax.default_matmul_precision(precision):
-      return compiled(*args)
-
-  def lower(*args):
-    with jax.set_mesh(program.mesh), jax.default_matmul_precision(precision):
-      return compiled.lower(*args)
-
-  call.lower = lower
-  return call

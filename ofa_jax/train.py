@@ -227,10 +227,10 @@ def _first_state(program, checkpoints):
   state = step.init(program)
   if config.init is None:
     return state, f"from scratch, seed {config.seed}"
-  at, params, rest = checkpoint.open_weights(config.init, **layout)
+  params, rest = evaluate.load_weights(program, config.init)
   ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
   return dataclasses.replace(state, params=params, rest=rest, ema=ema), (
-    f"weights of {config.init}, step {at}; fresh optimizer"
+    f"weights of {config.init}; fresh optimizer"
   )
 
 

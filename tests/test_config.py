@@ -30,7 +30,6 @@ def test_all_faults_are_told_at_once(good):
     steps=None,
     precision="fp8",
     ema=1.5,
-    init="/nowhere",
     optim=Optim(lr=0.0, schedule="cosin", freeze=("(",)),
     task=dataclasses.replace(good.task, image_size=24, context_length=99, mask_ratio=1.0),
   )
@@ -40,7 +39,6 @@ def test_all_faults_are_told_at_once(good):
     "expected steps or epochs, found neither",
     "precision: expected one of bf16, fp32, found 'fp8'",
     "ema: expected None or a decay",
-    "init: expected an existing checkpoint, found nothing at /nowhere",
     "optim.lr: expected more than 0",
     "optim.schedule: expected one of constant, cosine, linear, found 'cosin'",
     "'(' is no regular expression",

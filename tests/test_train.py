@@ -59,7 +59,7 @@ def test_files_of_a_run(straight):
 
 def test_evaluate_gives_the_same_numbers(digits, straight):
   workdir, results = straight
-  assert evaluate.run(tiny.config(digits, evals=True), str(workdir)) == {"step": 6, **results}
+  assert evaluate.run(tiny.config(digits, evals=True), str(workdir)) == results
 
 
 def test_a_finished_run_only_evaluates(digits, straight):
@@ -115,6 +115,11 @@ def test_a_checkpoint_of_another_model_is_refused_before_compiling(digits, strai
     train(tiny.config(digits, model=model), str(straight[0]))
   with pytest.raises(ValueError, match="is not of this config"):
     train(tiny.config(digits, model=model, init=str(straight[0])), str(tmp_path / "run"))
+
+
+def test_weights_that_are_not_there_are_told_before_compiling(digits, tmp_path):
+  with pytest.raises(ValueError, match=r"found .ViT-B-61.*did you mean ViT-B-16"):
+    train(tiny.config(digits, init="ViT-B-61"), str(tmp_path / "run"))
 
 
 def test_epochs_are_whole_passes(digits, tmp_path):
