@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from ofa_jax import api, extract_features
+from ofa_jax import api, extract_features, retrieve
 from ofa_jax.data import features, tsv
 from ofa_jax.data.lmdb import LmdbImages
 from ofa_jax.data.pipeline import TooManyBadRows
@@ -58,6 +58,16 @@ def test_golden(directories, tmp_path, images, texts, model):
   compare(text, RETRIEVAL / model / "test_texts.txt_feat.jsonl", "text_id")
   line = image.read_text().splitlines()[0]
   assert line == json.dumps(json.loads(line))  # spaces and digits of Python's json
+  # From the TSV to the scores: the original's very files.
+  for direction, annotations, name, scores in (
+    ("t2i", "test_texts.jsonl", "test_predictions.jsonl", "eval_ir.json"),
+    ("i2t", "test_texts.tr.jsonl", "test_tr_predictions.jsonl", "eval_tr.json"),
+  ):
+    predictions = tmp_path / name
+    retrieve.topk(image, text, output=predictions, direction=direction)
+    assert predictions.read_bytes() == (RETRIEVAL / model / name).read_bytes()
+    score = retrieve.recall(DATA / annotations, predictions, direction=direction)
+    assert json.dumps(score) == (RETRIEVAL / model / scores).read_text()
 
 
 def test_command(directories, tmp_path):
