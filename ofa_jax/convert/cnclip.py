@@ -9,11 +9,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
-from flax import nnx, traverse_util
+from flax import traverse_util
 
+from ofa_jax import trees
 from ofa_jax.convert import rules
+from ofa_jax.convert.params import abstract
 from ofa_jax.convert.rules import CONV, FLAT, SAME, Rule, linear, patches
 from ofa_jax.models import cnclip
 from ofa_jax.models.bert import BertConfig
@@ -136,7 +137,9 @@ def from_torch(
   Raises:
     ValueError: all tensors that are missing, unexpected, or of another shape than the config's.
   """
-  params, rest = _shapes(config)
+  params, rest = (
+    {path: x.shape for path, x in trees.flatten(tree).items()} for tree in abstract(config)[1:]
+  )
   flat = rules.from_torch(
     standard_names(state_dict), rules_of(config), shapes={**params, **rest}, ignored=IGNORED
   )
@@ -212,16 +215,6 @@ def rules_of(config: CNCLIPConfig) -> tuple[Rule, ...]:
   return (*SHARED, *vision, *BERT)
 
 
-def _shapes(config: CNCLIPConfig) -> tuple[dict[str, tuple[int, ...]], ...]:
-  """Shapes by path of the model's parameters and of the rest."""
-  model = jax.eval_shape(lambda: config.build(rngs=nnx.Rngs(0)))
-  _, *states = nnx.split(model, nnx.Param, ...)
-  return tuple(
-    {path: x.shape for path, x in traverse_util.flatten_dict(nnx.to_pure_dict(s), sep="/").items()}
-    for s in states
-  )
-
-
 def _nest(flat: dict[str, np.ndarray]) -> dict[str, Any]:
   return traverse_util.unflatten_dict(flat, sep="/")
 
@@ -275,5 +268,6 @@ def _check_heads(tower: str, width: int, head_width: int):
   if width % head_width:
     raise ValueError(
       f"Expected {tower} to have heads of {head_width}, found width {width}; "
-      "the number of heads cannot be inferred, give the config."
+      "the number of heads cannot be inferred; convert the file with "
+      "tools/convert_torch_weights.py --model-config=JSON."
     )
