@@ -63,7 +63,7 @@ def test_config_is_inferred_from_the_tensors(name):
 
 
 def test_a_config_that_cannot_be_inferred_is_an_error():
-  with pytest.raises(ValueError, match="give the config"):
+  with pytest.raises(ValueError, match="--model-config=JSON"):
     convert.infer_config(micro_state_dict("micro_vit"))
   with pytest.raises(ValueError, match="Expected a Chinese-CLIP state dict"):
     convert.infer_config({"encoder.weight": np.zeros(3)})
