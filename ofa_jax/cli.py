@@ -15,7 +15,6 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from ofa_jax.config import Config, explain_unknown_field
-from ofa_jax.data.pipeline import TooManyBadRows
 
 
 def define_config() -> flags.FlagHolder:
@@ -34,7 +33,7 @@ def define_config() -> flags.FlagHolder:
 def run(main: Callable[[], None], *, argv: Sequence[str] | None = None) -> None:
   """Parses flags, joins the cluster (commands with a --config) and runs `main`.
 
-  A ValueError, or too many bad rows, ends as one message and status 1.
+  A ValueError, or a run that diverged, ends as one message and status 1.
 
   Args:
     main: the command.
@@ -42,7 +41,7 @@ def run(main: Callable[[], None], *, argv: Sequence[str] | None = None) -> None:
   """
   try:
     app.run(lambda rest: _start(main, rest[1:]), argv=argv, flags_parser=_parse)
-  except (ValueError, TooManyBadRows) as e:
+  except (ValueError, FloatingPointError) as e:
     if os.environ.get("OFA_JAX_TRACEBACK"):
       raise
     _fail(f"{e}\n(OFA_JAX_TRACEBACK=1 shows where this was raised)")
