@@ -173,6 +173,11 @@ def cast(params: Any, precision: str) -> Any:
   )
 
 
+def statistics(model: nnx.Module) -> Any:
+  """What a model holds beside its parameters: the running statistics after a forward pass."""
+  return nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])
+
+
 def _build_model(config, key):
   return config.model.build(rngs=nnx.Rngs(key), remat=config.remat, unroll=config.unroll)
 
@@ -196,8 +201,7 @@ def _gradients(program, state, batch, key):
   def loss(params, rest, part, key):
     model = program.model(optim_lib.stop_frozen(config.optim, params), rest)
     metrics = task.loss(model, part, rngs=key, chunks=chunks)
-    rest = nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])
-    return metrics["loss"].total, (metrics, rest)
+    return metrics["loss"].total, (metrics, statistics(model))
 
   gradient = jax.grad(loss, has_aux=True)
   if config.accum == 1 or task.whole_batch:

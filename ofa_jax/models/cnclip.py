@@ -72,6 +72,10 @@ SHARDING: tuple[tuple[str, P], ...] = (
 # Norms, biases and the temperature are not decayed.
 NO_DECAY: tuple[str, ...] = (r"/(scale|bias)$", r"^logit_scale$")
 
+# What the original spares by its search for "bn", "ln", "bias", "logit_scale" in names: BERT's norms
+# and those of the ResNet's shortcuts are called otherwise, and are decayed there.
+NO_DECAY_ORIGINAL: tuple[str, ...] = (r"/bias$", r"/(ln|bn)\w+/scale$", r"^logit_scale$")
+
 # After every update logit_scale is clamped to [0, 4.6052], as in the original: factors 1 to 100.
 LOGIT_SCALE_BOUNDS: tuple[tuple[str, tuple[float, float]], ...] = (
   (r"^logit_scale$", (0.0, 4.6052)),

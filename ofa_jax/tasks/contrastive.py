@@ -228,7 +228,9 @@ def encode_either(model: Any, batch: Any) -> jax.Array:
 
 
 def to_float(image: jax.Array) -> jax.Array:
-  """uint8[B, S, S, 3] pixels to the normalised float32 that the towers expect."""
+  """uint8[B, S, S, 3] pixels to the normalised float32 that the towers expect; floats are that."""
+  if image.dtype != jnp.uint8:
+    return image
   mean = jnp.asarray(images.CLIP_MEAN, jnp.float32)
   std = jnp.asarray(images.CLIP_STD, jnp.float32)
   return (image.astype(jnp.float32) / 255.0 - mean) / std
