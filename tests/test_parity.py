@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ofa_jax import optim, sharding, step, trees
-from ofa_jax.config import Config, MeshShape, Optim
+from ofa_jax.config import Config, Optim
 from ofa_jax.convert import cnclip as convert
 from ofa_jax.models import cnclip
 from ofa_jax.tasks.contrastive import Contrastive
@@ -65,9 +65,7 @@ def first_state(program, model):
   """The released weights with a fresh optimizer."""
   _, params, rest = micro_split(model)
   fresh = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.abstract)
-  return jax.device_put(
-    dataclasses.replace(fresh, params=params, rest=rest), program.shardings
-  )
+  return jax.device_put(dataclasses.replace(fresh, params=params, rest=rest), program.shardings)
 
 
 def as_batch(pixels, tokens, program):
@@ -212,31 +210,58 @@ def test_accumulation_is_the_originals_but_for_its_two_faults(model):
   compare(found, arrays, "after/", tolerance=TOLERANCE[model], noise=noise)
 
 
+def gradients_of(program, model, pixels, tokens, *, extra=None):
+  """Loss and gradients of a batch, by the original's names."""
+  state = first_state(program, model)
+  batch = as_batch(pixels, tokens, program) | (extra or {})
+
+  @jax.jit
+  @program.traced
+  def gradients(params, batch):
+    def loss(params):
+      clip = program.model(params, state.rest)
+      return program.config.task.loss(clip, batch, rngs=jax.random.key(0))["loss"].value
+
+    return jax.value_and_grad(loss)(params)
+
+  loss, grads = gradients(state.params, batch)
+  return loss, original_names(grads, state.rest, model)
+
+
 def test_gradients_on_two_devices_are_the_originals_full_ones():
   """Those of --gather-with-grad; the original's default has half of them on two processes."""
   arrays, forward = golden("ddp", "grads_2proc"), golden("micro_vit", "forward")
   mesh = sharding.make_mesh((2, 1, 1), devices=jax.devices()[:2])
   program = make_program("micro_vit", mesh=mesh)
-  state = first_state(program, "micro_vit")
-  batch = as_batch(images(forward), forward["token_ids"], program)
-
-  @jax.jit
-  @program.traced
-  def gradients(params):
-    def loss(params):
-      model = program.model(params, state.rest)
-      return program.config.task.loss(model, batch, rngs=jax.random.key(0))["loss"].value
-
-    return jax.value_and_grad(loss)(params)
-
-  loss, grads = gradients(state.params)
+  loss, found = gradients_of(program, "micro_vit", images(forward), forward["token_ids"])
   assert error(loss, arrays["gather_with_grad/loss_per_rank"][0]) < 1e-5
-  found = original_names(grads, state.rest, "micro_vit")
   for key in [k for k in arrays if k.startswith("gather_with_grad/grad/")]:
     name = key.removeprefix("gather_with_grad/grad/")
     assert error(found[name], arrays[key]) < 1e-5, name
     share = 1.0 if name == "logit_scale" else 0.5
     assert error(share * found[name], arrays[f"default/grad/{name}"]) < 1e-5, name
+
+
+def test_local_negatives_are_the_originals_skip_aggregate():
+  arrays, forward = golden("ddp", "grads_2proc"), golden("micro_vit", "forward")
+  mesh = sharding.make_mesh((2, 1, 1), devices=jax.devices()[:2])
+  program = make_program("micro_vit", mesh=mesh, gather=False)
+  loss, grads = gradients_of(program, "micro_vit", images(forward), forward["token_ids"])
+  assert error(loss, arrays["skip_aggregate/loss_per_rank"].mean()) < 1e-5
+  for key in [k for k in arrays if k.startswith("skip_aggregate/grad/")]:
+    assert error(grads[key.removeprefix("skip_aggregate/grad/")], arrays[key]) < 1e-5, key
+
+
+@pytest.mark.parametrize("model", MICRO)
+@pytest.mark.parametrize("width", ["same", "wider", "narrower"])
+def test_distillation_is_the_originals(model, width):
+  arrays, forward = golden(model, "distill"), golden(model, "forward")
+  program = make_program(model)
+  teacher = {"teacher_image": jnp.asarray(arrays[f"{width}/teacher"])}
+  loss, grads = gradients_of(program, model, images(forward), forward["token_ids"], extra=teacher)
+  assert error(loss, arrays[f"{width}/total_loss"]) < 1e-5
+  for key in [k for k in arrays if k.startswith(f"{width}/grad/")]:
+    assert error(grads[key.removeprefix(f"{width}/grad/")], arrays[key]) < TOLERANCE[model], key
 
 
 LINE = re.compile(
