@@ -6,6 +6,7 @@ pools; `ZeroShot` scores classification by class names put into templates.
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -391,13 +392,16 @@ def _check_image_size(image_size, config):
 
 def _check_batch_norm(task, config):
   """A frozen image tower must not move its running statistics either."""
-  resnet = isinstance(config.model.vision, ResNetConfig)
-  if task.freeze_batch_norm and not resnet:
+  if not isinstance(config.model.vision, ResNetConfig):
+    if not task.freeze_batch_norm:
+      return []
     return ["task.freeze_batch_norm: expected a ResNet, found a ViT, which has no batch norm"]
-  rates = ((pattern, 0.0) for pattern in config.optim.freeze)
-  rates = (*rates, *config.optim.lr_scale)
-  first = trees.first_match(rates, "visual/bn1/scale", default=1.0)
-  if resnet and first == 0.0 and not task.freeze_batch_norm:
+  frozen = (*((pattern, 0.0) for pattern in config.optim.freeze), *config.optim.lr_scale)
+  try:
+    rate = trees.first_match(frozen, "visual/bn1/scale", default=1.0)
+  except re.error:  # told by the checks of the optimizer
+    return []
+  if rate == 0.0 and not task.freeze_batch_norm:
     return ["task.freeze_batch_norm: expected True where the image tower is frozen, found False"]
   return []
 
