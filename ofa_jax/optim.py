@@ -80,11 +80,8 @@ def stop_frozen(optim: Optim, params: Any) -> Any:
     trained = np.asarray(_rate(optim, path, p)) != 0
     if trained.all():
       return p
-    return (
-      jnp.where(trained, p, jax.lax.stop_gradient(p))
-      if trained.any()
-      else (jax.lax.stop_gradient(p))
-    )
+    fixed = jax.lax.stop_gradient(p)
+    return jnp.where(trained, p, fixed) if trained.any() else fixed
 
   return trees.map_paths(one, params)
 

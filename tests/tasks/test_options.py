@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from ofa_jax import hub, losses, sharding, step, trees
 from ofa_jax.config import MeshShape, Optim, validate
@@ -93,8 +94,6 @@ def teacher(tmp_path_factory):
 
 
 def _initial(config):
-  from flax import nnx
-
   model = config.build(rngs=nnx.Rngs(7))
   _, params, rest = nnx.split(model, nnx.Param, ...)
   return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
@@ -113,7 +112,7 @@ def test_a_teacher_adds_its_losses(digits, teacher):
   graph, _, _ = abstract(hub.open_model(teacher).config)
   (batch,) = batches(config, program.mesh, steps=1)
   with jax.default_matmul_precision("highest"):
-    other = step.nnx.merge(graph, params, rest)
+    other = nnx.merge(graph, params, rest)
     student = program.model(before.params, before.rest)
     pixels, tokens = to_float(batch["image"]), batch["tokens"]
     features = other.encode_image(pixels)
@@ -133,6 +132,15 @@ def test_a_teacher_adds_its_losses(digits, teacher):
   expected = plain["loss"] + 0.5 * kd + 2.0 * logits
   np.testing.assert_allclose(history[0]["loss"], expected, rtol=1e-5)
   np.testing.assert_allclose(history[0]["distill_features"], kd, rtol=1e-4)
+
+
+def test_a_teacher_on_eight_devices_is_one(digits, teacher):
+  config = tiny.config(digits, task={"teacher": teacher, "distill_logits": 2.0})
+  one = run(config, steps=1)[2][0]
+  shape = MeshShape(data=2, fsdp=2, tensor=2)
+  eight = run(dataclasses.replace(config, mesh=shape), steps=1, mesh=sharding.make_mesh((2, 2, 2)))
+  for name in ("loss", "grad_norm", "distill_features", "distill_logits"):
+    np.testing.assert_allclose(eight[2][0][name], one[name], rtol=1e-5, err_msg=name)
 
 
 def test_a_teacher_is_no_constant_of_the_program(digits, teacher):
