@@ -133,9 +133,9 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, list[fl
     ):
       ours(filling, epoch)
 
-  raw, exact, augmented = rows(), rows(exact=True), rows(augment=True)
+  raw, exact, augmented = rows(), rows(exact=True), rows(augment="crop")
   warm = rows(cache_dir=folder / "cache")
-  warm_augmented = rows(cache_dir=folder / "cache", augment=True)
+  warm_augmented = rows(cache_dir=folder / "cache", augment="crop")
   ways = {
     "torch DataLoader": theirs,
     "ours, first epoch": lambda epoch: ours(raw, epoch),

@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> Config:
     split: (PairData((f"{data}/{split}_imgs.tsv",), (f"{data}/{split}_texts.jsonl",)),)
     for split in ("train", "valid")
   }
-  task = Contrastive(image_size=224, augment=True, **files)
+  task = Contrastive(image_size=224, augment="auto", **files)
   return Config(
     name="Chinese-CLIP ViT-H-14 on MUGE",
     model=cnclip.config(*cnclip.MODELS["ViT-H-14"]),

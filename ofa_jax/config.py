@@ -33,9 +33,10 @@ class MeshShape:
 class Optim:
   """AdamW and its schedule; patterns are searched in parameter paths, the first match wins.
 
-  `lr_scale` multiplies the learning rate and `clamp` bounds a parameter after the update; a
-  parameter that matches `freeze` is not trained and has no optimizer state; one that matches
-  `no_decay` has no weight decay.
+  `lr_scale` multiplies the learning rate, by one number or, for stacked layers, one a layer;
+  `clamp` bounds a parameter after the update. A parameter that matches `freeze`, or whose rate is
+  0, is not trained and has no optimizer state; layers of rate 0 stay bit for bit what they are. A
+  parameter that matches `no_decay` has no weight decay.
   """
 
   lr: float = 1e-3
@@ -48,7 +49,7 @@ class Optim:
   warmup: int = 0  # steps
   clip_norm: float | None = None
   freeze: tuple[str, ...] = ()
-  lr_scale: tuple[tuple[str, float], ...] = ()
+  lr_scale: tuple[tuple[str, float | tuple[float, ...]], ...] = ()
   clamp: tuple[tuple[str, tuple[float, float]], ...] = ()
   max_bad_steps: int = 20  # non-finite steps in a row before the run stops
 

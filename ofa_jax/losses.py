@@ -2,13 +2,24 @@
 
 A loss over a batch is kept as a `Mean`, the sufficient statistic (total, count): micro-batches and
 hosts are combined by adding, and the division happens once.
+
+The contrastive losses are written for a block of rows against a block of columns, and blocks are
+merged: the whole matrix is one block, `chunks` cut it into strips, and on a mesh the columns travel
+from device to device in a ring (as in SigLIP, arXiv 2303.15343, section 3.3), so that nowhere more
+than (batch / devices)^2 / chunks logits exist. The result is the same.
 """
 
+import functools
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
+BATCH_AXES = ("data", "fsdp")  # the mesh axes that split a batch
+LOSSES = ("softmax", "sigmoid")
 _MASKED = -1e9
 
 
@@ -21,6 +32,14 @@ class Mean(NamedTuple):
   @property
   def value(self) -> jax.Array:
     return self.total / jnp.maximum(self.count, 1e-9)
+
+
+class Teacher(NamedTuple):
+  """Features float[B, F] of another model, of unit length, and the factor of their cosines."""
+
+  image: jax.Array
+  text: jax.Array
+  scale: jax.Array
 
 
 def mean(values: jax.Array, weight: jax.Array | None = None) -> Mean:
@@ -42,42 +61,225 @@ def contrastive(
   *,
   scale: jax.Array,
   weight: jax.Array | None = None,
-  same: jax.Array | None = None,
+  labels: jax.Array | None = None,
+  kind: str = "softmax",
+  bias: jax.Array | None = None,
+  teacher: Teacher | None = None,
+  chunks: int = 1,
+  gather: bool = True,
 ) -> dict[str, Mean]:
-  """Symmetric InfoNCE over one batch of pairs (CLIP, arXiv 2103.00020, figure 3).
+  """The loss of one batch of pairs, every image against every text.
 
   Args:
     image: float[B, E], unit length; row i belongs to text i.
     text: float[B, E], unit length.
     scale: float[], the factor of the cosines, `exp(logit_scale)`.
     weight: float[B]; rows of weight 0 are neither targets nor negatives. None: all ones.
-    same: bool[B, B], True where text j is also right for image i; the targets of a row are then
-      uniform over its positives (supervised contrastive, arXiv 2004.11362). None: only i = j.
+    labels: int32[B, N]; text j is also right for image i where they agree in any of the N. The
+      targets of a row are then uniform over its positives (supervised contrastive, arXiv
+      2004.11362). None: only i = j.
+    kind: "softmax", symmetric InfoNCE (CLIP, arXiv 2103.00020, figure 3), or "sigmoid", every pair
+      a binary decision (SigLIP, arXiv 2303.15343, algorithm 1).
+    bias: float[], added to the logits. None: 0.
+    teacher: adds "distill_logits", the cross entropy of the softmax over the student's logits under
+      that over the teacher's, in both directions (as open_clip's distillation).
+    chunks: strips of rows in which a block is computed, and computed again for the gradient.
+    gather: False has only the pairs of each device (the original's --skip-aggregate).
 
   Returns:
     "loss", and the in-batch accuracies "i2t_acc" and "t2i_acc" (fractions): the highest logit of
     the row is a positive.
+
+  Raises:
+    ValueError: an unknown kind; rows that chunks or devices do not divide.
   """
-  image, text = image.astype(jnp.float32), text.astype(jnp.float32)
-  weight = jnp.ones(image.shape[0], jnp.float32) if weight is None else weight
-  logits = scale.astype(jnp.float32) * (image @ text.T)
-  positive = jnp.eye(image.shape[0], dtype=bool) if same is None else same
-  keep = weight > 0
-  i2t = _softmax_targets(logits, positive=positive, keep=keep)
-  t2i = _softmax_targets(logits.T, positive=positive.T, keep=keep)
-  return {
-    "loss": mean((i2t[0] + t2i[0]) / 2, weight),
-    "i2t_acc": mean(i2t[1], weight),
-    "t2i_acc": mean(t2i[1], weight),
+  if kind not in LOSSES:
+    raise ValueError(f"Expected a loss out of {', '.join(LOSSES)}, found {kind!r}")
+  rows = jnp.arange(image.shape[0], dtype=jnp.int32)
+  side = {
+    "weight": jnp.ones(image.shape[0]) if weight is None else weight,
+    "labels": rows[:, None] if labels is None else labels,
   }
+  shared = {"scale": scale, "bias": jnp.zeros(()) if bias is None else bias}
+  images, texts = side | {"x": image.astype(jnp.float32)}, side | {"x": text.astype(jnp.float32)}
+  if teacher is not None:
+    images["teacher"] = teacher.image.astype(jnp.float32)
+    texts["teacher"] = teacher.text.astype(jnp.float32)
+    shared["teacher_scale"] = teacher.scale
+  shared = jax.tree.map(lambda x: x.astype(jnp.float32), shared)
+  # Softmax does not mind where zero is; at the pair's own logit no digits are lost to its size.
+  own = shared["scale"] * jnp.sum(images["x"] * texts["x"], axis=-1) + shared["bias"]
+  images["own"] = texts["own"] = jax.lax.stop_gradient(own)
+
+  block = functools.partial(_strips, chunks=chunks, kind=kind)
+  shards = _num_shards()
+  local = image.shape[0] // shards
+  if image.shape[0] % shards or local % chunks:
+    raise ValueError(
+      f"Expected a batch in multiples of {shards} devices x {chunks} chunks, found {len(image)}; "
+      "change batch_size, accum or loss_chunks"
+    )
+  if shards > 1:
+    block = functools.partial(_ring, block=block, hops=shards - 1 if gather else 0)
+    batch = P(BATCH_AXES)
+    block = jax.shard_map(block, in_specs=(batch, batch, P()), out_specs=batch)
+  i2t, t2i = block(images, texts, shared)
+  metrics = {
+    "loss": mean((_per_row(i2t, kind=kind) + _per_row(t2i, kind=kind)) / 2, weight),
+    "i2t_acc": mean(i2t.hit, weight),
+    "t2i_acc": mean(t2i.hit, weight),
+  }
+  if teacher is not None:
+    soft = (i2t.norm - i2t.expected + t2i.norm - t2i.expected) / 2
+    metrics["distill_logits"] = mean(soft, weight)
+  return metrics
 
 
-def _softmax_targets(logits, *, positive, keep):
-  """Cross entropy with uniform targets over the positives, and whether the best is one of them."""
-  logits = jnp.where(keep[None, :], logits, _MASKED)
-  positive = positive & keep[None, :]
-  log_probs = jax.nn.log_softmax(logits, axis=-1)
-  per_row = jnp.maximum(jnp.sum(positive, axis=-1), 1)
-  nll = -jnp.sum(jnp.where(positive, log_probs, 0.0), axis=-1) / per_row
-  best = jnp.argmax(logits, axis=-1)
-  return nll, jnp.take_along_axis(positive, best[:, None], axis=-1)[:, 0]
+def distill_features(
+  student: jax.Array, teacher: jax.Array, *, weight: jax.Array | None = None
+) -> Mean:
+  """1 - the mean cosine between a student's and a teacher's features (Chinese-CLIP's distillation).
+
+  Args:
+    student: float[B, E]; resized to the teacher's width by linear interpolation where they differ.
+    teacher: float[B, F].
+    weight: float[B]; None: all ones.
+  """
+  student = resize_features(student.astype(jnp.float32), teacher.shape[-1])
+  cosine = jnp.sum(normalize(student) * normalize(teacher), axis=-1)
+  return mean(1 - cosine, weight)
+
+
+def resize_features(x: jax.Array, width: int) -> jax.Array:
+  """float[B, E] to float[B, width], linear along E: torch's interpolate, align_corners=False.
+
+  Feature d is taken at (d + 0.5) * E / width - 0.5, not below 0; nothing is averaged where the
+  width shrinks, unlike `jax.image.resize`.
+  """
+  size = x.shape[-1]
+  if size == width:
+    return x
+  at = jnp.maximum((jnp.arange(width) + 0.5) * (size / width) - 0.5, 0.0)
+  low = jnp.floor(at).astype(jnp.int32)
+  share = at - low
+  return x[:, low] * (1 - share) + x[:, jnp.minimum(low + 1, size - 1)] * share
+
+
+class _Side(NamedTuple):
+  """What a row's loss needs of all its columns, float32[b] each; merged block by block.
+
+  The logits are those minus the row's own, that of its pair.
+  """
+
+  norm: jax.Array  # logarithm of the sum of the logits' exponentials
+  positive: jax.Array  # sum of the positives' logits
+  count: jax.Array  # positives
+  pairs: jax.Array | None  # sum of the binary losses ("sigmoid")
+  best: jax.Array  # the highest logit
+  hit: jax.Array  # 1 where that is a positive
+  teacher_norm: jax.Array | None = None
+  expected: jax.Array | None = None  # mean logit under the softmax of the teacher's
+
+
+def _per_row(side: _Side, *, kind: str) -> jax.Array:
+  if kind == "sigmoid":
+    return side.pairs
+  return side.norm - side.positive / jnp.maximum(side.count, 1.0)
+
+
+def _merge(a: _Side, b: _Side) -> _Side:
+  """The sides of two disjoint sets of columns as that of their union."""
+  norm, expected = None, None
+  if a.expected is not None:
+    norm = jnp.logaddexp(a.teacher_norm, b.teacher_norm)
+    expected = jnp.exp(a.teacher_norm - norm) * a.expected
+    expected += jnp.exp(b.teacher_norm - norm) * b.expected
+  return _Side(
+    norm=jnp.logaddexp(a.norm, b.norm),
+    positive=a.positive + b.positive,
+    count=a.count + b.count,
+    pairs=None if a.pairs is None else a.pairs + b.pairs,
+    best=jnp.maximum(a.best, b.best),
+    hit=jnp.where(b.best > a.best, b.hit, a.hit),
+    teacher_norm=norm,
+    expected=expected,
+  )
+
+
+def _block(rows: dict, columns: dict, shared: dict, *, kind: str) -> tuple[_Side, _Side]:
+  """Both sides of the logits of some images (rows) against some texts (columns)."""
+  logits = shared["scale"] * (rows["x"] @ columns["x"].T) + shared["bias"]
+  # Each of the labels by itself: no array of rows x columns x labels.
+  labels = zip(rows["labels"].T, columns["labels"].T, strict=True)
+  positive = functools.reduce(jnp.logical_or, (a[:, None] == b[None, :] for a, b in labels))
+  keep = rows["weight"][:, None] > 0, columns["weight"][None, :] > 0
+  pairs = jax.nn.softplus(jnp.where(positive, -logits, logits)) if kind == "sigmoid" else None
+  soft = None
+  if "teacher" in rows:
+    soft = shared["teacher_scale"] * (rows["teacher"] @ columns["teacher"].T)
+
+  def side(axis, keep, own):
+    shifted = logits - own
+    seen = jnp.where(keep, shifted, _MASKED)
+    right = positive & keep
+    best = jnp.argmax(seen, axis=axis, keepdims=True)
+    hidden = None if soft is None else jnp.where(keep, soft, _MASKED)
+    return _Side(
+      norm=jax.nn.logsumexp(seen, axis=axis),
+      positive=jnp.sum(jnp.where(right, shifted, 0.0), axis=axis),
+      count=jnp.sum(right, axis=axis, dtype=jnp.float32),
+      pairs=None if pairs is None else jnp.sum(jnp.where(keep, pairs, 0.0), axis=axis),
+      best=jax.lax.stop_gradient(jnp.max(seen, axis=axis)),
+      hit=jnp.take_along_axis(right, best, axis=axis).squeeze(axis).astype(jnp.float32),
+      teacher_norm=None if soft is None else jax.nn.logsumexp(hidden, axis=axis),
+      expected=None if soft is None else jnp.sum(jax.nn.softmax(hidden, axis) * seen, axis=axis),
+    )
+
+  return side(1, keep[1], rows["own"][:, None]), side(0, keep[0], columns["own"][None, :])
+
+
+def _strips(rows, columns, shared, *, chunks, kind):
+  """`_block` in strips of rows whose logits do not outlive their strip, also in the gradient."""
+  block = functools.partial(_block, kind=kind)
+  if chunks == 1:
+    return block(rows, columns, shared)
+  block = jax.checkpoint(block)
+  strips = jax.tree.map(lambda x: x.reshape(chunks, -1, *x.shape[1:]), rows)
+  first = jax.tree.map(lambda x: x[0], strips)
+  others = jax.tree.map(lambda x: x[1:], strips)
+  side, below = block(first, columns, shared)
+
+  def body(below, strip):
+    side, more = block(strip, columns, shared)
+    return _merge(below, more), side
+
+  below, sides = jax.lax.scan(body, below, others)
+  join = lambda a, b: jnp.concatenate([a, b.reshape(-1)])  # noqa: E731
+  return jax.tree.map(join, side, sides), below
+
+
+def _ring(rows, columns, shared, *, block: Callable, hops: int):
+  """A device's rows against the columns of all devices, which pass by with what they gathered."""
+  block = jax.checkpoint(block)
+  size = jax.lax.axis_size(BATCH_AXES)
+  onward = functools.partial(
+    jax.lax.ppermute, axis_name=BATCH_AXES, perm=[(i, (i + 1) % size) for i in range(size)]
+  )
+  mine, theirs = block(rows, columns, shared)
+  if not hops:
+    return mine, theirs
+
+  def body(carry, _):
+    columns, mine, theirs = carry
+    columns, theirs = onward((columns, theirs))
+    more, below = block(rows, columns, shared)
+    return (columns, _merge(mine, more), _merge(theirs, below)), None
+
+  (_, mine, theirs), _ = jax.lax.scan(body, (columns, mine, theirs), length=hops)
+  return mine, onward(theirs)
+
+
+def _num_shards() -> int:
+  """Devices that split the batch under the current mesh; 1 without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return math.prod(mesh.shape[name] for name in BATCH_AXES if name in mesh.auto_axes)

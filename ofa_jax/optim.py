@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ofa_jax import trees
@@ -46,7 +47,7 @@ def transformation(optim: Optim, params: Any) -> optax.GradientTransformation:
     params: tree of arrays or ShapeDtypeStructs, for the masks.
 
   Raises:
-    ValueError: patterns that match no parameter.
+    ValueError: patterns that match no parameter; multipliers that are not one a layer.
   """
   patterns = [
     ("freeze", optim.freeze),
@@ -62,7 +63,7 @@ def transformation(optim: Optim, params: Any) -> optax.GradientTransformation:
       + "\nParameter paths look like\n  "
       + "\n  ".join(list(trees.flatten(params))[:5])
     )
-  trainable = jax.tree.map(lambda frozen: not frozen, trees.matches(optim.freeze, params))
+  trainable = trees.map_paths(lambda path, p: bool(np.any(_rate(optim, path, p))), params)
   decayed = jax.tree.map(lambda no: not no, trees.matches(optim.no_decay, params))
   adam = optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
   decay = optax.add_decayed_weights(optim.weight_decay, mask=decayed)
@@ -70,20 +71,29 @@ def transformation(optim: Optim, params: Any) -> optax.GradientTransformation:
 
 
 def stop_frozen(optim: Optim, params: Any) -> Any:
-  """Parameters with no gradient through the frozen ones, so that XLA drops their backward pass."""
-  if not optim.freeze:
-    return params
-  frozen = trees.matches(optim.freeze, params)
-  return jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, frozen)
+  """Parameters with no gradient through the frozen ones, so that XLA drops their backward pass.
+
+  Of a stack of which some layers are frozen the gradient is computed and set to zero.
+  """
+
+  def one(path, p):
+    trained = np.asarray(_rate(optim, path, p)) != 0
+    if trained.all():
+      return p
+    fixed = jax.lax.stop_gradient(p)
+    return jnp.where(trained, p, fixed) if trained.any() else fixed
+
+  return trees.map_paths(one, params)
 
 
 def apply(optim: Optim, params: Any, updates: Any, *, lr: jax.Array) -> Any:
   """New parameters: `p - lr * lr_scale * update`, frozen ones as they are, then clamped."""
 
   def one(path, p, update):
-    if trees.first_match(((f, True) for f in optim.freeze), path):
+    rate = _rate(optim, path, p)
+    if not np.any(rate):
       return p
-    p = p - lr * trees.first_match(optim.lr_scale, path, default=1.0) * update.astype(p.dtype)
+    p = p - lr * rate * update.astype(p.dtype)
     bounds = trees.first_match(optim.clamp, path)
     return p if bounds is None else jnp.clip(p, *bounds)
 
@@ -96,3 +106,18 @@ def clip(grads: Any, norm: jax.Array, *, limit: float | None) -> Any:
     return grads
   factor = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-6))
   return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+
+
+def _rate(optim: Optim, path: str, p: Any) -> float | np.ndarray:
+  """Multiplier of a parameter's learning rate, 0 where frozen; by layer: float32[L, 1, ...]."""
+  if trees.first_match(((f, True) for f in optim.freeze), path):
+    return 0.0
+  rate = trees.first_match(optim.lr_scale, path, default=1.0)
+  if not isinstance(rate, (tuple, list)):
+    return rate
+  if not p.shape or len(rate) != p.shape[0]:
+    raise ValueError(
+      f"optim.lr_scale: expected one number, or one for each of the layers of {path} "
+      f"{tuple(p.shape)}, found {len(rate)}"
+    )
+  return np.asarray(rate, np.float32).reshape(-1, *[1] * (len(p.shape) - 1))

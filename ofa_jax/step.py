@@ -17,6 +17,7 @@ from flax import nnx
 from ofa_jax import optim as optim_lib
 from ofa_jax import sharding, trees
 from ofa_jax.config import Config
+from ofa_jax.trees import cast
 
 
 @jax.tree_util.register_dataclass
@@ -116,8 +117,10 @@ def init(program: Program) -> State:
   return jax.jit(make, out_shardings=program.shardings)()
 
 
-def train_step(program: Program) -> Callable[[State, Any], tuple[State, dict[str, jax.Array]]]:
-  """`(state, batch) -> (state, metrics)`, jitted; the old state is donated.
+def train_step(program: Program) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+  """`(state, batch, frozen=None) -> (state, metrics)`, jitted; the old state is donated.
+
+  `frozen` is what `task.frozen` gives, for a task that has something.
 
   A step whose loss or gradient is not finite changes nothing but the counters in `state.bad`.
   Metrics are the task's means with "grad_norm", "lr", and the int32[2] of `state.bad` as "bad".
@@ -125,10 +128,11 @@ def train_step(program: Program) -> Callable[[State, Any], tuple[State, dict[str
   config, task = program.config, program.config.task
 
   @program.traced
-  def step(state, batch):
+  def step(state, batch, frozen=None):
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     if task.prepare is not None:
-      batch = task.prepare(program.model(state.params, state.rest), batch, rngs=key)
+      model = program.model(state.params, state.rest)
+      batch = task.prepare(model, batch, rngs=key, step=state.step, frozen=frozen)
     grads, metrics, rest = _gradients(program, state, batch, key)
     norm = optax.global_norm(grads)
     good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
@@ -164,13 +168,9 @@ def predict_step(program: Program, task: Any) -> Callable[[Any, Any, Any], dict[
   return jax.jit(predict, out_shardings=sharding.replicated(program.mesh))
 
 
-def cast(params: Any, precision: str) -> Any:
-  """Parameters in the compute dtype; scalars (temperatures) stay float32."""
-  if precision == "fp32":
-    return params
-  return jax.tree.map(
-    lambda p: p.astype(jnp.bfloat16) if p.ndim and p.dtype == jnp.float32 else p, params
-  )
+def statistics(model: nnx.Module) -> Any:
+  """What a model holds beside its parameters: the running statistics after a forward pass."""
+  return nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])
 
 
 def _build_model(config, key):
@@ -196,8 +196,7 @@ def _gradients(program, state, batch, key):
   def loss(params, rest, part, key):
     model = program.model(optim_lib.stop_frozen(config.optim, params), rest)
     metrics = task.loss(model, part, rngs=key, chunks=chunks)
-    rest = nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])
-    return metrics["loss"].total, (metrics, rest)
+    return metrics["loss"].total, (metrics, statistics(model))
 
   gradient = jax.grad(loss, has_aux=True)
   if config.accum == 1 or task.whole_batch:

@@ -90,11 +90,12 @@ class _Run:
     )
     with batches:
       batch = sharding.to_global(next(batches), self.program.mesh)
-      update = self._compile(state, batch)
+      frozen = config.task.frozen(self.program.mesh, precision=config.precision)
+      update = self._compile(state, batch, frozen)
       clock = _Clock(start)
       before = None
       for done in range(start + 1, self.steps + 1):
-        state, metrics = update(state, batch)
+        state, metrics = update(state, batch, frozen)
         if done < self.steps:
           with clock.waiting_for_data():
             batch = sharding.to_global(next(batches), self.program.mesh)
@@ -138,9 +139,9 @@ class _Run:
         self.checkpoints.save(state)
         self.out.line(f"Saving checkpoint at step {done}")
 
-  def _compile(self, state, batch):
+  def _compile(self, state, batch, frozen):
     begin = time.perf_counter()
-    compiled = step.train_step(self.program).lower(state, batch).compile()
+    compiled = step.train_step(self.program).lower(state, batch, frozen).compile()
     text = f"Compiled in {time.perf_counter() - begin:.1f} s"
     memory = compiled.memory_analysis()
     if memory is not None:

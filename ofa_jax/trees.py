@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Rules = Iterable[tuple[str, Any]]
@@ -62,6 +63,15 @@ def count(tree: Any) -> int:
 def num_bytes(tree: Any) -> int:
   """Bytes of all arrays of the tree (whole arrays, whatever their sharding)."""
   return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+def cast(params: Any, precision: str) -> Any:
+  """Parameters in the compute dtype; scalars (temperatures) stay float32."""
+  if precision == "fp32":
+    return params
+  return jax.tree.map(
+    lambda p: p.astype(jnp.bfloat16) if p.ndim and p.dtype == jnp.float32 else p, params
+  )
 
 
 def difference(expected: Any, found: Any) -> list[str]:

@@ -40,6 +40,11 @@ def golden_json(model: str, name: str):
   return json.loads(gzip.decompress(path.with_suffix(".json.gz").read_bytes()))
 
 
+def golden_lines(folder: str, name: str) -> list[str]:
+  """Lines of the text file `golden/cnclip/<folder>/<name>`."""
+  return (_DIR / folder / name).read_text().splitlines()
+
+
 def images(arrays: dict[str, np.ndarray]) -> np.ndarray:
   """The stored images, NHWC."""
   return arrays["images"].transpose(0, 2, 3, 1)

@@ -18,6 +18,10 @@ SIZES = {
   ("quickstart.py", None): 3_946_497,
   ("cnclip_vith14.py", None): 957_598_209,
   ("cnclip_vith14.py", "pod"): 957_598_209,
+  ("cnclip_muge.py", None): 188_262_913,
+  ("cnclip_muge.py", "distill"): 188_262_913,
+  ("cnclip_flickr30k.py", "ViT-L-14,flip"): 406_233_089,
+  ("cnclip_coco.py", "RN50"): 76_989_537,
 }
 
 # Parameters of the released models; of ViT-B-32, which was not released, by its config.
@@ -54,7 +58,8 @@ def lower(config, shape):
   rows = dict.fromkeys(spec, sharding.batch_sharding(mesh))
   state = place(program.abstract, program.shardings)
   batch = place(spec, rows)
-  return program, step.train_step(program).lower(state, batch)
+  frozen = config.task.frozen(mesh, precision=config.precision, load=False)
+  return program, step.train_step(program).lower(state, batch, frozen)
 
 
 def test_every_file_has_its_size_here():
@@ -86,6 +91,20 @@ def test_released_models(name, digits):
   assert trees.count(program.abstract.params) == RELEASED[name]
   held = sharding.bytes_per_device(program.abstract, program.shardings)
   assert held < trees.num_bytes(program.abstract) / 8 * 1.05
+
+
+@pytest.mark.parametrize("name", ["muge", "flickr30k", "coco"])
+def test_every_size_has_its_teacher_or_says_that_it_has_none(name):
+  for model in cnclip.MODELS:
+    config = load(f"cnclip_{name}.py", f"{model},distill")
+    assert config.model.name.startswith(model) and config.init == model
+    if model == "ViT-L-14-336":
+      with pytest.raises(ValueError, match="expected a model of 336 pixels, found one of 224"):
+        validate(config, devices=8)
+    else:
+      validate(config, devices=8)
+  with pytest.raises(ValueError, match="a variant out of flip, distill, found flipp"):
+    load(f"cnclip_{name}.py", "ViT-B-16,flipp")
 
 
 def test_an_unknown_variant_is_told():

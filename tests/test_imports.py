@@ -20,7 +20,7 @@ ALLOWED = {
   **dict.fromkeys(PURE, {"trees"} | PURE | NUMPY),
   "convert": {"trees"} | PURE | NUMPY,
   "hub": {"trees", "convert", "checkpoint", "step"} | PURE | NUMPY,
-  "tasks": {"trees", "convert"} | PURE | NUMPY,
+  "tasks": {"trees", "convert", "hub"} | PURE | NUMPY,
   **dict.fromkeys(COMMANDS, None),  # anything
 }
 NEVER = {"torch", "tensorflow", "gradio", "torchvision", "cn_clip"}

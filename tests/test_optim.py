@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,6 +105,27 @@ def test_learning_rate_multipliers_and_bounds():
   )
   np.testing.assert_array_equal(scaled["visual"]["bias"], PARAMS["visual"]["bias"])
   assert float(scaled["logit_scale"]) == pytest.approx(min(float(plain["logit_scale"]), 4.6052))
+
+
+def test_layers_of_a_stack_have_their_own_rates():
+  config = Optim(
+    lr=0.1, schedule="constant", weight_decay=0.1, lr_scale=(("^v.*kernel", (0, 0.5, 1)),)
+  )
+  plain, _ = run(dataclasses.replace(config, lr_scale=()), steps=1)
+  found, _ = run(config, steps=1)
+  start = np.asarray(PARAMS["visual"]["kernel"])
+  moved = np.asarray(plain["visual"]["kernel"]) - start
+  np.testing.assert_array_equal(found["visual"]["kernel"][0], start[0])
+  np.testing.assert_allclose(found["visual"]["kernel"][1], start[1] + moved[1] / 2, atol=1e-7)
+  np.testing.assert_array_equal(found["visual"]["kernel"][2], plain["visual"]["kernel"][2])
+  grads = jax.grad(lambda p: jnp.sum(optim.stop_frozen(config, p)["visual"]["kernel"]))(PARAMS)
+  np.testing.assert_array_equal(grads["visual"]["kernel"], np.repeat([[0], [1], [1]], 4, axis=1))
+
+
+def test_a_rate_for_every_layer_is_needed():
+  config = Optim(lr_scale=(("^visual/kernel", (0.0, 1.0)),))
+  with pytest.raises(ValueError, match=r"layers of visual/kernel \(3, 4\), found 2"):
+    optim.transformation(config, PARAMS)
 
 
 def test_a_pattern_that_matches_nothing_is_an_error():

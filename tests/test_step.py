@@ -253,8 +253,8 @@ def test_summed_losses_accumulate_exactly(digits):
 class Prepared(Regression):
   """A task with work outside the gradient."""
 
-  def prepare(self, model, batch, *, rngs):
-    assert rngs is not None
+  def prepare(self, model, batch, *, rngs, step, frozen):
+    assert rngs is not None and frozen is None
     return {**batch, "image_index": jnp.ones_like(batch["image_index"])}
 
 

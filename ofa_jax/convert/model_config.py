@@ -65,7 +65,7 @@ def from_json(described: Mapping[str, Any]) -> CNCLIPConfig:
       vision=vision,
       text=BertConfig(**text),
       embed_dim=described["embed_dim"],
-      name=described.get("name", ""),
+      **{k: described[k] for k in ("name", "logit_scale", "logit_bias") if k in described},
     )
   except (KeyError, TypeError) as error:
     raise ValueError(f"config.json does not describe a Chinese-CLIP: {error}") from error

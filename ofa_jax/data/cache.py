@@ -18,6 +18,7 @@ import numpy as np
 import PIL
 import simplejpeg
 
+from ofa_jax.data.augment import auto_augment
 from ofa_jax.data.images import BadImage, decode, random_crop_flip
 from ofa_jax.data.tsv import BadRow
 
@@ -131,7 +132,8 @@ class ImageReader:
     table: what gives the encoded images (`files`, `__len__`, `name(i)`, `encoded(i)`).
     size: side of the images given, in pixels.
     exact: see `ofa_jax.data.images.decode`.
-    augment: in training, decode `AUGMENT_MARGIN` larger and take a random crop, mirrored at random.
+    augment: "none"; "crop": in training, decode `AUGMENT_MARGIN` larger and take a random crop,
+      mirrored at random; "auto": `ofa_jax.data.augment.auto_augment` of such a larger image.
     cache_dir: folder of the decode cache on a local disk; None decodes every time.
     cache_bytes: the most that the cache of this table may take.
   """
@@ -142,15 +144,15 @@ class ImageReader:
     *,
     size: int,
     exact: bool = True,
-    augment: bool = False,
+    augment: str = "none",
     cache_dir: str | os.PathLike | None = None,
     cache_bytes: int = DEFAULT_MAX_BYTES,
   ):
     self.table = table
     self.size = size
     self._exact = exact
-    self._augment = augment
-    self._stored_size = round(size * AUGMENT_MARGIN) if augment else size
+    self._augment = {"none": None, "crop": random_crop_flip, "auto": auto_augment}[augment]
+    self._stored_size = round(size * AUGMENT_MARGIN) if self._augment else size
     self._cache = None
     if cache_dir is not None:
       self._cache = DecodeCache(
@@ -174,7 +176,7 @@ class ImageReader:
       image = self._decode(i, self._stored_size)
       if self._cache:
         self._cache.put(i, image)
-    return random_crop_flip(image, rng, size=self.size) if self._augment else image
+    return self._augment(image, rng, size=self.size) if self._augment else image
 
   def close(self) -> None:
     """Closes the cache."""

@@ -89,7 +89,7 @@ class PairRows:
     size: int,
     tokenize: Tokenize,
     exact: bool = False,
-    augment: bool = False,
+    augment: str = "none",
     cache_dir: str | os.PathLike | None = None,
     cache_bytes: int = DEFAULT_MAX_BYTES,
   ):

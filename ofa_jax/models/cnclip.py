@@ -66,11 +66,15 @@ SHARDING: tuple[tuple[str, P], ...] = (
   (r"^bert/position/embedding$", P(None, "fsdp")),
   (r"^(visual/proj|text_projection)$", P("fsdp", None)),
   # Small ones lie whole on every device: norms, the biases of outputs, positions, scalars.
-  (r"/(scale|bias)$|(positional|class)_embedding$|token_type/embedding$|^logit_scale$", P()),
+  (r"/(scale|bias)$|(positional|class)_embedding$|token_type/embedding$|^logit_(scale|bias)$", P()),
 )
 
 # Norms, biases and the temperature are not decayed.
-NO_DECAY: tuple[str, ...] = (r"/(scale|bias)$", r"^logit_scale$")
+NO_DECAY: tuple[str, ...] = (r"/(scale|bias)$", r"^logit_(scale|bias)$")
+
+# What the original spares, by its search for "bn", "ln", "bias", "logit_scale" in names: the norms
+# of BERT and of the ResNet's shortcuts have other names there, and are decayed.
+NO_DECAY_ORIGINAL: tuple[str, ...] = (r"/bias$", r"/(ln|bn)\w+/scale$", r"^logit_scale$")
 
 # After every update logit_scale is clamped to [0, 4.6052], as in the original: factors 1 to 100.
 LOGIT_SCALE_BOUNDS: tuple[tuple[str, tuple[float, float]], ...] = (
@@ -80,18 +84,24 @@ LOGIT_SCALE_BOUNDS: tuple[tuple[str, tuple[float, float]], ...] = (
 TOWERS: dict[str, str] = {
   "image": r"^visual/",
   "text": r"^(bert/|text_projection$)",
-  "scale": r"^logit_scale$",
+  "scale": r"^logit_(scale|bias)$",
 }
 
 
 @dataclasses.dataclass(kw_only=True)
 class CNCLIPConfig:
-  """A pair of towers and the width of their shared space."""
+  """A pair of towers and the width of their shared space.
+
+  `logit_scale` is its first value, `logit_bias` that of SigLIP's bias; with None there is no bias.
+  SigLIP (arXiv 2303.15343) starts with ln 10 and -10.
+  """
 
   vision: ViTConfig | ResNetConfig
   text: BertConfig
   embed_dim: int
   name: str = ""
+  logit_scale: float = math.log(1 / 0.07)
+  logit_bias: float | None = None
 
   def build(self, *, rngs: nnx.Rngs, remat: str = "none", unroll: int = 1) -> "CNCLIP":
     """Makes the model with fresh float32 parameters.
@@ -129,7 +139,9 @@ class CNCLIP(nnx.Module):
     shape = (config.text.width, config.embed_dim)
     init = normal(config.text.width**-0.5)
     self.text_projection = nnx.Param(init(rngs.params(), shape, jnp.float32))
-    self.logit_scale = nnx.Param(jnp.float32(math.log(1 / 0.07)))
+    self.logit_scale = nnx.Param(jnp.float32(config.logit_scale))
+    bias = config.logit_bias
+    self.logit_bias = None if bias is None else nnx.Param(jnp.float32(bias))
 
   def encode_image(
     self,
@@ -201,6 +213,47 @@ def config(vision: str, text: str) -> CNCLIPConfig:
     text=dataclasses.replace(TEXT[text]),
     embed_dim=EMBED_DIM[vision],
     name=f"{vision}@{text}",
+  )
+
+
+def layer_rates(
+  config: CNCLIPConfig, tower: str, *, trained: int | None = None, decay: float = 1.0
+) -> tuple[tuple[str, float | tuple[float, ...]], ...]:
+  """Learning-rate multipliers of a tower by depth, rows for `Optim.lr_scale`.
+
+  Args:
+    config: the model's sizes.
+    tower: "image" or "text".
+    trained: layers before the output that are trained, with what follows them; 0 freezes the whole
+      tower with its projection (locked-image tuning, arXiv 2111.07991), None trains all of it. A
+      ResNet has four layers, its stages.
+    decay: factor of the rate for every layer further from the output, as in BEiT (arXiv
+      2106.08254): 1 for the projection, `decay` for the last layer, `decay ** (layers + 1)` for
+      the embeddings.
+
+  Raises:
+    ValueError: no such tower, or it has fewer layers.
+  """
+  resnet = isinstance(config.vision, ResNetConfig)
+  depths = {"image": 4 if resnet else config.vision.layers, "text": config.text.layers}
+  if tower not in depths:
+    raise ValueError(f"Expected a tower out of {', '.join(depths)}, found {tower!r}")
+  depth = depths[tower]
+  if trained is not None and not 0 <= trained <= depth:
+    raise ValueError(f"Expected 0 to {depth} trained layers, found {trained}")
+  first = 0 if trained is None else depth - trained
+  rates = tuple(decay ** (depth - i) if i >= first else 0.0 for i in range(depth))
+  inputs = decay ** (depth + 1) if trained is None else 0.0
+  outputs = 0.0 if trained == 0 else 1.0
+  if tower == "text":
+    return ((r"^bert/blocks/", rates), (r"^bert/", inputs), (r"^text_projection$", outputs))
+  if resnet:
+    stages = tuple((rf"^visual/layer{i + 1}/", rate) for i, rate in enumerate(rates))
+    return (*stages, (r"^visual/attnpool/", outputs), (r"^visual/", inputs))
+  return (
+    (r"^visual/blocks/", rates),
+    (r"^visual/(ln_post/|proj$)", outputs),
+    (r"^visual/", inputs),
   )
 
 

@@ -56,8 +56,8 @@ class Task:
     whole_batch: True when the loss couples the rows of a batch (contrastive negatives): gradient
       accumulation then happens inside `loss`, in `chunks` parts; otherwise the step sums over
       parts and `chunks` is 1.
-    prepare: None, or a method `(model, batch, rngs) -> batch` run outside the gradient (samples and
-      rewards, teacher features).
+    prepare: None, or a method `(model, batch, *, rngs, step, frozen) -> batch` run outside the
+      gradient (samples and rewards, a teacher's features, what changes with the int32[] `step`).
   """
 
   whole_batch: ClassVar[bool] = False
@@ -67,6 +67,19 @@ class Task:
     """Faults that show without reading data, one line each."""
     del config
     return []
+
+  def frozen(self, mesh: jax.sharding.Mesh, *, precision: str, load: bool = True) -> Any:
+    """Arrays that `prepare` reads and nothing trains, such as a teacher's weights. None: none.
+
+    They are an input of the step, neither constants of its program nor in its checkpoints.
+
+    Args:
+      mesh: where they go.
+      precision: that of the run.
+      load: False gives ShapeDtypeStructs with shardings, for compiling without reading anything.
+    """
+    del mesh, precision, load
+    return None
 
   def log_line(self, values: Mapping[str, float]) -> str:
     """The line of a log step.

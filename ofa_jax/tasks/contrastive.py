@@ -6,6 +6,7 @@ pools; `ZeroShot` scores classification by class names put into templates.
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,9 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ofa_jax import losses, trees
+from ofa_jax import hub, losses, trees
+from ofa_jax.convert.params import abstract
 from ofa_jax.data import folder, images, pairs, pipeline
+from ofa_jax.data.augment import AUGMENT
 from ofa_jax.data.text import normalize_caption
+from ofa_jax.models import cnclip
+from ofa_jax.models.clip_resnet import ResNetConfig
 from ofa_jax.scoring import retrieval, zeroshot
 from ofa_jax.tasks.base import Task
 from ofa_jax.tokenizers.bert import ChineseBertTokenizer
@@ -26,16 +31,25 @@ _STUCK_ROWS = 5  # log rows near ln(batch) before a hint
 
 @dataclasses.dataclass(kw_only=True)
 class Contrastive(Task):
-  """Symmetric InfoNCE over image-text pairs.
+  """Symmetric InfoNCE, or SigLIP's loss, over image-text pairs.
 
   Attributes:
     train, valid, test: data of each split; several sources are mixed by their weights.
     image_size: pixels a side.
     context_length: tokens of a text, [CLS] and [SEP] included.
-    augment: random crop (90-100 % of the area) and flip in training.
+    augment: "none"; "crop", a random square of three quarters of the area, mirrored at random;
+      "auto", the original's random resized crop, mirror and AutoAugment (`data/augment.py`).
     exact_decode: resize training images as the evaluation does; False decodes faster.
     mask_ratio: share of image patches left out in training (FLIP, arXiv 2212.00794).
+    mask_until: step from which whole images are seen, FLIP's last phase. None: never.
     multi_positive: pairs with an equal caption or the same image are positives too.
+    loss_kind: "softmax" or "sigmoid" (SigLIP, arXiv 2303.15343; set `logit_bias` of the model).
+    loss_chunks: strips in which a device's logits are computed; more take less memory.
+    gather: False contrasts the rows of each device only (the original's --skip-aggregate).
+    freeze_batch_norm: a ResNet keeps its running statistics and uses them in training.
+    teacher: model to learn from, as `hub.open_model` takes it; of the same image size. None: off.
+    distill_features: weight of its image features, as in the original (`--kd_loss_weight`, 0.5).
+    distill_logits: weight of its similarities between images and texts.
     cache_dir: folder of the decode cache, which makes later epochs nearly free; None: off.
     cache_bytes: its size limit.
   """
@@ -45,10 +59,18 @@ class Contrastive(Task):
   test: tuple[pairs.PairData, ...] = ()
   image_size: int = 224
   context_length: int = 52
-  augment: bool = False
+  augment: str = "none"
   exact_decode: bool = False
   mask_ratio: float = 0.0
+  mask_until: int | None = None
   multi_positive: bool = False
+  loss_kind: str = "softmax"
+  loss_chunks: int = 1
+  gather: bool = True
+  freeze_batch_norm: bool = False
+  teacher: str | None = None
+  distill_features: float = 0.5
+  distill_logits: float = 0.0
   cache_dir: str | None = None
   cache_bytes: int = 64 * 2**30
 
@@ -63,7 +85,50 @@ class Contrastive(Task):
         f"task.context_length: expected 2 to {config.model.text.max_positions} (the text tower's "
         f"positions), found {self.context_length}"
       )
-    return faults
+    for field, allowed in (("augment", AUGMENT), ("loss_kind", losses.LOSSES)):
+      if getattr(self, field) not in allowed:
+        found = getattr(self, field)
+        faults.append(f"task.{field}: expected one of {', '.join(allowed)}, found {found!r}")
+    if self.mask_until is not None and not self.mask_ratio:
+      faults.append("task.mask_until: expected a mask_ratio with it, found 0")
+    if self.loss_chunks < 1:
+      faults.append(f"task.loss_chunks: expected at least 1, found {self.loss_chunks}")
+    if (config.model.logit_bias is None) == (self.loss_kind == "sigmoid"):
+      faults.append(
+        "model.logit_bias: expected a number with task.loss_kind='sigmoid' (SigLIP: -10) and None "
+        f"with 'softmax', found {config.model.logit_bias}"
+      )
+    return faults + _check_batch_norm(self, config) + _check_teacher(self)
+
+  def frozen(self, mesh, *, precision, load=True):
+    """The teacher's weights, replicated, in the compute dtype; its statistics stay float32."""
+    if self.teacher is None:
+      return None
+    source = hub.open_model(self.teacher) if load else None
+    config = teacher_config(self.teacher) if source is None else source.config
+    _, params, rest = abstract(config)
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    cast = functools.partial(trees.cast, precision=precision)
+    if source is None:
+      shapes = {"params": jax.eval_shape(cast, params), "rest": rest}
+      return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
+    params, rest = source.load(jax.tree.map(lambda _: whole, (params, rest)))
+    return {"params": cast(params), "rest": rest}
+
+  def prepare(self, model, batch, *, rngs, step, frozen):
+    """Adds the teacher's features, and whether this step sees whole images."""
+    del model, rngs
+    batch = dict(batch)
+    if self.mask_until is not None:
+      batch["unmasked"] = step >= self.mask_until
+    if self.teacher is not None:
+      graph, _, _ = abstract(teacher_config(self.teacher))
+      teacher = nnx.merge(graph, frozen["params"], frozen["rest"])
+      batch["teacher_image"] = teacher.encode_image(to_float(batch["image"]))
+      if self.distill_logits:
+        batch["teacher_text"] = losses.normalize(teacher.encode_text(batch["tokens"]))
+        batch["teacher_scale"] = jnp.exp(teacher.logit_scale[...].astype(jnp.float32))
+    return batch
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     spec = jax.ShapeDtypeStruct
@@ -93,18 +158,46 @@ class Contrastive(Task):
     return rows[0] if len(rows) == 1 else pipeline.Mixture(rows, [s.weight for s in sources])
 
   def loss(self, model, batch, *, rngs, chunks=1):
-    encode = functools.partial(_encode, mask_ratio=self.mask_ratio if rngs is not None else 0.0)
+    mask_ratio = self.mask_ratio if rngs is not None else 0.0
+    encode = functools.partial(
+      _encode,
+      mask_ratio=mask_ratio,
+      unmasked=batch.get("unmasked"),
+      freeze_batch_norm=self.freeze_batch_norm,
+    )
     image, text = _in_chunks(encode, model, batch, rngs=rngs, chunks=chunks)
-    same = None
+    weight = batch["weight"]
+    labels = None
     if self.multi_positive:
-      same = _equal(batch["caption_index"]) | _equal(batch["image_index"])
+      labels = jnp.stack([batch["caption_index"], batch["image_index"]], axis=1)
+    teacher = None
+    if "teacher_text" in batch:
+      features = losses.normalize(batch["teacher_image"])
+      teacher = losses.Teacher(features, batch["teacher_text"], batch["teacher_scale"])
     scale = model.logit_scale[...].astype(jnp.float32)
     metrics = losses.contrastive(
-      image, text, scale=jnp.exp(scale), weight=batch["weight"], same=same
+      image,
+      text,
+      scale=jnp.exp(scale),
+      weight=weight,
+      labels=labels,
+      kind=self.loss_kind,
+      bias=None if model.logit_bias is None else model.logit_bias[...],
+      teacher=teacher,
+      chunks=self.loss_chunks,
+      gather=self.gather,
     )
+    total = metrics["loss"].total
+    if "teacher_image" in batch:
+      kd = losses.distill_features(image, batch["teacher_image"], weight=weight)
+      metrics["distill_features"] = kd
+      total += self.distill_features * kd.total
+    if teacher is not None:
+      total += self.distill_logits * metrics["distill_logits"].total
+    metrics["loss"] = metrics["loss"]._replace(total=total)
     one = jnp.ones(())
     metrics["logit_scale"] = losses.Mean(scale, one)
-    metrics["chance_loss"] = losses.Mean(jnp.log(jnp.sum(batch["weight"])), one)
+    metrics["chance_loss"] = losses.Mean(jnp.log(jnp.sum(weight)), one)
     return metrics
 
   def streams(self, split: str) -> dict[str, Any]:
@@ -227,8 +320,18 @@ def encode_either(model: Any, batch: Any) -> jax.Array:
   return losses.normalize(model.encode_text(batch["tokens"]))
 
 
+@functools.cache
+def teacher_config(name: str) -> cnclip.CNCLIPConfig:
+  """Sizes of a model; those of a public name without its download."""
+  if name in cnclip.MODELS:
+    return cnclip.config(*cnclip.MODELS[name])
+  return hub.open_model(name).config
+
+
 def to_float(image: jax.Array) -> jax.Array:
-  """uint8[B, S, S, 3] pixels to the normalised float32 that the towers expect."""
+  """uint8[B, S, S, 3] pixels to the normalised float32 that the towers expect; floats are that."""
+  if image.dtype != jnp.uint8:
+    return image
   mean = jnp.asarray(images.CLIP_MEAN, jnp.float32)
   std = jnp.asarray(images.CLIP_STD, jnp.float32)
   return (image.astype(jnp.float32) / 255.0 - mean) / std
@@ -238,10 +341,20 @@ def _tokenize(encoder, context_length, caption):
   return encoder.encode(normalize_caption(caption), context_length=context_length)
 
 
-def _encode(model, batch, rngs, *, mask_ratio):
+def _encode(model, batch, rngs, *, mask_ratio, unmasked, freeze_batch_norm):
   """Unit features of both towers."""
   image_key, text_key = (None, None) if rngs is None else jax.random.split(rngs)
-  image = model.encode_image(to_float(batch["image"]), mask_ratio=mask_ratio, rngs=image_key)
+  if freeze_batch_norm:
+    image_key = None
+  pixels = to_float(batch["image"])
+
+  def encode_image(mask_ratio):
+    return model.encode_image(pixels, mask_ratio=mask_ratio, rngs=image_key)
+
+  if unmasked is None or not mask_ratio:
+    image = encode_image(mask_ratio)
+  else:  # both are compiled, one is run
+    image = jax.lax.cond(unmasked, lambda: encode_image(0.0), lambda: encode_image(mask_ratio))
   text = model.encode_text(batch["tokens"], rngs=text_key)
   return losses.normalize(image), losses.normalize(text)
 
@@ -270,12 +383,33 @@ def _in_chunks(encode, model, batch, *, rngs, chunks):
   return trees.join_batch(features)
 
 
-def _equal(index):
-  return index[:, None] == index[None, :]
-
-
 def _check_image_size(image_size, config):
   expected = config.model.vision.image_size
   if image_size == expected:
     return []
   return [f"task.image_size: expected the model's {expected}, found {image_size}"]
+
+
+def _check_batch_norm(task, config):
+  """A frozen image tower must not move its running statistics either."""
+  if not isinstance(config.model.vision, ResNetConfig):
+    if not task.freeze_batch_norm:
+      return []
+    return ["task.freeze_batch_norm: expected a ResNet, found a ViT, which has no batch norm"]
+  frozen = (*((pattern, 0.0) for pattern in config.optim.freeze), *config.optim.lr_scale)
+  try:
+    rate = trees.first_match(frozen, "visual/bn1/scale", default=1.0)
+  except re.error:  # told by the checks of the optimizer
+    return []
+  if rate == 0.0 and not task.freeze_batch_norm:
+    return ["task.freeze_batch_norm: expected True where the image tower is frozen, found False"]
+  return []
+
+
+def _check_teacher(task):
+  if task.teacher is None:
+    return []
+  size = teacher_config(task.teacher).vision.image_size
+  if size == task.image_size:
+    return []
+  return [f"task.teacher: expected a model of {task.image_size} pixels, found one of {size}"]

@@ -34,6 +34,12 @@ def test_both_kinds_of_fields_hold_every_config(names):
   assert model_config.from_fields(model_config.to_fields(config)) == config
 
 
+def test_our_fields_hold_the_first_values_of_scale_and_bias():
+  config = cnclip.config("ViT-B-16", "RBT3-chinese")
+  config.logit_scale, config.logit_bias = 2.5, -10.0
+  assert model_config.from_json(json.loads(json.dumps(model_config.to_json(config)))) == config
+
+
 def test_all_faults_of_the_fields_are_listed():
   fields = model_config.to_fields(cnclip.config("ViT-B-16", "RBT3-chinese"))
   del fields["embed_dim"], fields["text_hidden_size"]

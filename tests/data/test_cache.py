@@ -191,7 +191,7 @@ def test_reader_decodes_once(tmp_path, table, monkeypatch):
 
 
 def test_reader_augments_in_training_only(tmp_path, table):
-  reader = ImageReader(table, size=32, augment=True, cache_dir=tmp_path / "cache")
+  reader = ImageReader(table, size=32, augment="crop", cache_dir=tmp_path / "cache")
   crops = {reader.read(0, np.random.default_rng(i)).tobytes() for i in range(40)}
   assert len(crops) > 20
   larger = decode(table.encoded(0), size=37)

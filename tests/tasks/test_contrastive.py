@@ -22,6 +22,7 @@ class Towers(nnx.Module):
     self.words = nnx.Param(jnp.sin(jnp.arange(400.0)).reshape(100, 4))
     self.kernel = nnx.Param(jnp.cos(jnp.arange(12.0)).reshape(3, 4))
     self.logit_scale = nnx.Param(jnp.float32(2.0))
+    self.logit_bias = None
 
   def encode_image(self, image, *, mask_ratio=0.0, rngs=None):
     return self.norm(image, rngs=rngs).mean((1, 2)) @ self.kernel[...]
