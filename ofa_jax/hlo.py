@@ -1,0 +1,93 @@
+"""What a compiled program says between devices: its collectives, read from the HLO text."""
+
+import collections
+import dataclasses
+import math
+import re
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4}
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_SHAPE = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]")
+_OP = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([\w\-]+)\(")
+_CALLS = re.compile(r"\b(body|condition|calls|to_apply|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
+_TRIPS = re.compile(r'"?known_trip_count"?:\{"n":"(\d+)"\}')
+
+
+@dataclasses.dataclass
+class Collective:
+  """All collectives of one kind: how often a device runs one in a step, and what it receives."""
+
+  calls: int = 0
+  num_bytes: int = 0
+
+
+def collectives(text: str) -> dict[str, Collective]:
+  """Collectives by kind, as one device runs them; the body of a loop counts once a round.
+
+  A loop whose number of rounds is not in the text counts as one round. Bytes are those of the
+  results on one device.
+
+  Args:
+    text: `compiled.as_text()`.
+  """
+  computations, entry = _computations(text)
+  found = collections.defaultdict(Collective)
+  for name, times in _times_run(computations, entry).items():
+    for line in computations[name]:
+      op = _OP.match(line)
+      kind = op and op[2].removesuffix("-start")
+      if kind in KINDS:
+        found[kind].calls += times
+        found[kind].num_bytes += times * _result_bytes(op[1], op[2])
+  return dict(found)
+
+
+def _computations(text):
+  """Lines of every computation by its name, and the name of the first one to run."""
+  computations, entry, lines = {}, None, []
+  for line in text.splitlines():
+    start = _COMPUTATION.match(line)
+    if start:
+      lines = computations[start[2]] = []
+      entry = start[2] if start[1] else entry
+    else:
+      lines.append(line)
+  return computations, entry
+
+
+def _times_run(computations, entry):
+  """How often each computation runs in a call of the program."""
+  times = collections.Counter()
+
+  def visit(name, count):
+    times[name] += count
+    for line in computations[name]:
+      op = _OP.match(line)
+      if op is None or op[2].endswith(("-done", "-update")):
+        continue
+      trips = _TRIPS.search(line)
+      for role, names in _CALLS.findall(line):
+        rounds = int(trips[1]) if trips and role == "body" else 1
+        for called in re.findall(r"[\w.\-]+", names):
+          if called in computations:
+            visit(called, count * rounds)
+
+  if entry is not None:
+    visit(entry, 1)
+  return times
+
+
+def _result_bytes(shape, op):
+  """Bytes of a result; an asynchronous start returns its operands and what it will give."""
+  sizes = []
+  for dtype, dims in _SHAPE.findall(shape):
+    digits = re.search(r"\d+", dtype)
+    bits = _BITS.get(dtype, int(digits[0]) if digits else 0)
+    sizes.append(bits * math.prod(int(n) for n in dims.split(",") if n) // 8)
+  if op == "all-gather-start":
+    sizes = sizes[len(sizes) // 2 :]
+  elif op == "collective-permute-start":
+    sizes = sizes[1:2]
+  return sum(sizes)
