@@ -32,7 +32,7 @@ def _equation(eqn):
   if name == "scan":
     return eqn.params["length"] * sum(inner)
   if name == "shard_map":  # its body is what one device does
-    mesh, manual = eqn.params["mesh"], eqn.params["manual_axes"]
+    mesh, manual = eqn.params["mesh"], eqn.params["newly_manual_axes"]
     return math.prod(mesh.shape[axis] for axis in manual) * sum(inner)
   return sum(inner)
 
