@@ -13,6 +13,9 @@ _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]")
 _OP = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([\w\-]+)\(")
 _CALLS = re.compile(r"\b(body|condition|calls|to_apply|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 _TRIPS = re.compile(r'"?known_trip_count"?:\{"n":"(\d+)"\}')
+_CONSTANT = re.compile(r" = s32\[\]\S* constant\((\d+)\)")
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_SCATTER = "all-reduce-scatter"  # how the TPU's compiler names a reduce-scatter made of two
 
 
 @dataclasses.dataclass
@@ -32,29 +35,42 @@ def collectives(text: str) -> dict[str, Collective]:
   Args:
     text: `compiled.as_text()`.
   """
-  computations, entry = _computations(text)
+  computations, results, entry = _computations(text)
   found = collections.defaultdict(Collective)
+  channels = set()
   for name, times in _times_run(computations, entry).items():
     for line in computations[name]:
       op = _OP.match(line)
       kind = op and op[2].removesuffix("-start")
-      if kind in KINDS:
-        found[kind].calls += times
-        found[kind].num_bytes += times * _result_bytes(op[1], op[2])
+      if kind not in KINDS:
+        continue
+      # One that overlaps with products is written once in each of the parts it is spread over.
+      channel = _CHANNEL.search(line)
+      if channel and channel[1] in channels:
+        continue
+      channels.add(channel and channel[1])
+      if name.startswith(_SCATTER):
+        kind, size = "reduce-scatter", _result_bytes(results[name], "")
+      else:
+        size = _result_bytes(op[1], op[2])
+      found[kind].calls += times
+      found[kind].num_bytes += times * size
   return dict(found)
 
 
 def _computations(text):
-  """Lines of every computation by its name, and the name of the first one to run."""
-  computations, entry, lines = {}, None, []
+  """Lines and result of every computation by its name, and the name of the first one to run."""
+  computations, results, entry, lines = {}, {}, None, []
   for line in text.splitlines():
     start = _COMPUTATION.match(line)
     if start:
-      lines = computations[start[2]] = []
-      entry = start[2] if start[1] else entry
+      name = start[2]
+      lines = computations[name] = []
+      results[name] = line.rpartition("->")[2]
+      entry = name if start[1] else entry
     else:
       lines.append(line)
-  return computations, entry
+  return computations, results, entry
 
 
 def _times_run(computations, entry):
@@ -67,9 +83,9 @@ def _times_run(computations, entry):
       op = _OP.match(line)
       if op is None or op[2].endswith(("-done", "-update")):
         continue
-      trips = _TRIPS.search(line)
-      for role, names in _CALLS.findall(line):
-        rounds = int(trips[1]) if trips and role == "body" else 1
+      calls = _CALLS.findall(line)
+      for role, names in calls:
+        rounds = _rounds(line, dict(calls), computations) if role == "body" else 1
         for called in re.findall(r"[\w.\-]+", names):
           if called in computations:
             visit(called, count * rounds)
@@ -77,6 +93,16 @@ def _times_run(computations, entry):
   if entry is not None:
     visit(entry, 1)
   return times
+
+
+def _rounds(line, calls, computations):
+  """Rounds of a `while`: as annotated, or the one number that its condition compares with."""
+  trips = _TRIPS.search(line)
+  if trips:
+    return int(trips[1])
+  condition = computations.get(calls.get("condition", "").lstrip("%"), ())
+  numbers = _CONSTANT.findall("\n".join(condition))
+  return int(numbers[0]) if len(numbers) == 1 else 1
 
 
 def _result_bytes(shape, op):

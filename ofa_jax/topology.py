@@ -119,6 +119,7 @@ def devices(topology: Topology) -> list[jax.Device]:
   shape = "x".join(str(n) for n in topology.shape)
   if platform == "tpu":
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it asks the network for a TPU's metadata
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing here holds a real TPU
     name = f"{topology.kind}:{shape}"
     options = {}
     if topology.kind == "v4":

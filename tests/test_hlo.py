@@ -44,6 +44,45 @@ def test_loops_and_asynchronous_starts():
   }
 
 
+# As the TPU's compiler writes it: no trip count, parts of one collective, a scatter inside a sum.
+TPU = """HloModule jit_step, is_scheduled=true
+
+%part.1 (p: bf16[4,8]) -> (bf16[4,8], bf16[32,8]) {
+  %g.1 = bf16[32,8]{1,0:T(8,128)(2,1)S(1)} all-gather(%p), channel_id=7, dimensions={0}
+}
+
+%part.2 (p: bf16[4,8]) -> (bf16[4,8], bf16[32,8]) {
+  %g.2 = bf16[32,8]{1,0:T(8,128)(2,1)S(1)} all-gather(%p), channel_id=7, dimensions={0}
+}
+
+%all-reduce-scatter.3 (p: bf16[64,8]) -> bf16[8,8] {
+  %r = bf16[64,8]{1,0} all-reduce(%p), channel_id=9, to_apply=%add
+}
+
+%body (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %a = (bf16[4,8]{1,0}, bf16[32,8]{1,0}) fusion(%x), kind=kCustom, calls=%part.1
+  %b = (bf16[4,8]{1,0}, bf16[32,8]{1,0}) fusion(%a), kind=kCustom, calls=%part.2
+  %c = bf16[8,8]{1,0} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.3
+}
+
+%condition (p: (s32[], bf16[4,8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(32)
+  ROOT %less = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+ENTRY %main.1 (w: bf16[4,8]) -> bf16[4,8] {
+  %loop = (s32[]{:T(128)}, bf16[4,8]) while(%init), condition=%condition, body=%body
+}
+"""
+
+
+def test_how_tpus_write_them():
+  assert hlo.collectives(TPU) == {
+    "all-gather": hlo.Collective(calls=32, num_bytes=32 * 32 * 8 * 2),
+    "reduce-scatter": hlo.Collective(calls=32, num_bytes=32 * 8 * 8 * 2),
+  }
+
+
 def test_a_compiled_loop():
   mesh = sharding.make_mesh((8, 1, 1))
 
