@@ -91,12 +91,14 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
   compile_begin = time.perf_counter()
   largest, collectives = [], {}
   try:
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=target.compiler_options)
   except jax.errors.JaxRuntimeError as e:
     needed = _NEEDED.search(str(e))
     if "RESOURCE_EXHAUSTED" not in str(e) or not needed:
       raise
-    fits, temporary = False, int(float(needed[1]) * _UNITS[needed[2]])
+    # The compiler's figure holds everything, the state included.
+    fits = False
+    temporary = max(0, int(float(needed[1]) * _UNITS[needed[2]]) - sum(held.values()))
     largest = [f"{size} {shape}" for size, shape in _ARRAY.findall(str(e))[:5]]
   else:
     found = compiled.memory_analysis()
@@ -168,8 +170,8 @@ def show(report: Report, *, target: topology.Topology, num_devices: int) -> str:
     ("  gradients, activations", log.human_bytes(report.temporary)),
     ("  all", f"{log.human_bytes(report.total)} of {log.human_bytes(report.memory)}"),
     ("operations a step", ""),
-    ("  model (3 x forward)", f"{report.model_flops / 1e15:.4g} PFLOP"),
-    ("  with recomputation", f"{report.step_flops / 1e15:.4g} PFLOP"),
+    ("  model (3 x forward)", _operations(report.model_flops)),
+    ("  with recomputation", _operations(report.step_flops)),
     ("  model at peak", f"{report.model_flops / peak:.4g} s ({target.hardware.peak / 1e12:g} "
                         "TFLOP/s a device, bfloat16)"),
     ("collectives a device", "" if report.collectives else "none seen"),
@@ -216,6 +218,14 @@ def _forward(program, spec):
   key = jax.eval_shape(lambda: jax.random.key(0))
   state = program.abstract
   return flops.count(jax.make_jaxpr(loss)(state.params, state.rest, spec, key))
+
+
+def _operations(num):
+  """36_010_000_000_000_000 -> "36.01 PFLOP"."""
+  power = 0
+  while num >= 1000:
+    num, power = num / 1000, power + 1
+  return f"{num:.4g} {('', 'k', 'M', 'G', 'T', 'P', 'E')[power]}FLOP"
 
 
 def _suggest(config, report, *, target, devices, tries):

@@ -69,6 +69,12 @@ dnn_version_info { major: 9 minor: 10 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
+# Without a card nothing can be timed: no autotuning, and products through cuBLAS, which needs none.
+_OPTIONS = {
+  "tpu": {},
+  "cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
+}
+
 _INSTALL = {
   "tpu": 'pip install -e ".[tpu]", or only the compiler that belongs to this JAX: '
   'pip install "libtpu==0.0.42.*" for jax 0.10.2',
@@ -87,6 +93,10 @@ class Topology:
   @property
   def hardware(self) -> Kind:
     return KINDS[self.kind]
+
+  @property
+  def compiler_options(self) -> dict[str, int | bool]:
+    return _OPTIONS[self.hardware.platform]
 
 
 def parse(text: str) -> Topology:
