@@ -13,11 +13,13 @@ and the smallest change that makes it fit is compiled too.
 import dataclasses
 import itertools
 import json
+import math
 import re
 import time
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 from absl import flags
 from etils import epath
 
@@ -28,7 +30,6 @@ from ofa_jax.config import Config
 _SCHEDULE = 1000  # steps of a run whose length is given in epochs: only constants depend on it
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NEEDED = re.compile(r"\(?([\d.]+)([KMGT])\)? (?:exceeds available HBM|of [\d.]+[KMGT] hbm)")
-_ARRAY = re.compile(r"Size: ([\d.]+[KMGT])\n(?:.*\n)*?\s*Shape: (\S+)")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -43,7 +44,8 @@ class Report:
     model_flops: 3 x forward, over all devices and without recomputation.
     step_flops: what the step computes, over all devices.
     collectives: by kind, as one device runs them in a step.
-    largest: the largest arrays where the step does not fit, if the compiler names them.
+    largest: the largest intermediate arrays of the step before it is compiled, with their bytes
+      over all devices; the compiler may never make one of them whole.
   """
 
   held: dict[str, int]
@@ -55,7 +57,7 @@ class Report:
   collectives: dict[str, hlo.Collective]
   lower_s: float
   compile_s: float
-  largest: list[str]
+  largest: dict[str, int]
 
   @property
   def total(self) -> int:
@@ -71,7 +73,7 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
     devices: from `topology.devices`.
 
   Raises:
-    ValueError: the config cannot run on so many devices and hosts.
+    ValueError: the config cannot run on so many devices and hosts, or cuDNN is not installed.
   """
   hosts = len({d.process_index for d in devices})
   config_lib.validate(config, devices=len(devices), hosts=hosts)
@@ -80,16 +82,20 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
   spec = config.task.batch_spec(config.batch_size)
   rows = dict.fromkeys(spec, sharding.batch_sharding(mesh))
   begin = time.perf_counter()
-  traced = step.train_step(program).trace(
-    _placed(program.abstract, program.shardings), _placed(spec, rows)
-  )
-  lowered = traced.lower()
+  state = _placed(program.abstract, program.shardings)
+  try:
+    traced = step.train_step(program).trace(state, _placed(spec, rows))
+    lowered = traced.lower()
+  except RuntimeError as e:
+    if "cuDNN" not in str(e):
+      raise
+    raise ValueError(f"{e} Its library is needed: {topology.INSTALL['cuda']}") from e
   lowered_at = time.perf_counter()
   forward = _forward(program, spec)
   held = _held(program, spec, rows)
   memory = target.hardware.memory
   compile_begin = time.perf_counter()
-  largest, collectives = [], {}
+  collectives = {}
   try:
     compiled = lowered.compile(compiler_options=target.compiler_options)
   except jax.errors.JaxRuntimeError as e:
@@ -99,7 +105,6 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
     # The compiler's figure holds everything, the state included.
     fits = False
     temporary = max(0, int(float(needed[1]) * _UNITS[needed[2]]) - sum(held.values()))
-    largest = [f"{size} {shape}" for size, shape in _ARRAY.findall(str(e))[:5]]
   else:
     found = compiled.memory_analysis()
     arguments = found.argument_size_in_bytes
@@ -118,7 +123,7 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
     collectives=collectives,
     lower_s=lowered_at - begin,
     compile_s=time.perf_counter() - compile_begin,
-    largest=largest,
+    largest=_largest(traced.jaxpr),
   )
 
 
@@ -183,7 +188,9 @@ def show(report: Report, *, target: topology.Topology, num_devices: int) -> str:
   lines = [f"{name:26}{value}".rstrip() for name, value in rows]
   verdict = f"{100 * report.total / report.memory:.0f} % of the device's memory"
   lines.append(f"{'FITS' if report.fits else 'DOES NOT FIT'}: {verdict}")
-  lines += [f"  among the largest arrays: {text}" for text in report.largest]
+  if not report.fits:
+    lines.append("the largest arrays of the step, over all devices:")
+    lines += [f"  {log.human_bytes(size):24}{name}" for name, size in report.largest.items()]
   return "\n".join(lines)
 
 
@@ -218,6 +225,22 @@ def _forward(program, spec):
   key = jax.eval_shape(lambda: jax.random.key(0))
   state = program.abstract
   return flops.count(jax.make_jaxpr(loss)(state.params, state.rest, spec, key))
+
+
+def _largest(jaxpr, num=4):
+  sizes = {}
+  pending = [jaxpr.jaxpr]
+  while pending:
+    for eqn in pending.pop().eqns:
+      for value in (v.aval for v in eqn.outvars):
+        size = (
+          math.prod(getattr(value, "shape", ())) * getattr(value, "dtype", np.dtype(bool)).itemsize
+        )
+        sizes[value.str_short(short_dtypes=True)] = size
+      pending += [
+        getattr(sub, "jaxpr", sub) for v in eqn.params.values() for sub in flops.jaxprs(v)
+      ]
+  return dict(sorted(sizes.items(), key=lambda item: -item[1])[:num])
 
 
 def _operations(num):

@@ -20,13 +20,19 @@ def count(jaxpr: Any) -> int:
   return sum(_equation(eqn) for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns)
 
 
+def jaxprs(value: Any) -> list[Any]:
+  """The jaxprs in a parameter of an equation, which may be a tuple of branches."""
+  values = value if isinstance(value, (tuple, list)) else (value,)
+  return [v for v in values if hasattr(v, "eqns") or hasattr(getattr(v, "jaxpr", None), "eqns")]
+
+
 def _equation(eqn):
   name = eqn.primitive.name
   if name == "dot_general":
     return _dot(eqn)
   if name == "conv_general_dilated":
     return _conv(eqn)
-  inner = [count(sub) for value in eqn.params.values() for sub in _jaxprs(value)]
+  inner = [count(sub) for value in eqn.params.values() for sub in jaxprs(value)]
   if name == "cond":
     return max(inner)
   if name == "scan":
@@ -35,12 +41,6 @@ def _equation(eqn):
     mesh, manual = eqn.params["mesh"], eqn.params["newly_manual_axes"]
     return math.prod(mesh.shape[axis] for axis in manual) * sum(inner)
   return sum(inner)
-
-
-def _jaxprs(value):
-  """Jaxprs in a parameter of an equation, which may be a tuple of branches."""
-  values = value if isinstance(value, (tuple, list)) else (value,)
-  return [v for v in values if hasattr(v, "eqns") or hasattr(getattr(v, "jaxpr", None), "eqns")]
 
 
 def _dot(eqn):

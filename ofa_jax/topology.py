@@ -75,10 +75,10 @@ _OPTIONS = {
   "cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
 }
 
-_INSTALL = {
+INSTALL = {
   "tpu": 'pip install -e ".[tpu]", or only the compiler that belongs to this JAX: '
   'pip install "libtpu==0.0.42.*" for jax 0.10.2',
-  "cuda": "pip install --no-deps jax-cuda13-plugin=={jax} jax-cuda13-pjrt=={jax}",
+  "cuda": 'pip install -e ".[cuda]"',
 }
 
 
@@ -147,6 +147,6 @@ def devices(topology: Topology) -> list[jax.Device]:
     reason = str(e).splitlines()[0] if str(e) else type(e).__name__
     raise ValueError(
       f"Cannot describe {topology.kind}:{shape} ({reason}). If the compiler is missing: "
-      + _INSTALL[platform].format(jax=jax.__version__)
+      + INSTALL[platform]
     ) from e
   return list(found)

@@ -70,6 +70,15 @@ def test_a_missing_compiler_is_told_with_its_installation(monkeypatch):
     topology.devices(V5E)
 
 
+def test_a_missing_cudnn_is_told_with_its_installation(config, monkeypatch):
+  def missing(*_, **__):
+    raise RuntimeError("cuDNN not found.")
+
+  monkeypatch.setattr(type(config.task), "loss", missing)
+  with pytest.raises(ValueError, match=r"cuDNN not found\. .*pip install"):
+    compile_ahead.analyse(config, V5E, jax.devices())
+
+
 def test_memory_is_that_of_the_state(config, report):
   mesh = sharding.make_mesh((2, 4, 1))
   program = step.build(config, mesh, steps=10)
@@ -110,7 +119,7 @@ def test_changes_come_cheapest_first_and_hopeless_ones_not_at_all(config, report
   assert changes and all("fsdp=8" in text for text in changes)
 
 
-def test_what_does_not_fit_is_refused_with_a_change_that_does(config, monkeypatch, capsys):
+def test_what_does_not_fit_is_refused_with_a_change_that_does(config, monkeypatch):
   whole = compile_ahead.analyse(config, V5E, jax.devices())
   less = compile_ahead.analyse(dataclasses.replace(config, remat="full"), V5E, jax.devices())
   assert less.total < whole.total
@@ -118,7 +127,9 @@ def test_what_does_not_fit_is_refused_with_a_change_that_does(config, monkeypatc
   monkeypatch.setitem(topology.KINDS, "v5e", hardware)
   refused = compile_ahead.analyse(config, V5E, jax.devices())
   assert not refused.fits
-  assert "DOES NOT FIT" in compile_ahead.show(refused, target=V5E, num_devices=8)
+  text = compile_ahead.show(refused, target=V5E, num_devices=8)
+  assert "DOES NOT FIT" in text
+  assert "f32[2,32,12,64]" in text  # layers, batch, tokens, MLP: what remat does away with
   text = compile_ahead._suggest(config, refused, target=V5E, devices=jax.devices(), tries=3)
   assert text.startswith("It fits with --config.remat=") and "(compiled:" in text
   none = compile_ahead._suggest(config, refused, target=V5E, devices=jax.devices(), tries=0)
