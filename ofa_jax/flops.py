@@ -32,6 +32,9 @@ def _equation(eqn):
     return _dot(eqn)
   if name == "conv_general_dilated":
     return _conv(eqn)
+  if name.startswith("dot_product_attention"):  # cuDNN's kernels are one equation
+    (B, T, H, K), S = eqn.invars[0].aval.shape, eqn.invars[1].aval.shape[1]
+    return (5 if "bwd" in name else 2) * 2 * B * T * S * H * K
   inner = [count(sub) for value in eqn.params.values() for sub in jaxprs(value)]
   if name == "cond":
     return max(inner)
