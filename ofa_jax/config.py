@@ -89,6 +89,8 @@ class Config:
       evaluated; None: off.
     max_bad_rate: share of undecodable rows above which the run stops.
     workers: decoding threads per host; None: one a core.
+    step_timeout: seconds without the end of a step after which a process shows where it stands and
+      exits; ten times as long for the first step, evaluations and saves. None: no limit.
   """
 
   model: Any
@@ -112,6 +114,7 @@ class Config:
   ema: float | None = None
   max_bad_rate: float = 0.01
   workers: int | None = None
+  step_timeout: float | None = None
 
 
 def validate(config: Config, *, devices: int, hosts: int = 1) -> None:
@@ -216,6 +219,8 @@ def _check_run(c: Config) -> list[str]:
       faults.append(f"{field}: expected one of {', '.join(allowed)}, found {getattr(c, field)!r}")
   if c.ema is not None and not 0 < c.ema < 1:
     faults.append(f"ema: expected None or a decay between 0 and 1, found {c.ema}")
+  if c.step_timeout is not None and c.step_timeout <= 0:
+    faults.append(f"step_timeout: expected None or more than 0 seconds, found {c.step_timeout}")
   if not 0 <= c.max_bad_rate <= 1:
     faults.append(f"max_bad_rate: expected a share between 0 and 1, found {c.max_bad_rate}")
   return faults

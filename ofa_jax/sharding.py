@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -22,8 +23,28 @@ _LARGE = 2**16  # scalars; below this, splitting costs more than it saves
 
 
 def make_mesh(sizes: tuple[int, int, int], *, devices: list | None = None) -> Mesh:
-  """Mesh over all devices (or the given ones) with axes ("data", "fsdp", "tensor")."""
-  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  """Mesh over all devices (or the given ones) with axes ("data", "fsdp", "tensor").
+
+  Where the devices are several TPU slices, only `data` runs over the slow network between them.
+
+  Raises:
+    ValueError: `data` is not a multiple of the slices.
+  """
+  types = (AxisType.Auto,) * 3
+  devices = jax.devices() if devices is None else devices
+  slices = len({getattr(d, "slice_index", None) for d in devices if d.platform == "tpu"})
+  if slices < 2:
+    return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+  data, *inside = sizes
+  if data % slices:
+    raise ValueError(
+      f"mesh.data: expected a multiple of the {slices} slices, found {data}; fsdp and tensor stay "
+      "inside a slice"
+    )
+  grid = mesh_utils.create_hybrid_device_mesh(
+    (data // slices, *inside), (slices, 1, 1), devices=devices
+  )
+  return Mesh(grid, AXES, axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

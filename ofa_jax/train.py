@@ -4,11 +4,13 @@ r"""Trains or fine-tunes a model of any family, on one device or a pod.
   python -m ofa_jax.train --config=configs/cnclip_vith14.py --workdir=D --config.optim.lr=2e-5
 
 The workdir receives `config.json`, `log.txt`, `metrics.jsonl`, `curves.png` and `checkpoints/`; the
-same command started again goes on from the newest checkpoint, bit for bit.
+same command started again goes on from the newest checkpoint, bit for bit. SIGTERM saves one at the
+step it falls into and ends with status 0.
 """
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -20,13 +22,15 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from ofa_jax import checkpoint, cli, evaluate, log, overview, sharding, step, trees
+from ofa_jax import checkpoint, cli, evaluate, log, overview, sharding, step, trees, watchdog
 from ofa_jax.config import Config, mesh_sizes, to_dict, validate
 from ofa_jax.data import pipeline
 
 
 def train(config: Config, workdir: str) -> dict[str, float]:
   """Runs a config to its end and returns the metrics of its evaluations.
+
+  Told to stop by SIGTERM, it saves the step it is at, evaluates nothing and returns {}.
 
   Raises:
     ValueError: the config, the data or the checkpoint do not fit; all found faults, before the
@@ -47,12 +51,22 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     with log.Log(workdir, steps=steps, start=int(state.step)) as out:
       out.show(overview.table(program, num_rows=len(rows), steps=steps, origin=origin))
       _save_config(config, workdir, out)
-      run = _Run(program, rows, evaluators, checkpoints, out, steps=steps, per_epoch=per_epoch)
-      with contextlib.closing(rows):
-        state = run.loop(state)
-      checkpoints.save(state)
-      results = run.evaluate(state, evaluators)
-      out.curves()
+      last_words = functools.partial(out.line, level="ERROR")
+      with watchdog.Watchdog(config.step_timeout, write=last_words) as watch:
+        run = _Run(
+          program, rows, evaluators, checkpoints, out, watch, steps=steps, per_epoch=per_epoch
+        )
+        try:
+          results = run.whole(state)
+        except jax.errors.JaxRuntimeError as e:
+          if jax.process_count() == 1:
+            raise
+          # Leaving in order would wait for a process that is gone.
+          watch.fail(
+            f"process {jax.process_index()} of {jax.process_count()}: a step failed, perhaps "
+            f"because another process is gone ({str(e).splitlines()[0]}). The same command goes on "
+            "from the newest checkpoint. Stacks of all threads:"
+          )
   return results
 
 
@@ -65,8 +79,24 @@ class _Run:
   evaluators: list[evaluate.Evaluator]
   checkpoints: checkpoint.Checkpoints
   out: log.Log
+  watch: watchdog.Watchdog
   steps: int
   per_epoch: int
+  told_to_stop: bool = False
+
+  def whole(self, state: step.State) -> dict[str, float]:
+    """Trains to the end, saves and evaluates; told to stop, only saves."""
+    with contextlib.closing(self.rows):
+      state = self.loop(state)
+    self.watch.beat(watchdog.ALLOWANCE)
+    self.checkpoints.save(state)
+    if self.told_to_stop:
+      self.checkpoints.wait()
+      self.out.line(f"Told to stop: saved step {int(state.step)}; the same command goes on from it")
+      return {}
+    results = self.evaluate(state, self.evaluators)
+    self.out.curves()
+    return results
 
   def loop(self, state: step.State) -> step.State:
     """Steps until the end: update, log, evaluate, save."""
@@ -88,12 +118,13 @@ class _Run:
       workers=config.workers,
       bad=bad_rows,
     )
-    with batches:
+    with batches, watchdog.Notice() as notice:
       batch = sharding.to_global(next(batches), self.program.mesh)
       frozen = config.task.frozen(self.program.mesh, precision=config.precision)
       update = self._compile(state, batch, frozen)
       clock = _Clock(start)
       before = None
+      self.watch.beat(watchdog.ALLOWANCE)
       for done in range(start + 1, self.steps + 1):
         state, metrics = update(state, batch, frozen)
         if done < self.steps:
@@ -101,12 +132,16 @@ class _Run:
             batch = sharding.to_global(next(batches), self.program.mesh)
         if before is not None:  # one step late, so that the device never waits for the host
           _stop_if_diverged(config, before)
+          self.watch.beat()
         before = metrics
         logs = done % config.log_every == 0 or done == self.steps
         if logs:
           self._log(jax.device_get(metrics), done, clock)
         else:
           out.progress(done)
+        self.told_to_stop = notice.reached(done)
+        if self.told_to_stop:
+          break
         if done < self.steps:
           self._periodic(state, done, clock)
     return state
@@ -131,6 +166,7 @@ class _Run:
     if not due and not saves:
       return
     jax.block_until_ready(state.step)
+    self.watch.beat(watchdog.ALLOWANCE)
     with clock.paused():
       if due:
         self.evaluate(state, due)
@@ -138,6 +174,7 @@ class _Run:
       if saves:
         self.checkpoints.save(state)
         self.out.line(f"Saving checkpoint at step {done}")
+    self.watch.beat()
 
   def _compile(self, state, batch, frozen):
     begin = time.perf_counter()

@@ -9,10 +9,16 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ofa_jax"
 
 # What a part of the package may import of the others; everything may import its own part.
-ENGINE = {"config", "sharding", "optim", "step", "checkpoint", "log", "overview"}
+ENGINE = {
+  *("config", "sharding", "optim", "step", "checkpoint", "log", "overview"),
+  *("flops", "hlo", "topology", "watchdog"),
+}
 NUMPY = {"tokenizers", "data", "scoring"}
 PURE = {"losses", "models", "decode"}
-COMMANDS = {"train", "evaluate", "extract_features", "retrieve", "zeroshot", "api", "cli"}
+COMMANDS = {
+  *("train", "evaluate", "extract_features", "retrieve", "zeroshot", "compile_ahead"),
+  *("api", "cli"),
+}
 ALLOWED = {
   **dict.fromkeys(NUMPY, NUMPY),
   "trees": NUMPY,

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from ofa_jax import log
+from ofa_jax.data import pipeline
 from tests.test_train import assert_bit_equal, final_state
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +37,21 @@ def start(digits, workdir, *overrides, **environment):
     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
     env={**os.environ, "JAX_PLATFORMS": "cpu", "OFA_JAX_DATA": str(digits.parent), **environment},
   )  # fmt: skip
+
+
+def start_cluster(digits, workdir, *overrides, port, num):
+  """The command on several processes of one job."""
+  return [
+    start(
+      digits,
+      workdir,
+      *overrides,
+      JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
+      JAX_NUM_PROCESSES=str(num),
+      JAX_PROCESS_ID=str(i),
+    )
+    for i in range(num)
+  ]
 
 
 def finish(process):
@@ -82,17 +99,7 @@ def test_two_processes_are_one(digits, tmp_path, port):
   # The large epsilon keeps Adam from dividing gradients that are rounding noise by themselves.
   first_five = ("--config.steps=5", "--config.log_every=1", "--config.optim.eps=1e-4")
   finish(start(digits, tmp_path / "one", *first_five))
-  both = [
-    start(
-      digits,
-      tmp_path / "two",
-      *first_five,
-      JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
-      JAX_NUM_PROCESSES="2",
-      JAX_PROCESS_ID=str(i),
-    )
-    for i in range(2)
-  ]
+  both = start_cluster(digits, tmp_path / "two", *first_five, port=port, num=2)
   outputs = [finish(p) for p in both]
   assert "on 2 host(s)" in outputs[0]
   assert "Global Steps" in outputs[0] and "Global Steps" not in outputs[1]
@@ -102,3 +109,108 @@ def test_two_processes_are_one(digits, tmp_path, port):
   one, two = one[:5], two[:5]
   for name in ("train/loss", "train/grad_norm"):
     np.testing.assert_allclose([r[name] for r in two], [r[name] for r in one], rtol=1e-5)
+
+
+def wait_for(process, text):
+  """Reads a process's output until a line holds the text; returns what was read."""
+  seen = ""
+  for line in process.stdout:
+    seen += line
+    if text in line:
+      return seen
+  raise AssertionError(f"{text!r} was never printed:\n{seen}")
+
+
+def told_at(output):
+  return int(re.search(r"Told to stop: saved step (\d+)", output)[1])
+
+
+def test_sigterm_saves_the_step_and_the_restart_is_bit_equal(digits, tmp_path):
+  alone = ("--config.evals=()", "--config.save_every=1000")
+  finish(start(digits, tmp_path / "straight", *alone))
+  process = start(digits, tmp_path / "told", *alone)
+  wait_for(process, "Global Steps: 10/")
+  process.send_signal(signal.SIGTERM)
+  step = told_at(finish(process))  # and the exit status is 0
+  assert 10 <= step < 60
+  assert [p.name for p in (tmp_path / "told" / "checkpoints").iterdir()] == [str(step)]
+  output = finish(start(digits, tmp_path / "told", *alone))
+  assert f"resumed from this workdir at step {step}" in output
+  assert_bit_equal(final_state(tmp_path / "straight"), final_state(tmp_path / "told"))
+
+
+def test_sigterm_to_one_process_stops_all_at_the_same_step(digits, tmp_path, port):
+  endless = ("--config.evals=()", "--config.save_every=1000000", "--config.steps=1000000")
+  both = start_cluster(digits, tmp_path, *endless, port=port, num=2)
+  wait_for(both[0], "Global Steps: 10/")
+  both[1].send_signal(signal.SIGTERM)
+  step = told_at(finish(both[0]))
+  finish(both[1])
+  assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(step)]
+
+
+class Ids:
+  """Rows that are only their number."""
+
+  def __init__(self, num):
+    self.num = num
+
+  def __len__(self):
+    return self.num
+
+  def blank(self):
+    return {"id": np.zeros((), np.int64)}
+
+  def example(self, i, rng):
+    return {"id": np.int64(i)}
+
+
+def ids(num, *, start, stop, hosts):
+  """Rows that the hosts together read in the steps from `start` to `stop`."""
+  found = []
+  for host in range(hosts):
+    bad = pipeline.BadRows(max_rate=0.0)
+    with pipeline.train_batches(
+      Ids(num), batch_size=16, seed=0, start=start, host=host, hosts=hosts, bad=bad
+    ) as batches:
+      found += [i for _ in range(start, stop) for i in next(batches)["id"].tolist()]
+  return found
+
+
+def test_a_killed_process_stops_the_others_and_two_go_on_without_losing_a_row(
+  digits, tmp_path, port
+):
+  alone = (
+    "--config.evals=()", "--config.log_every=1", "--config.steps=40", "--config.optim.eps=1e-4"
+  )  # fmt: skip
+  finish(start(digits, tmp_path / "straight", *alone))
+  limited = (*alone, "--config.step_timeout=5")
+  four = start_cluster(digits, tmp_path / "four", *limited, port=port, num=4)
+  wait_for(four[0], "Global Steps: 25/")
+  four[3].kill()
+  killed = time.monotonic()
+  for process in four[:3]:
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    assert "another process" in output and "Thread 0x" in output and "train.py" in output, output
+  assert time.monotonic() - killed < 30
+  assert "another process" in (tmp_path / "four" / "log.txt").read_text()
+
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    port = s.getsockname()[1]
+  two = start_cluster(digits, tmp_path / "four", *limited, port=port, num=2)
+  output = finish(two[0])
+  finish(two[1])
+  step = int(re.search(r"resumed from this workdir at step (\d+)", output)[1])
+  assert step in (10, 20)
+  # Four processes until the kill and two from the checkpoint on: every row of an epoch once ...
+  num = 16 * 40
+  rows = ids(num, start=0, stop=step, hosts=4) + ids(num, start=step, stop=40, hosts=2)
+  assert sorted(rows) == list(range(num))
+  # ... and the very losses of one process that was never stopped.
+  straight, four = (log.read_metrics(tmp_path / d) for d in ("straight", "four"))
+  assert [r["step"] for r in four] == [r["step"] for r in straight] == list(range(1, 41))
+  np.testing.assert_allclose(
+    [r["train/loss"] for r in four], [r["train/loss"] for r in straight], rtol=1e-4
+  )

@@ -22,6 +22,8 @@ from jax.sharding import PartitionSpec as P
 
 BATCH_AXES = ("data", "fsdp")  # the mesh axes that split a batch
 
+_SHORT = 128  # queries below which attention stays with XLA
+
 REMAT_POLICIES = {
   "full": None,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -267,6 +269,9 @@ def attention(
   Returns:
     [B, T, H, K] of q's dtype.
   """
+  plain = mask is None and bias is None and (rngs is None or dropout_rate == 0)
+  if attention_choice(q, k, plain=plain, device=_device_kind())[0] == "cudnn":
+    return fused_attention(q, k, v, implementation="cudnn")
   logits = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
   logits = logits * q.shape[-1] ** -0.5
   if bias is not None:
@@ -276,6 +281,52 @@ def attention(
   weights = jax.nn.softmax(logits).astype(q.dtype)
   weights = dropout(weights, dropout_rate, rngs=rngs)
   return jnp.einsum("bhts,bshk->bthk", weights, v)
+
+
+def attention_choice(
+  q: jax.Array, k: jax.Array, *, plain: bool, device: str
+) -> tuple[Literal["xla", "cudnn"], str]:
+  """Returns which implementation `attention` takes, and why.
+
+  Args:
+    q, k: [B, T, H, K] and [B, S, H, K], or their shapes and dtypes.
+    plain: no mask, no bias, no dropout of the weights.
+    device: the kind, as JAX names it.
+  """
+  if not device.startswith("NVIDIA"):
+    # Pallas' flash attention pads lengths to blocks of 128 and heads to 128: 257 to 384, 64 to 128.
+    return "xla", f"cuDNN is not for {device}, and TPU kernels pad these lengths too far"
+  if not plain:
+    return "xla", "cuDNN has no dropout that matches, and folds masks and biases into large arrays"
+  if q.dtype not in (jnp.bfloat16, jnp.float16):
+    return "xla", f"cuDNN takes bfloat16 and float16, not {q.dtype}"
+  if q.shape[-1] % 8 or q.shape[-1] > 128:
+    return "xla", f"cuDNN takes heads of a multiple of 8 up to 128, not {q.shape[-1]}"
+  if q.shape[1] < _SHORT:
+    return "xla", f"{q.shape[1]} queries are too few to win from a fused kernel"
+  return "cudnn", "a fused kernel never writes the logits to memory"
+
+
+def fused_attention(
+  q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: Literal["xla", "cudnn"]
+) -> jax.Array:
+  """Attention as `jax.nn` has it, with odd lengths, which cuDNN refuses, padded and masked.
+
+  Args:
+    q, k, v: as `attention`.
+    implementation: of `jax.nn.dot_product_attention`.
+  """
+  B, T, S = q.shape[0], q.shape[1], k.shape[1]
+  lengths = {}
+  if T % 2 or S % 2:
+    q = jnp.pad(q, ((0, 0), (0, T % 2), (0, 0), (0, 0)))
+    k, v = (jnp.pad(x, ((0, 0), (0, S % 2), (0, 0), (0, 0))) for x in (k, v))
+    lengths = {
+      "query_seq_lengths": jnp.full(B, T, jnp.int32),
+      "key_value_seq_lengths": jnp.full(B, S, jnp.int32),
+    }
+  x = jax.nn.dot_product_attention(q, k, v, **lengths, implementation=implementation)
+  return x[:, :T]
 
 
 def dropout(x: jax.Array, rate: float, *, rngs: jax.Array | None) -> jax.Array:
@@ -376,3 +427,9 @@ def replicate(x: jax.Array) -> jax.Array:
   if not jax.sharding.get_abstract_mesh().auto_axes:
     return x
   return jax.lax.with_sharding_constraint(x, P())
+
+
+def _device_kind() -> str:
+  """The kind of device that is traced for: the current mesh's, or the default one."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.devices()[0].device_kind if device is None else device.device_kind

@@ -1,5 +1,7 @@
 """Building blocks against their definitions, and PyTorch's where it is installed."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -202,3 +204,43 @@ def test_a_batch_is_split_over_the_mesh():
     assert layers.shard_batch(odd) is odd
   assert split.sharding.shard_shape(x.shape) == (2, 3, 4)
   assert whole.sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize(("queries", "keys"), ((5, 7), (6, 7), (5, 6), (6, 6)))
+def test_fused_attention_is_attention_with_its_gradients(queries, keys):
+  random = np.random.default_rng(0)
+  q = jnp.asarray(random.normal(size=(2, queries, 3, 8)), jnp.float32)
+  k, v = (jnp.asarray(random.normal(size=(2, keys, 3, 8)), jnp.float32) for _ in range(2))
+  weight = jnp.asarray(random.normal(size=q.shape), jnp.float32)
+
+  def loss(fn):
+    return jax.value_and_grad(lambda *qkv: jnp.sum(jnp.sin(fn(*qkv)) * weight), argnums=(0, 1, 2))
+
+  fused = functools.partial(layers.fused_attention, implementation="xla")
+  for a, b in zip(
+    jax.tree.leaves(loss(fused)(q, k, v)),
+    jax.tree.leaves(loss(layers.attention)(q, k, v)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+@pytest.mark.parametrize(
+  ("device", "dtype", "length", "head", "plain", "name", "reason"),
+  (
+    ("cpu", jnp.bfloat16, 257, 64, True, "xla", "not for cpu"),
+    ("TPU v5 lite", jnp.bfloat16, 257, 64, True, "xla", "not for TPU"),
+    (H100, jnp.bfloat16, 257, 80, True, "cudnn", "never writes"),
+    (H100, jnp.float32, 257, 64, True, "xla", "not float32"),
+    (H100, jnp.bfloat16, 257, 64, False, "xla", "biases"),
+    (H100, jnp.bfloat16, 257, 100, True, "xla", "multiple of 8"),
+    (H100, jnp.bfloat16, 52, 64, True, "xla", "too few"),
+  ),
+)
+def test_attention_choice(device, dtype, length, head, plain, name, reason):
+  q = jax.ShapeDtypeStruct((2, length, 4, head), dtype)
+  found, why = layers.attention_choice(q, q, plain=plain, device=device)
+  assert found == name and reason in why

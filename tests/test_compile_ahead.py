@@ -1,0 +1,157 @@
+"""The report on a train step that is compiled for other devices, without data."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from ofa_jax import compile_ahead, sharding, step, topology, trees
+from ofa_jax.config import MeshShape
+from tests import tiny
+from tests.test_processes import ROOT
+
+V5E = topology.parse("v5e:2x4")
+
+
+@pytest.fixture
+def config(digits, monkeypatch):
+  """A small config whose data must not be read."""
+  config = tiny.config(digits)
+
+  def refuse(*_):
+    raise AssertionError("data was read")
+
+  monkeypatch.setattr(type(config.task), "examples", refuse)
+  return dataclasses.replace(config, mesh=MeshShape(data=2, fsdp=4), ema=0.9)
+
+
+@pytest.fixture
+def report(config):
+  """Of the eight CPU devices, taken for TPUs."""
+  return compile_ahead.analyse(config, V5E, jax.devices())
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  (
+    ("v5e:16x16", topology.Topology(kind="v5e", shape=(16, 16))),
+    ("v5p:4x4x4,slices=2", topology.Topology(kind="v5p", shape=(4, 4, 4), slices=2)),
+    ("h100:8", topology.Topology(kind="h100", shape=(8,))),
+  ),
+)
+def test_topologies(text, expected):
+  assert topology.parse(text) == expected
+
+
+@pytest.mark.parametrize(
+  ("text", "fault"),
+  (
+    ("v7x:2x2", "KIND one of v4, v5e"),
+    ("v5e", "KIND:SHAPE"),
+    ("v5e:4x4x4", "2 positive axes"),
+    ("v5p:0x4x4", "3 positive axes"),
+    ("h100:8,slices=2", "slices are of TPUs"),
+  ),
+)
+def test_faulty_topologies(text, fault):
+  with pytest.raises(ValueError, match=fault):
+    topology.parse(text)
+
+
+def test_a_missing_compiler_is_told_with_its_installation(monkeypatch):
+  from jax.experimental import topologies
+
+  def missing(**_):
+    raise RuntimeError("no libtpu.so")
+
+  monkeypatch.setattr(topologies, "get_topology_desc", missing)
+  with pytest.raises(ValueError, match=r"no libtpu.so.*pip install"):
+    topology.devices(V5E)
+
+
+def test_a_missing_cudnn_is_told_with_its_installation(config, monkeypatch):
+  def missing(*_, **__):
+    raise RuntimeError("cuDNN not found.")
+
+  monkeypatch.setattr(type(config.task), "loss", missing)
+  with pytest.raises(ValueError, match=r"cuDNN not found\. .*pip install"):
+    compile_ahead.analyse(config, V5E, jax.devices())
+
+
+def test_memory_is_that_of_the_state(config, report):
+  mesh = sharding.make_mesh((2, 4, 1))
+  program = step.build(config, mesh, steps=10)
+  params = sharding.bytes_per_device(program.abstract.params, program.shardings.params)
+  assert report.held["parameters"] == report.held["ema"] == params
+  assert 2 * params <= report.held["optimizer"] <= 2 * params + 8
+  batch = trees.num_bytes(config.task.batch_spec(config.batch_size))
+  assert report.held["batch"] == batch // 8
+  assert report.temporary > 0 and report.fits
+  assert report.total == sum(report.held.values()) + report.temporary
+  assert report.collectives and all(c.calls and c.num_bytes for c in report.collectives.values())
+
+
+def test_recomputation_and_accumulation_show_in_the_operations(config, report):
+  # Patches and tokens need no gradient, so that a step is a little less than 3 x forward.
+  assert 0.9 * report.model_flops < report.step_flops <= report.model_flops
+  again = compile_ahead.analyse(dataclasses.replace(config, remat="full"), V5E, jax.devices())
+  assert again.model_flops == report.model_flops
+  assert 1.1 * report.step_flops < again.step_flops < 1.34 * report.step_flops
+  parts = compile_ahead.analyse(dataclasses.replace(config, accum=2), V5E, jax.devices())
+  assert parts.model_flops == report.model_flops
+
+
+def test_changes_come_cheapest_first_and_hopeless_ones_not_at_all(config, report):
+  gib = topology.GIB
+  held = {"parameters": gib, "optimizer": 2 * gib, "batch": gib}
+  full = dataclasses.replace(report, held=held, temporary=41 * gib, memory=16 * gib, fits=False)
+  changes = [text for text, _ in compile_ahead.smaller(config, full, num_devices=8)]
+  assert changes[:3] == ["--config.remat=dots", "--config.remat=full", "--config.accum=4"]
+  text, changed = next(
+    c for c in compile_ahead.smaller(config, full, num_devices=8) if "fsdp" in c[0]
+  )
+  assert changed.mesh == MeshShape(data=1, fsdp=8) and "--config.mesh.fsdp=8" in text
+  # A state that does not fit by itself: nothing that leaves it where it is.
+  heavy = {"parameters": 6 * gib, "optimizer": 12 * gib, "batch": gib}
+  full = dataclasses.replace(full, held=heavy, temporary=10 * gib)
+  changes = [text for text, _ in compile_ahead.smaller(config, full, num_devices=8)]
+  assert changes and all("fsdp=8" in text for text in changes)
+
+
+def test_what_does_not_fit_is_refused_with_a_change_that_does(config, monkeypatch):
+  whole = compile_ahead.analyse(config, V5E, jax.devices())
+  less = compile_ahead.analyse(dataclasses.replace(config, remat="full"), V5E, jax.devices())
+  assert less.total < whole.total
+  hardware = dataclasses.replace(V5E.hardware, memory=(whole.total + less.total) // 2)
+  monkeypatch.setitem(topology.KINDS, "v5e", hardware)
+  refused = compile_ahead.analyse(config, V5E, jax.devices())
+  assert not refused.fits
+  text = compile_ahead.show(refused, target=V5E, num_devices=8)
+  assert "DOES NOT FIT" in text
+  assert "f32[2,32,12,64]" in text  # layers, batch, tokens, MLP: what remat does away with
+  text = compile_ahead._suggest(config, refused, target=V5E, devices=jax.devices(), tries=3)
+  assert text.startswith("It fits with --config.remat=") and "(compiled:" in text
+  none = compile_ahead._suggest(config, refused, target=V5E, devices=jax.devices(), tries=0)
+  assert "an estimate" in none
+
+
+@pytest.mark.slow  # the TPU's compiler takes half a minute
+def test_the_command_for_a_tpu(digits, tmp_path):
+  pytest.importorskip("libtpu")
+  import os
+  import subprocess
+  import sys
+
+  output = tmp_path / "report.json"
+  result = subprocess.run(
+    [sys.executable, "-m", "ofa_jax.compile_ahead", "--config=configs/quickstart.py",
+     "--topology=v5e:2x2,slices=2", f"--output={output}"],
+    cwd=ROOT,
+    env={**os.environ, "OFA_JAX_DATA": str(digits.parent)},
+    capture_output=True,
+    text=True,
+  )  # fmt: skip
+  assert result.returncode == 0, result.stdout + result.stderr
+  assert "8 x TPU v5 lite" in result.stdout and "FITS" in result.stdout
+  assert json.loads(output.read_text())["fits"]
