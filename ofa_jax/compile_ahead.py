@@ -83,8 +83,9 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
   rows = dict.fromkeys(spec, sharding.batch_sharding(mesh))
   begin = time.perf_counter()
   state = _placed(program.abstract, program.shardings)
+  frozen = config.task.frozen(mesh, precision=config.precision, load=False)
   try:
-    traced = step.train_step(program).trace(state, _placed(spec, rows))
+    traced = step.train_step(program).trace(state, _placed(spec, rows), frozen)
     lowered = traced.lower()
   except RuntimeError as e:
     if "cuDNN" not in str(e):
@@ -93,6 +94,9 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
   lowered_at = time.perf_counter()
   forward = _forward(program, spec)
   held = _held(program, spec, rows)
+  if frozen is not None:
+    places = jax.tree.map(lambda x: x.sharding, frozen)
+    held["frozen"] = sharding.bytes_per_device(frozen, places)
   memory = target.hardware.memory
   compile_begin = time.perf_counter()
   collectives = {}

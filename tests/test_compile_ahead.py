@@ -6,8 +6,9 @@ import json
 import jax
 import pytest
 
-from ofa_jax import compile_ahead, sharding, step, topology, trees
+from ofa_jax import compile_ahead, hub, sharding, step, topology, trees
 from ofa_jax.config import MeshShape
+from ofa_jax.convert.params import abstract
 from tests import tiny
 from tests.test_processes import ROOT
 
@@ -155,3 +156,14 @@ def test_the_command_for_a_tpu(digits, tmp_path):
   assert result.returncode == 0, result.stdout + result.stderr
   assert "8 x TPU v5 lite" in result.stdout and "FITS" in result.stdout
   assert json.loads(output.read_text())["fits"]
+
+
+def test_a_teacher_is_compiled_and_held(config, tmp_path):
+  params, rest = (
+    jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), tree)
+    for tree in abstract(config.model)[1:]
+  )
+  hub.save_directory(tmp_path / "teacher", config.model, params, rest)
+  task = dataclasses.replace(config.task, teacher=str(tmp_path / "teacher"))
+  report = compile_ahead.analyse(dataclasses.replace(config, task=task), V5E, jax.devices())
+  assert report.held["frozen"] == trees.num_bytes(params)  # whole on every device
