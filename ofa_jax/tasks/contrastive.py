@@ -236,6 +236,8 @@ class Contrastive(Task):
 
   def advise(self, history):
     """Says when the loss has not left ln(batch), where all pairs look alike to the model."""
+    if self.loss_kind != "softmax":
+      return None
     logged = [r for r in history if "train/loss" in r]
     last = logged[-_STUCK_ROWS:]
     stuck = all(r["train/loss"] > 0.97 * r["train/chance_loss"] for r in last)
