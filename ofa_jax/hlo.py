@@ -5,7 +5,8 @@ import dataclasses
 import math
 import re
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# "send" is what goes to other TPU slices.
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "send")
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
@@ -46,9 +47,9 @@ def collectives(text: str) -> dict[str, Collective]:
         continue
       # One that overlaps with products is written once in each of the parts it is spread over.
       channel = _CHANNEL.search(line)
-      if channel and channel[1] in channels:
+      if channel and (kind, channel[1]) in channels:
         continue
-      channels.add(channel and channel[1])
+      channels.add(channel and (kind, channel[1]))
       if name.startswith(_SCATTER):
         kind, size = "reduce-scatter", _result_bytes(results[name], "")
       else:
@@ -116,4 +117,6 @@ def _result_bytes(shape, op):
     sizes = sizes[len(sizes) // 2 :]
   elif op == "collective-permute-start":
     sizes = sizes[1:2]
+  elif op == "send":
+    sizes = sizes[:1]
   return sum(sizes)

@@ -72,6 +72,7 @@ TPU = """HloModule jit_step, is_scheduled=true
 
 ENTRY %main.1 (w: bf16[4,8]) -> bf16[4,8] {
   %loop = (s32[]{:T(128)}, bf16[4,8]) while(%init), condition=%condition, body=%body
+  %s = (f32[2,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%t), channel_id=6, is_host_transfer=true
 }
 """
 
@@ -80,6 +81,7 @@ def test_how_tpus_write_them():
   assert hlo.collectives(TPU) == {
     "all-gather": hlo.Collective(calls=32, num_bytes=32 * 32 * 8 * 2),
     "reduce-scatter": hlo.Collective(calls=32, num_bytes=32 * 8 * 8 * 2),
+    "send": hlo.Collective(calls=1, num_bytes=2 * 8 * 128 * 4),
   }
 
 
