@@ -108,7 +108,8 @@ def test_two_processes_are_one(digits, tmp_path, port):
   assert one[-1] == two[-1]
   one, two = one[:5], two[:5]
   for name in ("train/loss", "train/grad_norm"):
-    np.testing.assert_allclose([r[name] for r in two], [r[name] for r in one], rtol=1e-5)
+    # Terms of size 10 (the logits' factor) cancel in gradients as small as these: 1e-6 is rounding.
+    np.testing.assert_allclose([r[name] for r in two], [r[name] for r in one], rtol=1e-5, atol=1e-6)
 
 
 def wait_for(process, text):
