@@ -67,6 +67,7 @@ def contrastive(
   teacher: Teacher | None = None,
   chunks: int = 1,
   gather: bool = True,
+  ring: bool = True,
 ) -> dict[str, Mean]:
   """The loss of one batch of pairs, every image against every text.
 
@@ -85,6 +86,7 @@ def contrastive(
       that over the teacher's, in both directions (as open_clip's distillation).
     chunks: strips of rows in which a block is computed, and computed again for the gradient.
     gather: False has only the pairs of each device (the original's --skip-aggregate).
+    ring: on several devices the texts pass by in a ring; False leaves the split to the compiler.
 
   Returns:
     "loss", and the in-batch accuracies "i2t_acc" and "t2i_acc" (fractions): the highest logit of
@@ -112,7 +114,7 @@ def contrastive(
   images["own"] = texts["own"] = jax.lax.stop_gradient(own)
 
   block = functools.partial(_strips, chunks=chunks, kind=kind)
-  shards = _num_shards()
+  shards = _num_shards() if ring or not gather else 1
   local = image.shape[0] // shards
   if image.shape[0] % shards or local % chunks:
     raise ValueError(

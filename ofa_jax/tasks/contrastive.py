@@ -46,6 +46,8 @@ class Contrastive(Task):
     loss_kind: "softmax" or "sigmoid" (SigLIP, arXiv 2303.15343; set `logit_bias` of the model).
     loss_chunks: strips in which a device's logits are computed; more take less memory.
     gather: False contrasts the rows of each device only (the original's --skip-aggregate).
+    ring: pass the texts from device to device, so that none holds more logits than rows x rows of
+      its own; False lets the compiler split the matrix by rows.
     freeze_batch_norm: a ResNet keeps its running statistics and uses them in training.
     teacher: model to learn from, as `hub.open_model` takes it; of the same image size. None: off.
     distill_features: weight of its image features, as in the original (`--kd_loss_weight`, 0.5).
@@ -67,6 +69,7 @@ class Contrastive(Task):
   loss_kind: str = "softmax"
   loss_chunks: int = 1
   gather: bool = True
+  ring: bool = False
   freeze_batch_norm: bool = False
   teacher: str | None = None
   distill_features: float = 0.5
@@ -186,6 +189,7 @@ class Contrastive(Task):
       teacher=teacher,
       chunks=self.loss_chunks,
       gather=self.gather,
+      ring=self.ring,
     )
     total = metrics["loss"].total
     if "teacher_image" in batch:

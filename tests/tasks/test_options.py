@@ -53,7 +53,9 @@ SIGLIP = dataclasses.replace(tiny.MODEL, logit_scale=float(np.log(10)), logit_bi
 
 
 def test_siglip_on_eight_devices_is_one(digits):
-  config = tiny.config(digits, model=SIGLIP, task={"loss_kind": "sigmoid", "multi_positive": True})
+  config = tiny.config(
+    digits, model=SIGLIP, task={"loss_kind": "sigmoid", "multi_positive": True, "ring": True}
+  )
   validate(config, devices=1)
   before, after, history = run(config)
   assert before.params["logit_bias"] == -10 and np.isclose(before.params["logit_scale"], np.log(10))
@@ -72,7 +74,7 @@ def test_the_bias_belongs_to_the_sigmoid_loss(digits):
 
 
 def test_no_device_holds_all_logits(digits):
-  config = tiny.config(digits, batch_size=72)
+  config = tiny.config(digits, batch_size=72, task={"ring": True})
   mesh = sharding.make_mesh((2, 2, 2))
   program = make(config, mesh)
   spec = config.task.batch_spec(72)
