@@ -10,6 +10,9 @@ from ofa_jax.data import quickstart
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+if jax.__version_info__ < (0, 11):  # XLA ends the process at a flag that it does not know
+  # Eight devices share two cores: a collective may wait longer for its peers than XLA's 40 s.
+  os.environ.setdefault("XLA_FLAGS", "--xla_cpu_collective_call_terminate_timeout_seconds=300")
 # Compiling is most of the time of these tests. The commands that they start as processes of their
 # own are optimised in full.
 jax.config.update("jax_disable_most_optimizations", True)
