@@ -238,17 +238,21 @@ def test_closing_stops_the_threads_and_reads_no_further():
       read[threading.current_thread().name] += 1
       return super().example(i, rng)
 
-  before = threading.active_count()
+  before = set(threading.enumerate())  # some of which may end on their own meanwhile
+
+  def started():
+    return set(threading.enumerate()) - before
+
   batches = train_batches(
     Counted(100, delay=0.001), batch_size=16, seed=0, start=0, workers=3, bad=BadRows()
   )
   next(batches)
-  assert threading.active_count() > before
+  assert started()
   batches.close()
   deadline = time.monotonic() + 10  # Grain's own threads end after it returns
-  while threading.active_count() > before and time.monotonic() < deadline:
+  while started() and time.monotonic() < deadline:
     time.sleep(0.01)
-  assert threading.active_count() == before
+  assert not started()
   assert sum(read.values()) <= 3 * 16  # the batch given and the two read ahead
   assert list(batches) == []
   batches.close()
