@@ -27,6 +27,7 @@ from ofa_jax.tasks.base import Task, normalized
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
 IMAGE = "image"  # the column of base64 images
+MAX_POSITIONS = 1024  # the original's --max-source-positions and --max-target-positions
 
 
 @dataclasses.dataclass(kw_only=True)
