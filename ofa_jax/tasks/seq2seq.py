@@ -23,7 +23,7 @@ from ofa_jax.data import images
 from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
 from ofa_jax.data.tsv import Table
 from ofa_jax.decode.beam import BOS, EOS, PAD, Hypotheses, Search, generate
-from ofa_jax.tasks.base import Task, normalized
+from ofa_jax.tasks.base import Predictions, Task, normalized
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
 IMAGE = "image"  # the column of base64 images
@@ -105,13 +105,19 @@ class Seq2Seq(Task):
     del batch
     return None
 
+  @property
+  def words(self) -> OFATokenizer:
+    """The tokenizer; ValueError where its files are missing."""
+    return load_tokenizer(self.tokenizer)
+
   def encode(self, text: str) -> list[int]:
     """Token ids of a text; prompts and answers begin with a space."""
-    return load_tokenizer(self.tokenizer).encode(text)
+    return self.words.encode(text)
 
-  def decode(self, tokens: Sequence[int]) -> str:
-    """The text of token ids; ends and padding are left out."""
-    return load_tokenizer(self.tokenizer).decode(tokens)
+  def texts(self, predictions: Predictions) -> dict[int, str]:
+    """The answers by row, of all rows that could be read."""
+    found = predictions["examples"]
+    return {int(i): self.words.decode(found["tokens"][i]) for i in np.flatnonzero(found["valid"])}
 
   def assemble(self, example: Mapping[str, Any], *, warn: bool = False) -> dict[str, np.ndarray]:
     """Begin, end and padding put to the ids of an example.
@@ -171,7 +177,7 @@ class Seq2Seq(Task):
     files = {"train": self.train, "valid": self.valid, "test": self.test}.get(split)
     if not files:
       raise ValueError(f"Expected data for the split {split!r} in task.{split}, found none")
-    load_tokenizer(self.tokenizer)
+    _ = self.words  # its faults are told before anything is compiled
     table = Table(files, columns=dict(zip(self.fields, self.columns, strict=True)))
     return Rows(self, table)
 
