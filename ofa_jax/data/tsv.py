@@ -139,7 +139,7 @@ class Table:
     if self.columns[last] >= self.width:
       raise ValueError(
         f"Expected column {self.columns[last]} ({last}), counted from 0, in {self.files[0]}, found "
-        f"{self.width} columns in most rows. Check the selected columns, and that tabs stand between."
+        f"{self.width} columns in most rows. Check the numbers of the columns."
       )
 
   def _shard(self, i: int) -> int:
