@@ -411,7 +411,7 @@ def _take(x, parents):
 
 
 def _check_vocabulary(search, vocab_size):
-  if search.num_beams >= vocab_size:
+  if search.num_beams >= vocab_size and not search.sample:
     raise ValueError(
       f"Expected fewer beams than tokens in the vocabulary, found {search.num_beams} beams and "
       f"{vocab_size} tokens"

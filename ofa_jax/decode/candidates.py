@@ -38,8 +38,8 @@ class Level(NamedTuple):
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["levels", "forks", "paths"],
-  meta_fields=["num_forks", "num_answers", "num_steps"],
+  data_fields=["levels", "forks", "paths", "num_answers", "num_steps"],
+  meta_fields=["num_forks"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -49,17 +49,17 @@ class Plan:
     levels: see `Level`; none where there is nothing to choose.
     forks: int32[E], which fork the continuations belong to, those of all levels in a row.
     paths: int32[A, N], the continuations that each answer takes at forks; E stands for none.
-    num_forks: at least the number of forks.
     num_answers: A without padding.
     num_steps: token-steps after the prompt, without padding.
+    num_forks: at least the number of forks.
   """
 
   levels: tuple[Level, ...]
   forks: np.ndarray
   paths: np.ndarray
-  num_forks: int
   num_answers: int
   num_steps: int
+  num_forks: int
 
   @property
   def width(self) -> int:
@@ -113,9 +113,9 @@ def plan(answers: Sequence[Sequence[int]]) -> Plan:
     levels=tuple(levels),
     forks=np.array(fork_of, np.int32),
     paths=table,
-    num_forks=num_forks,
     num_answers=len(answers),
     num_steps=max(len(needed) - 1, 0),  # the empty beginning is the prompt's last step
+    num_forks=num_forks,
   )
 
 
