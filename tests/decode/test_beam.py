@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ofa_jax.decode import trie
-from ofa_jax.decode.beam import BOS, EOS, PAD, UNK, Search
+from ofa_jax.decode.beam import BOS, EOS, PAD, Search
 from tests.decode.tables import generate, log_probs, table
 
 TABLE = table()
