@@ -33,7 +33,7 @@ class Search:
   Attributes:
     num_beams: hypotheses of an input, M.
     max_length: tokens before eos; eos is forced after them.
-    min_length: tokens before eos may come, not counted while a prefix is forced.
+    min_length: tokens, those of a prefix included, before eos may come where it is not forced.
     length_penalty: exponent of the length that scores are divided by.
     normalize_scores: whether they are divided at all.
     temperature: divides the logits.
@@ -185,7 +185,7 @@ def generate(
     log_probs = _log_probs(logits, search, trie, state.node, inside)
     if prefix_tokens is not None:
       state, log_probs = _force_prefix(state, log_probs, prefix_tokens, search)
-    log_probs = _apply_rules(log_probs, state, search, prefix_tokens)
+    log_probs = _apply_rules(log_probs, state, search, inside)
     rngs, key = (None, None) if state.rngs is None else jax.random.split(state.rngs)
     candidates = _candidates(log_probs, state.total, search, key)
     state = state._replace(cache=cache, rngs=rngs)
@@ -282,16 +282,14 @@ def _force_prefix(state, log_probs, prefix_tokens, search):
   return state._replace(tokens=tokens, sums=sums, total=total), log_probs
 
 
-def _apply_rules(log_probs, state, search, prefix_tokens):
+def _apply_rules(log_probs, state, search, inside):
   """The original's edits of log-probabilities, which are not normalised again."""
   ids, step = jnp.arange(log_probs.shape[-1]), state.step
   at_end = step >= search.max_length
-  in_prefix = False
-  if prefix_tokens is not None:
-    in_prefix = (step < prefix_tokens.shape[1]) & ~at_end
   log_probs = jnp.where(ids == UNK, log_probs - search.unk_penalty, log_probs)
   banned = (ids == PAD) | jnp.isnan(log_probs)
-  banned |= (ids == EOS) & (step < search.min_length) & ~jnp.asarray(in_prefix)
+  # The original waives min_length while any input of the batch is inside its prefix.
+  banned |= (ids == EOS) & (step < search.min_length) & ~inside[:, None, None]
   banned |= (ids != EOS) & at_end
   if search.gen_code:
     banned |= (ids <= UNK) & ~at_end
@@ -411,7 +409,7 @@ def _take(x, parents):
 
 
 def _check_vocabulary(search, vocab_size):
-  if search.num_beams >= vocab_size:
+  if search.num_beams >= vocab_size and not search.sample:
     raise ValueError(
       f"Expected fewer beams than tokens in the vocabulary, found {search.num_beams} beams and "
       f"{vocab_size} tokens"

@@ -9,7 +9,7 @@ same length together. Of the logits only those of the continuations are looked a
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,8 @@ import numpy as np
 
 from ofa_jax.decode.beam import EOS, Reorder, Step
 from ofa_jax.decode.trie import check
+
+Look = Callable[[jax.Array, np.ndarray, np.ndarray], jax.Array]
 
 
 class Level(NamedTuple):
@@ -38,8 +40,8 @@ class Level(NamedTuple):
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["levels", "forks", "paths"],
-  meta_fields=["num_forks", "num_answers", "num_steps"],
+  data_fields=["levels", "forks", "paths", "num_answers", "num_steps"],
+  meta_fields=["num_forks"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -49,17 +51,17 @@ class Plan:
     levels: see `Level`; none where there is nothing to choose.
     forks: int32[E], which fork the continuations belong to, those of all levels in a row.
     paths: int32[A, N], the continuations that each answer takes at forks; E stands for none.
-    num_forks: at least the number of forks.
     num_answers: A without padding.
     num_steps: token-steps after the prompt, without padding.
+    num_forks: at least the number of forks.
   """
 
   levels: tuple[Level, ...]
   forks: np.ndarray
   paths: np.ndarray
-  num_forks: int
   num_answers: int
   num_steps: int
+  num_forks: int
 
   @property
   def width(self) -> int:
@@ -113,9 +115,9 @@ def plan(answers: Sequence[Sequence[int]]) -> Plan:
     levels=tuple(levels),
     forks=np.array(fork_of, np.int32),
     paths=table,
-    num_forks=num_forks,
     num_answers=len(answers),
     num_steps=max(len(needed) - 1, 0),  # the empty beginning is the prompt's last step
+    num_forks=num_forks,
   )
 
 
@@ -127,18 +129,21 @@ def score(
   prompts: jax.Array,
   length: jax.Array,
   plan: Plan,
+  look: Look | None = None,
 ) -> jax.Array:
   """Returns the log-probabilities float32[B, A] of all answers (padded ones are 0).
 
   Args:
-    step: (cache, tokens int32[B, M], position int32[]) -> (logits float32[B, M, V], cache).
+    step: (cache, tokens int32[B, M], position int32[]) -> (outputs [B, M, ...], cache).
     cache: of one hypothesis, with positions for the prompt and all levels but the first.
     reorder: (cache, parents int32[B, M]) -> cache of these hypotheses of each input.
     prompts: int32[B, P], what the decoder reads before the answer, bos first; all equally long.
     length: int32[], the tokens of a prompt without padding.
     plan: of the answers.
+    look: (outputs, places int32[E], tokens int32[E]) -> float32[B, E], the logits of some tokens
+      at some of the M places; None: the outputs are logits float32[B, M, V].
   """
-  batch = len(prompts)
+  batch, look = len(prompts), look or (lambda logits, places, tokens: logits[:, places, tokens])
   if not plan.levels:
     return jnp.zeros((batch, len(plan.paths)), jnp.float32)
   found = []
@@ -146,10 +151,10 @@ def score(
     if depth:
       cache = reorder(cache, jnp.broadcast_to(level.parents, (batch, len(level.parents))))
       tokens = jnp.broadcast_to(level.tokens, (batch, len(level.tokens)))
-      logits, cache = step(cache, tokens, length + depth - 1)
+      outputs, cache = step(cache, tokens, length + depth - 1)
     else:
-      logits, cache = _read(step, cache, prompts, length)
-    found.append(logits[:, level.places, level.follow].astype(jnp.float32))
+      outputs, cache = _read(step, cache, prompts, length)
+    found.append(look(outputs, level.places, level.follow))
   logits = jnp.concatenate(found, axis=1).T
   highest = jax.ops.segment_max(logits, plan.forks, plan.num_forks)
   weights = jnp.exp(logits - highest[plan.forks])
@@ -159,7 +164,7 @@ def score(
 
 
 def _read(step, cache, prompts, length):
-  """Runs the prompt; the logits float32[B, 1, V] are those after its last token."""
+  """Runs the prompt; the outputs [B, 1, ...] are those of its last token."""
 
   def one(position, cache):
     tokens = jax.lax.dynamic_slice_in_dim(prompts, position, 1, axis=1)
