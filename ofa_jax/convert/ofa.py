@@ -22,6 +22,9 @@ from ofa_jax.convert.rules import (
   norm_rules,
 )
 from ofa_jax.models.ofa import OFAConfig
+from ofa_jax.models.ofa_positions import MAX_TOKENS, code_cells, image_buckets, token_buckets
+
+WORDS = "encoder.embed_tokens.weight"  # the tied table
 
 _STAGE, _BLOCK = r"encoder.embed_images.layer(\d+).(\d+)", r"encoder/image/layer\1/block\2"
 RESNET: tuple[Rule, ...] = (
@@ -86,7 +89,7 @@ def _side(side: str, *, out_norm: str) -> tuple[Rule, ...]:
 
 _CROSS, _OURS = r"decoder.layers.(\d+).encoder_attn", "decoder/blocks/cross"
 RULES: tuple[Rule, ...] = (
-  ("encoder.embed_tokens.weight", "tokens/embedding", SAME),
+  (WORDS, "tokens/embedding", SAME),
   *RESNET,
   *linear_rules("encoder.image_proj", "encoder/image_proj"),
   ("encoder.type_embedding.weight", "encoder/type/embedding", SAME),
@@ -108,7 +111,8 @@ RULES: tuple[Rule, ...] = (
   *linear_rules("classification_heads.cls.out_proj", "classifier/out"),
 )
 
-TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")  # encoder.embed_tokens
+CODES_AFTER = 770  # positions of a code sequence besides the codes: its start, and fillers
+TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")  # to WORDS
 IGNORED: tuple[tuple[str, str], ...] = (
   (r"^(encoder|decoder)\.version$", "fairseq's mark of a format, always 3"),
   (r"_rp_bucket$", "buckets of distances, which follow from the sizes"),
@@ -139,3 +143,38 @@ def from_torch(
   tensors = {k: v for k, v in state_dict.items() if k not in TIED}
   flat = rules.from_torch(tensors, RULES, shapes={**params, **rest}, ignored=IGNORED)
   return nest({path: flat[path] for path in params}), nest({path: flat[path] for path in rest})
+
+
+def to_torch(
+  params: Mapping[str, Any], rest: Mapping[str, Any], config: OFAConfig
+) -> dict[str, np.ndarray]:
+  """Makes a state dict that the original loads strictly.
+
+  Args:
+    params, rest: nested dicts as `from_torch` returns them.
+    config: the model's sizes.
+
+  Returns:
+    Arrays by PyTorch name, with the dtype of the parameters; the tied table three times, as one
+    array. BatchNorm's counters, which we do not keep, are 0.
+  """
+  flat = {**trees.flatten(params), **trees.flatten(rest)}
+  tensors = rules.to_torch(flat, RULES)
+  tensors |= dict.fromkeys(TIED, tensors[WORDS])
+  return tensors | buffers(config) | rules.counters(tensors)
+
+
+def buffers(config: OFAConfig) -> dict[str, np.ndarray]:
+  """The buffers of the original's state dict, which follow from the sizes."""
+  ids = np.arange(MAX_TOKENS)
+  token = token_buckets(ids[:, None] - ids, config.token_bucket_size).astype(np.int64)
+  cells = np.arange(config.image_bucket_size**2 + 1)
+  image = image_buckets(cells, cells, config.image_bucket_size).astype(np.int64)
+  codes = code_cells(
+    config.code_window**2 + CODES_AFTER, config.code_window, config.image_bucket_size
+  )
+  found = {"decoder.image_position_idx": codes.astype(np.int64)}
+  for side in ("encoder", "decoder"):
+    found[f"{side}.version"] = np.full(1, 3, np.float32)
+    found[f"{side}.token_rp_bucket"], found[f"{side}.image_rp_bucket"] = token, image
+  return found
