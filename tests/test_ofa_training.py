@@ -28,7 +28,7 @@ class Given(Seq2Seq):
 def config(**changes):
   base = Config(
     model=micro_config(),
-    task=Given(columns=(0,), image_size=64, source_length=9, target_length=8, smoothing=0.1),
+    task=Given(columns=(0,), tokenizer="", image_size=64, smoothing=0.1),
     batch_size=3,
     steps=14,
     precision="fp32",
