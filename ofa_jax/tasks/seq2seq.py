@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax import losses
+from ofa_jax import hub, losses
 from ofa_jax.data import images
 from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
 from ofa_jax.data.tsv import Table
 from ofa_jax.decode.beam import BOS, EOS, PAD, Hypotheses, Search, generate
 from ofa_jax.tasks.base import Predictions, Task, normalized
-from ofa_jax.tokenizers.ofa import OFATokenizer
+from ofa_jax.tokenizers.ofa import LAYOUTS, OFATokenizer
 
 IMAGE = "image"  # the column of base64 images
 MAX_POSITIONS = 1024  # the original's --max-source-positions and --max-target-positions
@@ -310,9 +310,11 @@ class Rows:
 
 
 @functools.cache
-def load_tokenizer(directory: str) -> OFATokenizer:
-  """The tokenizer in a folder, read once; ValueError where there is none."""
-  return OFATokenizer.from_directory(directory)
+def load_tokenizer(name: str) -> OFATokenizer:
+  """The tokenizer in a folder, or of a model, read once; ValueError where there is none."""
+  if any(Path(name, file).is_file() for files in LAYOUTS.values() for file in files):
+    return OFATokenizer.from_directory(name)
+  return hub.open_model(name).tokenizer
 
 
 def _check_tokenizer(task: Seq2Seq, config: Any) -> list[str]:
