@@ -89,10 +89,19 @@ class Conv(nnx.Module):
   With stride 2 this is not XLA's "SAME", which pads the far side only.
   """
 
-  def __init__(self, inputs: int, outputs: int, *, size: int, stride: int = 1, rngs: nnx.Rngs):
-    """Makes kernel [size, size, inputs, outputs] with PyTorch's default initialisation."""
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    *,
+    size: int,
+    stride: int = 1,
+    kernel_init: Initializer | None = None,
+    rngs: nnx.Rngs,
+  ):
+    """Makes kernel [size, size, inputs, outputs]; the initialiser defaults to PyTorch's."""
     shape = (size, size, inputs, outputs)
-    init = torch_default(size * size * inputs)
+    init = kernel_init or torch_default(size * size * inputs)
     self.size, self.stride = size, stride
     self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
 
@@ -155,10 +164,20 @@ class BatchNorm(nnx.Module):
   """
 
   def __init__(
-    self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1, zero_scale: bool = False
+    self,
+    dim: int,
+    *,
+    eps: float = 1e-5,
+    momentum: float = 0.1,
+    zero_scale: bool = False,
+    frozen: bool = False,
   ):
-    """Makes scale, bias, mean and var [dim]; eps and momentum default to torch.nn.BatchNorm2d's."""
-    self.eps, self.momentum = eps, momentum
+    """Makes scale, bias, mean and var [dim]; eps and momentum default to torch.nn.BatchNorm2d's.
+
+    A frozen one (torchvision's FrozenBatchNorm2d) always uses its statistics, and neither these
+    nor scale and bias are learnt.
+    """
+    self.eps, self.momentum, self.frozen = eps, momentum, frozen
     self.scale = nnx.Param(jnp.full(dim, 0.0 if zero_scale else 1.0, jnp.float32))
     self.bias = nnx.Param(jnp.zeros(dim, jnp.float32))
     self.mean = nnx.BatchStat(jnp.zeros(dim, jnp.float32))
@@ -172,14 +191,17 @@ class BatchNorm(nnx.Module):
     """
     y = x.astype(jnp.float32)
     mean, var = self.mean[...], self.var[...]
-    if rngs is not None:
+    scale, bias = self.scale[...], self.bias[...]
+    if self.frozen:
+      scale, bias = jax.lax.stop_gradient((scale, bias))
+    elif rngs is not None:
       # Not E[y^2] - E[y]^2: one pass less, but it loses the digits that gradients need.
       mean = y.mean((0, 1, 2))
       var = jnp.square(y - mean).mean((0, 1, 2))
       count = y.size // y.shape[-1]
       self._update(self.mean, mean)
       self._update(self.var, var * (count / max(count - 1, 1)))
-    y = (y - mean) * (jax.lax.rsqrt(var + self.eps) * self.scale[...]) + self.bias[...]
+    y = (y - mean) * (jax.lax.rsqrt(var + self.eps) * scale) + bias
     return y.astype(x.dtype)
 
   def _update(self, running: nnx.BatchStat, batch: jax.Array):
@@ -335,6 +357,23 @@ def dropout(x: jax.Array, rate: float, *, rngs: jax.Array | None) -> jax.Array:
     return x
   keep = jax.random.bernoulli(rngs, 1 - rate, x.shape)
   return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def drop_path(x: jax.Array, rate: float | jax.Array | None, *, rngs: jax.Array | None) -> jax.Array:
+  """Zeroes x [B, ...] for a share `rate` of the rows and scales the others by 1 / (1 - rate).
+
+  Stochastic depth (arXiv:1603.09382) on the branch of a residual layer; the identity without
+  `rngs` or a rate. The rate may be traced, as one of a stack of layers is.
+  """
+  if rngs is None or rate is None or (isinstance(rate, float) and rate == 0):
+    return x
+  keep = jax.random.bernoulli(rngs, 1 - rate, (len(x), *[1] * (x.ndim - 1)))
+  return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def drop_path_rates(last: float, num: int) -> tuple[float, ...]:
+  """Rates of a stack of layers that grow evenly from 0 to `last`; a single layer has 0."""
+  return tuple(last * i / max(num - 1, 1) for i in range(num))
 
 
 def split_rngs(rngs: jax.Array | None, num: int) -> list[jax.Array | None]:

@@ -23,7 +23,7 @@ from ofa_jax.data.text import normalize_caption
 from ofa_jax.models import cnclip
 from ofa_jax.models.clip_resnet import ResNetConfig
 from ofa_jax.scoring import retrieval, zeroshot
-from ofa_jax.tasks.base import Task
+from ofa_jax.tasks.base import Task, normalized
 from ofa_jax.tokenizers.bert import ChineseBertTokenizer
 
 _STUCK_ROWS = 5  # log rows near ln(batch) before a hint
@@ -336,11 +336,7 @@ def teacher_config(name: str) -> cnclip.CNCLIPConfig:
 
 def to_float(image: jax.Array) -> jax.Array:
   """uint8[B, S, S, 3] pixels to the normalised float32 that the towers expect; floats are that."""
-  if image.dtype != jnp.uint8:
-    return image
-  mean = jnp.asarray(images.CLIP_MEAN, jnp.float32)
-  std = jnp.asarray(images.CLIP_STD, jnp.float32)
-  return (image.astype(jnp.float32) / 255.0 - mean) / std
+  return normalized(image, mean=images.CLIP_MEAN, std=images.CLIP_STD)
 
 
 def _tokenize(encoder, context_length, caption):
