@@ -35,25 +35,35 @@ def assert_bit_equal(a, b):
     np.testing.assert_array_equal(x, b[path], err_msg=path)
 
 
-@pytest.fixture(scope="module", params=["cnclip", "ofa"])
-def family(request, digits, shapes):
-  """`(...) -> Config` of a small run of each family."""
-  configs = {"cnclip": (tiny.config, digits), "ofa": (tiny.caption_config, shapes)}
-  return functools.partial(*configs[request.param])
+@pytest.fixture(scope="module")
+def configs(digits, shapes):
+  """`(...) -> Config` of a small run, by the family."""
+  return {
+    "cnclip": functools.partial(tiny.config, digits),
+    "ofa": functools.partial(tiny.caption_config, shapes),
+  }
 
 
 @pytest.fixture(scope="module")
-def finished(family, tmp_path_factory):
-  """A finished run of six steps with evaluations."""
-  workdir = tmp_path_factory.mktemp("finished")
-  return workdir, train(family(evals=True), str(workdir))
+def runs(configs, tmp_path_factory):
+  """`family -> (workdir, results)` of a finished run of six steps with evaluations."""
+
+  @functools.cache
+  def run(family):
+    workdir = tmp_path_factory.mktemp(family)
+    return workdir, train(configs[family](evals=True), str(workdir))
+
+  return run
 
 
-@pytest.fixture(scope="module")
-def straight(digits, tmp_path_factory):
-  """A finished run of six steps of a Chinese-CLIP with evaluations."""
-  workdir = tmp_path_factory.mktemp("straight")
-  return workdir, train(tiny.config(digits, evals=True), str(workdir))
+@pytest.fixture(params=["cnclip", "ofa"])
+def family(request):
+  return request.param
+
+
+@pytest.fixture
+def straight(runs):
+  return runs("cnclip")
 
 
 def test_files_of_a_run(straight):
@@ -71,25 +81,25 @@ def test_files_of_a_run(straight):
   assert json.loads((workdir / "config.json").read_text())["batch_size"] == 32
 
 
-def test_evaluate_gives_the_same_numbers(family, finished):
-  workdir, results = finished
-  assert evaluate.run(family(evals=True), str(workdir)) == results
+def test_evaluate_gives_the_same_numbers(configs, runs, family):
+  workdir, results = runs(family)
+  assert evaluate.run(configs[family](evals=True), str(workdir)) == results
 
 
-def test_a_finished_run_only_evaluates(family, finished):
-  workdir, results = finished
+def test_a_finished_run_only_evaluates(configs, runs, family):
+  workdir, results = runs(family)
   before = final_state(workdir)
-  assert train(family(evals=True), str(workdir)) == results
+  assert train(configs[family](evals=True), str(workdir)) == results
   assert_bit_equal(before, final_state(workdir))
   assert [r["step"] for r in log.read_metrics(workdir)] == [2, 4, 6, 6]
 
 
-def test_resumed_is_straight_bit_for_bit(family, finished, tmp_path):
-  workdir, results = finished
+def test_resumed_is_straight_bit_for_bit(configs, runs, family, tmp_path):
+  workdir, results = runs(family)
   shutil.copytree(workdir, tmp_path / "run")
   shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
   assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"3"}
-  assert train(family(evals=True), str(tmp_path / "run")) == results
+  assert train(configs[family](evals=True), str(tmp_path / "run")) == results
   assert_bit_equal(final_state(workdir), final_state(tmp_path / "run"))
   rows = [[{k: r.get(k) for k in ("step", "train/loss", "train/grad_norm")}
            for r in log.read_metrics(d)] for d in (workdir, tmp_path / "run")]  # fmt: skip
