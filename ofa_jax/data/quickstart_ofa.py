@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ofa_jax.data import prompts
 from ofa_jax.data.quickstart import make_once, write_lines
 from ofa_jax.data.text import REFERENCES
 from ofa_jax.tokenizers.ofa import OFATokenizer
@@ -39,7 +40,6 @@ COLOURS = {
 }
 SHAPES = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
 NUMBERS = ("a", "two", "three", "four")
-PROMPT = " what does the image describe?"
 
 _GRID = 3  # shapes stand in the cells of a grid, so that none hides another
 _FINER = 4  # drawn so many times larger, for smooth edges
@@ -137,7 +137,7 @@ def _write(path: pathlib.Path) -> None:
   rng = np.random.default_rng(0)
   kinds = [_split(kind, rng) for kind in scenes()]
   path.mkdir()
-  captions = [PROMPT]
+  captions = [prompts.caption()]
   for part, (split, count) in enumerate(_PICTURES.items()):
     rows = []
     for i in range(count):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ofa_jax import hub, losses, trees
+from ofa_jax import hub, losses, pictures, trees
 from ofa_jax.convert.params import abstract
 from ofa_jax.data import folder, images, pairs, pipeline
 from ofa_jax.data.augment import AUGMENT
@@ -27,6 +27,7 @@ from ofa_jax.tasks.base import Task, normalized
 from ofa_jax.tokenizers.bert import ChineseBertTokenizer
 
 _STUCK_ROWS = 5  # log rows near ln(batch) before a hint
+_PAGE_TEXTS, _PAGE_IMAGES = 8, 6  # shown of an evaluation
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -229,6 +230,21 @@ class Contrastive(Task):
       images_of=streams["text"].images_of,
       readable=image["valid"],
     )
+
+  def results(self, predictions, streams):
+    """`retrieval.png`: texts from all over the evaluation with the images that rank highest."""
+    image, text = predictions["image"], predictions["text"]
+    texts, rows = streams["text"], streams["image"]
+    chosen = np.unique(np.linspace(0, len(texts) - 1, _PAGE_TEXTS).astype(int))
+    readable = np.flatnonzero(image["valid"])
+    scores = text["features"][chosen] @ image["features"][readable].T
+    best = readable[np.argsort(-scores, axis=1, kind="stable")[:, :_PAGE_IMAGES]]
+    page = pictures.retrieval(
+      [texts.texts[t] for t in chosen],
+      [[rows.example(i, None)["image"] for i in ranked.tolist()] for ranked in best],
+      [np.isin(ranked, texts.images_of[t]) for t, ranked in zip(chosen, best, strict=True)],
+    )
+    return {"retrieval.png": page}
 
   def log_line(self, values):
     return (

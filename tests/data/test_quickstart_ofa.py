@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ofa_jax.data import quickstart_ofa
-from ofa_jax.data.quickstart_ofa import COLOURS, PROMPT, SHAPES, Scene, draw, scenes
+from ofa_jax.data import prompts, quickstart_ofa
+from ofa_jax.data.quickstart_ofa import COLOURS, SHAPES, Scene, draw, scenes
 from ofa_jax.data.text import reference_captions, target_caption
 from ofa_jax.data.tsv import Table
 from ofa_jax.tokenizers.ofa import OFATokenizer
@@ -123,7 +123,7 @@ def test_held_out_scenes_are_not_trained_on(path):
 def test_the_tokenizer_knows_the_words(path):
   tokenizer = OFATokenizer.from_directory(path / "tokenizer")
   assert tokenizer.vocab_size < 400
-  assert len(tokenizer.encode(PROMPT)) == 6
+  assert len(tokenizer.encode(prompts.caption())) == 6
   for split in ("train", "valid"):
     for group in open_split(path, split)[1]:
       for caption in group:
