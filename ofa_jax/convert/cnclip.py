@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
 
 from ofa_jax import trees
 from ofa_jax.convert import rules
@@ -134,13 +133,9 @@ def to_torch(
     Arrays by PyTorch name, with the dtype of the parameters. BatchNorm's counters, which we do not
     keep, are 0.
   """
-  flat = traverse_util.flatten_dict({"params": params, "rest": rest}, sep="/")
-  flat = {path.partition("/")[2]: np.asarray(x) for path, x in flat.items()}
+  flat = {**trees.flatten(params), **trees.flatten(rest)}
   tensors = rules.to_torch(flat, rules_of(config))
-  means = [name for name in tensors if name.endswith(".running_mean")]
-  for name in means:
-    tensors[name.replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
-  return tensors
+  return tensors | rules.counters(tensors)
 
 
 def infer_config(state_dict: Mapping[str, np.ndarray]) -> CNCLIPConfig:

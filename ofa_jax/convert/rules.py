@@ -180,6 +180,12 @@ def to_torch(params: Mapping[str, np.ndarray], rules: Iterable[Rule]) -> dict[st
   }
 
 
+def counters(tensors: Iterable[str]) -> dict[str, np.ndarray]:
+  """BatchNorm's `num_batches_tracked`, 0, for every running mean among the names."""
+  means = [name for name in tensors if name.endswith(".running_mean")]
+  return {n.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64) for n in means}
+
+
 def _expand(rule: Rule, path: str, shape: tuple[int, ...]) -> Iterable[Tensor]:
   """Yields the tensors by which one rule fills a parameter: none, one, or one for each layer."""
   pattern, template, transform = rule
