@@ -45,6 +45,7 @@ class Seq2Seq(Task):
       it.
     image_size: pixels a side.
     pixel_mean, pixel_std: what is taken out of the pixels' colours, from 0 to 1.
+    num_patches: cells of an image's grid that are drawn for each row in training; None: all.
     source_length, target_length: tokens of a source and a target; longer ones are cut.
     smoothing: of the labels.
     drop_worst, drop_worst_after: share of the tokens, those that cost most, that is left out once
@@ -68,6 +69,7 @@ class Seq2Seq(Task):
   image_size: int = 480
   pixel_mean: tuple[float, ...] = images.HALF_MEAN
   pixel_std: tuple[float, ...] = images.HALF_STD
+  num_patches: int | None = None
   source_length: int = 80
   target_length: int = 48
   smoothing: float = 0.0
@@ -201,6 +203,7 @@ class Seq2Seq(Task):
       rows["previous"],
       **self.pictures(rows),
       code_mask=rows.get("code_mask"),
+      num_patches=self.num_patches,
       rngs=rngs,
     )
     return losses.label_smoothed(
