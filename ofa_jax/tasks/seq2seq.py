@@ -172,6 +172,10 @@ class Seq2Seq(Task):
       if not 0 <= getattr(self, field) < 1:
         found = getattr(self, field)
         faults.append(f"task.{field}: expected a share from 0 to below 1, found {found}")
+    try:
+      dataclasses.replace(self.search)  # fields may have been overridden since it was made
+    except ValueError as e:
+      faults += [f"task.search: {line}" for line in str(e).splitlines()]
     return faults + _check_tokenizer(self, config)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
