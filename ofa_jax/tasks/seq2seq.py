@@ -26,7 +26,7 @@ from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
 from ofa_jax.data.tsv import Table
 from ofa_jax.decode.beam import BOS, EOS, PAD, Hypotheses, Search, generate
 from ofa_jax.tasks.base import Predictions, Task, normalized
-from ofa_jax.tokenizers.ofa import LAYOUTS, OFATokenizer
+from ofa_jax.tokenizers.ofa import OFATokenizer
 
 IMAGE = "image"  # the column of base64 images
 MAX_POSITIONS = 1024  # the original's --max-source-positions and --max-target-positions
@@ -319,8 +319,9 @@ class Rows:
 @functools.cache
 def load_tokenizer(name: str) -> OFATokenizer:
   """The tokenizer in a folder, or of a model, read once; ValueError where there is none."""
-  if any(Path(name, file).is_file() for files in LAYOUTS.values() for file in files):
-    return OFATokenizer.from_directory(name)
+  folder = Path(name)
+  if folder.is_dir() and not (folder / "config.json").exists():
+    return OFATokenizer.from_directory(folder)
   return hub.open_model(name).tokenizer
 
 
