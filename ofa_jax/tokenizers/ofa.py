@@ -214,7 +214,7 @@ class ByteLevelBPE:
       raise ValueError(f"{encoder} and {merges}: {error}") from error
 
   def encode(self, text: str) -> list[int]:
-    """Returns the numbers of the pieces of a text; half an emoji, as in broken JSON, becomes "?"."""
+    """Returns the numbers of the pieces of a text; half an emoji (from broken JSON) becomes "?"."""
     return self._bpe.encode(text.encode(errors="replace").decode()).ids
 
   def decode(self, symbols: Sequence[str]) -> str:
