@@ -1,10 +1,11 @@
 r"""OFA's weights in PyTorch's names and layouts, in both directions.
 
 Two layouts: fairseq's, of the original's checkpoints, and that of the `OFA-Sys/OFA-*` repositories
-for transformers, which renames some norms. Both keep the tied table three times, and buffers that
-follow from the sizes.
+for transformers, which renames attention and norms. Both keep the tied table three times, and
+buffers that follow from the sizes.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -120,6 +121,24 @@ IGNORED: tuple[tuple[str, str], ...] = (
   (r"\.num_batches_tracked$", "a counter that BatchNorm with a fixed momentum never reads"),
 )
 
+# The names of transformers' layout -> fairseq's, inside a layer of one side. BitFit's and the
+# prompts' options are fairseq's only.
+HUGGINGFACE: dict[str, tuple[tuple[str, str], ...]] = {
+  "encoder": (("self_attn_mid_layer_norm", "attn_ln"), ("ffn_layer_norm", "ffn_layernorm")),
+  "decoder": (
+    ("self_attn_mid_layer_norm", "self_attn_ln"),
+    ("cross_attn_mid_layer_norm", "cross_attn_ln"),
+    ("cross_attn_layer_norm", "encoder_attn_layer_norm"),
+    ("cross_attn", "encoder_attn"),
+    ("ffn_layer_norm", "ffn_layernorm"),
+  ),
+}
+# What fairseq called the norms of a layer before it named them.
+OLD_NORMS = {
+  "encoder": ("self_attn_layer_norm", "final_layer_norm"),
+  "decoder": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
+}
+
 
 def from_torch(
   state_dict: Mapping[str, np.ndarray], config: OFAConfig
@@ -127,22 +146,33 @@ def from_torch(
   """Makes our parameters of an OFA state dict.
 
   Args:
-    state_dict: arrays by PyTorch name, of any floating precision.
-    config: the model's sizes.
+    state_dict: arrays by PyTorch name, of any floating precision, in either layout.
+    config: the model's sizes; `ofa_sizes.infer_config` finds them.
 
   Returns:
-    Nested dicts of float32 arrays: the parameters, and BatchNorm's running statistics.
+    Nested dicts of float32 arrays: the parameters, and BatchNorm's running statistics, as
+    `nnx.split(model, nnx.Param, ...)` divides them.
 
   Raises:
     ValueError: all tensors that are missing, unexpected, or of another shape than the config's;
       copies of the tied table that differ.
   """
-  params, rest = (
-    {path: x.shape for path, x in trees.flatten(tree).items()} for tree in abstract(config)[1:]
+  _, params, rest = abstract(config)
+  flat = fill(standard_names(state_dict), {**shapes_of(params), **shapes_of(rest)})
+  return nest({path: flat[path] for path in trees.flatten(params)}), nest(
+    {path: flat[path] for path in trees.flatten(rest)}
   )
-  tensors = {k: v for k, v in state_dict.items() if k not in TIED}
-  flat = rules.from_torch(tensors, RULES, shapes={**params, **rest}, ignored=IGNORED)
-  return nest({path: flat[path] for path in params}), nest({path: flat[path] for path in rest})
+
+
+def fill(
+  tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+  """Makes parameters of these shapes, float32 by path, of tensors in standard names.
+
+  Raises:
+    ValueError: as `from_torch`.
+  """
+  return rules.from_torch(_untied(tensors), RULES, shapes=shapes, ignored=IGNORED)
 
 
 def to_torch(
@@ -158,10 +188,58 @@ def to_torch(
     Arrays by PyTorch name, with the dtype of the parameters; the tied table three times, as one
     array. BatchNorm's counters, which we do not keep, are 0.
   """
-  flat = {**trees.flatten(params), **trees.flatten(rest)}
-  tensors = rules.to_torch(flat, RULES)
+  tensors = rules.to_torch({**trees.flatten(params), **trees.flatten(rest)}, RULES)
   tensors |= dict.fromkeys(TIED, tensors[WORDS])
   return tensors | buffers(config) | rules.counters(tensors)
+
+
+def to_huggingface(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Renames a state dict of `to_torch` to transformers' layout.
+
+  Raises:
+    ValueError: it has parts that this layout has not.
+  """
+  found = {}
+  for name, tensor in tensors.items():
+    side, layers, number, rest = _in_layer(name)
+    for theirs, fairseq in HUGGINGFACE.get(side, ()) if layers else ():
+      if rest.startswith(f"{fairseq}."):
+        name = f"{side}.layers.{number}.{theirs}{rest[len(fairseq) :]}"
+        break
+    found[name] = tensor
+  extra = [n for n in found if re.search(r"\.adapter\.|_prompt_encoder\.|\.w_resid$|^class", n)]
+  if extra:
+    raise ValueError(
+      f"Expected a model as transformers has it, found {extra[0]} and {len(extra) - 1} other "
+      "tensors of adapters, prompts, residual factors or heads; use --to=torch"
+    )
+  return found
+
+
+def standard_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Renames the tensors of transformers' layout, of old checkpoints and of heads to fairseq's.
+
+  Old are `in_proj` (queries, keys and values in one) and `layer_norms.0`; a head may have any name.
+  """
+  found = {}
+  for name, tensor in state_dict.items():
+    side, layers, number, rest = _in_layer(name)
+    if layers:
+      for theirs, fairseq in HUGGINGFACE.get(side, ()):
+        if rest.startswith(f"{theirs}."):
+          rest = fairseq + rest[len(theirs) :]
+          break
+      old = re.fullmatch(r"layer_norms\.(\d)\.(\w+)", rest)
+      if old and side in OLD_NORMS:
+        rest = f"{OLD_NORMS[side][int(old[1])]}.{old[2]}"
+      name = f"{side}.layers.{number}.{rest}"
+    packed = re.fullmatch(r"(.*)\.in_proj_(weight|bias)", name)
+    if packed:
+      for part, x in zip("qkv", np.split(tensor, 3), strict=True):
+        found[f"{packed[1]}.{part}_proj.{packed[2]}"] = x
+    else:
+      found[re.sub(r"^classification_heads\.\w+\.", "classification_heads.cls.", name)] = tensor
+  return found
 
 
 def buffers(config: OFAConfig) -> dict[str, np.ndarray]:
@@ -169,7 +247,7 @@ def buffers(config: OFAConfig) -> dict[str, np.ndarray]:
   ids = np.arange(MAX_TOKENS)
   token = token_buckets(ids[:, None] - ids, config.token_bucket_size).astype(np.int64)
   cells = np.arange(config.image_bucket_size**2 + 1)
-  image = image_buckets(cells, cells, config.image_bucket_size).astype(np.int64)
+  image = np.asarray(image_buckets(cells, cells, config.image_bucket_size)).astype(np.int64)
   codes = code_cells(
     config.code_window**2 + CODES_AFTER, config.code_window, config.image_bucket_size
   )
@@ -178,3 +256,31 @@ def buffers(config: OFAConfig) -> dict[str, np.ndarray]:
     found[f"{side}.version"] = np.full(1, 3, np.float32)
     found[f"{side}.token_rp_bucket"], found[f"{side}.image_rp_bucket"] = token, image
   return found
+
+
+def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
+  """Shapes by path."""
+  return {path: tuple(x.shape) for path, x in trees.flatten(tree).items()}
+
+
+def _in_layer(name: str) -> tuple[str, str, str, str]:
+  """Cuts "encoder.layers.3.fc1.bias" into its four parts; others have an empty second one."""
+  found = re.fullmatch(r"(encoder|decoder)\.(layers)\.(\d+)\.(.*)", name)
+  return found.groups() if found else ("", "", "", name)
+
+
+def _untied(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The tensors with the tied table once.
+
+  Raises:
+    ValueError: its copies differ.
+  """
+  words = next((tensors[name] for name in (WORDS, *TIED) if name in tensors), None)
+  others = [n for n in (WORDS, *TIED) if n in tensors and not np.array_equal(tensors[n], words)]
+  if others:
+    raise ValueError(
+      f"Expected the tables {', '.join((WORDS, *TIED))} to be equal, found that {others[0]} "
+      "differs; this model has no separate ones"
+    )
+  found = {name: x for name, x in tensors.items() if name not in TIED}
+  return found if words is None else {**found, WORDS: words}

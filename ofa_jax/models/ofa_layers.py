@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal, zeros
 
+from ofa_jax.models.attention import attention
 from ofa_jax.models.layers import (
   Embed,
   LayerNorm,
   Linear,
   Mlp,
-  attention,
   drop_path,
   drop_path_rates,
   dropout,

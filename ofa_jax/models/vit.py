@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal
 
+from ofa_jax.models.attention import SelfAttention
 from ofa_jax.models.layers import (
   LayerNorm,
   Linear,
   Mlp,
   Scan,
-  SelfAttention,
   quick_gelu,
   scan_blocks,
   stack,
