@@ -10,40 +10,26 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
 
 from ofa_jax import trees
 from ofa_jax.convert import rules
-from ofa_jax.convert.params import abstract
-from ofa_jax.convert.rules import CONV, FLAT, SAME, Rule, linear, patches
+from ofa_jax.convert.params import abstract, nest
+from ofa_jax.convert.rules import (
+  CONV,
+  FLAT,
+  SAME,
+  Rule,
+  batch_norm_rules,
+  linear,
+  linear_rules,
+  norm_rules,
+  patches,
+)
 from ofa_jax.models import cnclip
 from ofa_jax.models.bert import BertConfig
 from ofa_jax.models.clip_resnet import REDUCTION, ResNetConfig
 from ofa_jax.models.cnclip import CNCLIPConfig
 from ofa_jax.models.vit import ViTConfig
-
-
-def _norm(torch: str, ours: str, index: str = "") -> tuple[Rule, ...]:
-  return (
-    (f"{torch}.weight", f"{ours}/scale{index}", SAME),
-    (f"{torch}.bias", f"{ours}/bias{index}", SAME),
-  )
-
-
-def _batch_norm(torch: str, ours: str) -> tuple[Rule, ...]:
-  return (
-    *_norm(torch, ours),
-    (f"{torch}.running_mean", f"{ours}/mean", SAME),
-    (f"{torch}.running_var", f"{ours}/var", SAME),
-  )
-
-
-def _linear(torch: str, ours: str, index: str = "", *, inputs: int = 1) -> tuple[Rule, ...]:
-  return (
-    (f"{torch}.weight", f"{ours}/kernel{index}", linear(inputs)),
-    (f"{torch}.bias", f"{ours}/bias{index}", FLAT),
-  )
-
 
 _VIT_BLOCK = r"visual.transformer.resblocks.(\d+)"
 VIT: tuple[Rule, ...] = (
@@ -51,33 +37,30 @@ VIT: tuple[Rule, ...] = (
   ("visual.positional_embedding", "visual/positional_embedding", SAME),
   ("visual.proj", "visual/proj", SAME),
   ("visual.conv1.weight", "visual/conv1/kernel", patches()),
-  *_norm("visual.ln_pre", "visual/ln_pre"),
-  *_norm("visual.ln_post", "visual/ln_post"),
-  *_norm(rf"{_VIT_BLOCK}.ln_1", "visual/blocks/ln_1", r"[\1]"),
+  *norm_rules("visual.ln_pre", "visual/ln_pre"),
+  *norm_rules("visual.ln_post", "visual/ln_post"),
+  *norm_rules(rf"{_VIT_BLOCK}.ln_1", "visual/blocks/ln_1", r"[\1]"),
   (rf"{_VIT_BLOCK}.attn.in_proj_weight", r"visual/blocks/attn/qkv/kernel[\1]", linear()),
   (rf"{_VIT_BLOCK}.attn.in_proj_bias", r"visual/blocks/attn/qkv/bias[\1]", FLAT),
-  *_linear(rf"{_VIT_BLOCK}.attn.out_proj", "visual/blocks/attn/out", r"[\1]", inputs=2),
-  *_norm(rf"{_VIT_BLOCK}.ln_2", "visual/blocks/ln_2", r"[\1]"),
-  *_linear(rf"{_VIT_BLOCK}.mlp.c_fc", "visual/blocks/mlp/up", r"[\1]"),
-  *_linear(rf"{_VIT_BLOCK}.mlp.c_proj", "visual/blocks/mlp/down", r"[\1]"),
+  *linear_rules(rf"{_VIT_BLOCK}.attn.out_proj", "visual/blocks/attn/out", r"[\1]", inputs=2),
+  *norm_rules(rf"{_VIT_BLOCK}.ln_2", "visual/blocks/ln_2", r"[\1]"),
+  *linear_rules(rf"{_VIT_BLOCK}.mlp.c_fc", "visual/blocks/mlp/up", r"[\1]"),
+  *linear_rules(rf"{_VIT_BLOCK}.mlp.c_proj", "visual/blocks/mlp/down", r"[\1]"),
 )
 
 _STAGE_BLOCK, _OUR_STAGE_BLOCK = r"visual.layer(\d+).(\d+)", r"visual/layer\1/block\2"
 RESNET: tuple[Rule, ...] = (
   (r"visual.conv(\d+).weight", r"visual/conv\1/kernel", CONV),
-  *_batch_norm(r"visual.bn(\d+)", r"visual/bn\1"),
+  *batch_norm_rules(r"visual.bn(\d+)", r"visual/bn\1"),
   (rf"{_STAGE_BLOCK}.conv(\d+).weight", rf"{_OUR_STAGE_BLOCK}/conv\3/kernel", CONV),
-  *_batch_norm(rf"{_STAGE_BLOCK}.bn(\d+)", rf"{_OUR_STAGE_BLOCK}/bn\3"),
+  *batch_norm_rules(rf"{_STAGE_BLOCK}.bn(\d+)", rf"{_OUR_STAGE_BLOCK}/bn\3"),
   (rf"{_STAGE_BLOCK}.downsample.0.weight", rf"{_OUR_STAGE_BLOCK}/downsample/conv/kernel", CONV),
-  *_batch_norm(rf"{_STAGE_BLOCK}.downsample.1", rf"{_OUR_STAGE_BLOCK}/downsample/norm"),
+  *batch_norm_rules(rf"{_STAGE_BLOCK}.downsample.1", rf"{_OUR_STAGE_BLOCK}/downsample/norm"),
   ("visual.attnpool.positional_embedding", "visual/attnpool/positional_embedding", SAME),
-  ("visual.attnpool.q_proj.weight", "visual/attnpool/qkv/kernel[:, 0]", linear()),
-  ("visual.attnpool.k_proj.weight", "visual/attnpool/qkv/kernel[:, 1]", linear()),
-  ("visual.attnpool.v_proj.weight", "visual/attnpool/qkv/kernel[:, 2]", linear()),
-  ("visual.attnpool.q_proj.bias", "visual/attnpool/qkv/bias[0]", FLAT),
-  ("visual.attnpool.k_proj.bias", "visual/attnpool/qkv/bias[1]", FLAT),
-  ("visual.attnpool.v_proj.bias", "visual/attnpool/qkv/bias[2]", FLAT),
-  *_linear("visual.attnpool.c_proj", "visual/attnpool/out", inputs=2),
+  *linear_rules("visual.attnpool.q_proj", "visual/attnpool/qkv", part=0),
+  *linear_rules("visual.attnpool.k_proj", "visual/attnpool/qkv", part=1),
+  *linear_rules("visual.attnpool.v_proj", "visual/attnpool/qkv", part=2),
+  *linear_rules("visual.attnpool.c_proj", "visual/attnpool/out", inputs=2),
 )
 
 _BERT_LAYER = r"bert.encoder.layer.(\d+)"
@@ -85,26 +68,17 @@ BERT: tuple[Rule, ...] = (
   ("bert.embeddings.word_embeddings.weight", "bert/word/embedding", SAME),
   ("bert.embeddings.position_embeddings.weight", "bert/position/embedding", SAME),
   ("bert.embeddings.token_type_embeddings.weight", "bert/token_type/embedding", SAME),
-  *_norm("bert.embeddings.LayerNorm", "bert/embed_norm"),
-  (
-    rf"{_BERT_LAYER}.attention.self.query.weight",
-    r"bert/blocks/attn/qkv/kernel[\1, :, 0]",
-    linear(),
+  *norm_rules("bert.embeddings.LayerNorm", "bert/embed_norm"),
+  *linear_rules(rf"{_BERT_LAYER}.attention.self.query", "bert/blocks/attn/qkv", r"[\1]", part=0),
+  *linear_rules(rf"{_BERT_LAYER}.attention.self.key", "bert/blocks/attn/qkv", r"[\1]", part=1),
+  *linear_rules(rf"{_BERT_LAYER}.attention.self.value", "bert/blocks/attn/qkv", r"[\1]", part=2),
+  *linear_rules(
+    rf"{_BERT_LAYER}.attention.output.dense", "bert/blocks/attn/out", r"[\1]", inputs=2
   ),
-  (rf"{_BERT_LAYER}.attention.self.key.weight", r"bert/blocks/attn/qkv/kernel[\1, :, 1]", linear()),
-  (
-    rf"{_BERT_LAYER}.attention.self.value.weight",
-    r"bert/blocks/attn/qkv/kernel[\1, :, 2]",
-    linear(),
-  ),
-  (rf"{_BERT_LAYER}.attention.self.query.bias", r"bert/blocks/attn/qkv/bias[\1, 0]", FLAT),
-  (rf"{_BERT_LAYER}.attention.self.key.bias", r"bert/blocks/attn/qkv/bias[\1, 1]", FLAT),
-  (rf"{_BERT_LAYER}.attention.self.value.bias", r"bert/blocks/attn/qkv/bias[\1, 2]", FLAT),
-  *_linear(rf"{_BERT_LAYER}.attention.output.dense", "bert/blocks/attn/out", r"[\1]", inputs=2),
-  *_norm(rf"{_BERT_LAYER}.attention.output.LayerNorm", "bert/blocks/attn_norm", r"[\1]"),
-  *_linear(rf"{_BERT_LAYER}.intermediate.dense", "bert/blocks/mlp/up", r"[\1]"),
-  *_linear(rf"{_BERT_LAYER}.output.dense", "bert/blocks/mlp/down", r"[\1]"),
-  *_norm(rf"{_BERT_LAYER}.output.LayerNorm", "bert/blocks/mlp_norm", r"[\1]"),
+  *norm_rules(rf"{_BERT_LAYER}.attention.output.LayerNorm", "bert/blocks/attn_norm", r"[\1]"),
+  *linear_rules(rf"{_BERT_LAYER}.intermediate.dense", "bert/blocks/mlp/up", r"[\1]"),
+  *linear_rules(rf"{_BERT_LAYER}.output.dense", "bert/blocks/mlp/down", r"[\1]"),
+  *norm_rules(rf"{_BERT_LAYER}.output.LayerNorm", "bert/blocks/mlp_norm", r"[\1]"),
 )
 
 SHARED: tuple[Rule, ...] = (
@@ -143,7 +117,7 @@ def from_torch(
   flat = rules.from_torch(
     standard_names(state_dict), rules_of(config), shapes={**params, **rest}, ignored=IGNORED
   )
-  return _nest({path: flat[path] for path in params}), _nest({path: flat[path] for path in rest})
+  return nest({path: flat[path] for path in params}), nest({path: flat[path] for path in rest})
 
 
 def to_torch(
@@ -159,13 +133,9 @@ def to_torch(
     Arrays by PyTorch name, with the dtype of the parameters. BatchNorm's counters, which we do not
     keep, are 0.
   """
-  flat = traverse_util.flatten_dict({"params": params, "rest": rest}, sep="/")
-  flat = {path.partition("/")[2]: np.asarray(x) for path, x in flat.items()}
+  flat = {**trees.flatten(params), **trees.flatten(rest)}
   tensors = rules.to_torch(flat, rules_of(config))
-  means = [name for name in tensors if name.endswith(".running_mean")]
-  for name in means:
-    tensors[name.replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
-  return tensors
+  return tensors | rules.counters(tensors)
 
 
 def infer_config(state_dict: Mapping[str, np.ndarray]) -> CNCLIPConfig:
@@ -213,10 +183,6 @@ def rules_of(config: CNCLIPConfig) -> tuple[Rule, ...]:
   """Returns the table of a model with these towers."""
   vision = VIT if isinstance(config.vision, ViTConfig) else RESNET
   return (*SHARED, *vision, *BERT)
-
-
-def _nest(flat: dict[str, np.ndarray]) -> dict[str, Any]:
-  return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _infer_vit(tensors: Mapping[str, np.ndarray]) -> ViTConfig:

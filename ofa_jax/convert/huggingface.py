@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from flax import traverse_util
 
 from ofa_jax.convert import rules, torch_files
 from ofa_jax.convert.cnclip import BERT, IGNORED
-from ofa_jax.convert.params import Weights, abstract
+from ofa_jax.convert.params import Weights, abstract, nest
 from ofa_jax.convert.rules import FLAT, SAME, Rule, linear, patches
 from ofa_jax.data.images import CLIP_MEAN, CLIP_STD
 from ofa_jax.models.bert import BertConfig
@@ -142,7 +141,7 @@ def load(directory: pathlib.Path, config: CNCLIPConfig) -> Weights:
     flat = rules.from_torch(tensors, RULES, shapes=shapes, ignored=HF_IGNORED)
   except ValueError as error:
     raise ValueError(f"{directory}: {error}") from error
-  return traverse_util.unflatten_dict(flat, sep="/"), {}
+  return nest(flat), {}
 
 
 def read_tensors(directory: pathlib.Path) -> dict[str, np.ndarray]:

@@ -3,14 +3,16 @@
 from typing import Any
 
 import jax
-from flax import nnx
+from flax import nnx, traverse_util
 
 from ofa_jax.models.cnclip import CNCLIPConfig
+from ofa_jax.models.ofa import OFAConfig
 
+ModelConfig = CNCLIPConfig | OFAConfig
 Weights = tuple[dict[str, Any], dict[str, Any]]  # nested dicts: parameters, running statistics
 
 
-def abstract(config: CNCLIPConfig) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
+def abstract(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
   """Returns (graph, params, rest) for `nnx.merge`, the last two nested dicts of ShapeDtypeStructs.
 
   Raises:
@@ -19,6 +21,11 @@ def abstract(config: CNCLIPConfig) -> tuple[nnx.GraphDef, dict[str, Any], dict[s
   model = jax.eval_shape(lambda: config.build(rngs=nnx.Rngs(0)))
   graph, params, rest = nnx.split(model, nnx.Param, ...)
   return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+
+
+def nest(flat: dict[str, Any]) -> dict[str, Any]:
+  """Nested dicts of leaves by path."""
+  return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def placement(weights: Any, shardings: Any) -> Any:

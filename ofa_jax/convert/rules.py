@@ -68,6 +68,44 @@ def patches(channels: int = 3) -> Transform:
   return Transform(lambda x, shape: x.transpose(2, 3, 1, 0).reshape(shape), to_torch)
 
 
+def norm_rules(torch: str, ours: str, layer: str = "") -> tuple[Rule, ...]:
+  """The rules of a norm; `layer` is the index of a stacked one, `[\1]`."""
+  return (
+    (f"{torch}.weight", f"{ours}/scale{layer}", SAME),
+    (f"{torch}.bias", f"{ours}/bias{layer}", SAME),
+  )
+
+
+def batch_norm_rules(torch: str, ours: str) -> tuple[Rule, ...]:
+  """The rules of a BatchNorm and its running statistics."""
+  return (
+    *norm_rules(torch, ours),
+    (f"{torch}.running_mean", f"{ours}/mean", SAME),
+    (f"{torch}.running_var", f"{ours}/var", SAME),
+  )
+
+
+def linear_rules(
+  torch: str, ours: str, layer: str = "", *, inputs: int = 1, part: int | None = None
+) -> tuple[Rule, ...]:
+  """The rules of a linear map with a bias.
+
+  Args:
+    torch, ours: names of both layers.
+    layer: the index of a stacked one, `[\1]`.
+    inputs: axes of our kernel that are inputs.
+    part: which of those that share a kernel (queries, keys, values) it is.
+  """
+  stacked = [layer.strip("[]")] if layer else []
+  shared = [] if part is None else [str(part)]
+  kernel = stacked + ([":"] * inputs + shared if shared else [])
+  kernel, bias = (f"[{', '.join(x)}]" if x else "" for x in (kernel, stacked + shared))
+  return (
+    (f"{torch}.weight", f"{ours}/kernel{kernel}", linear(inputs)),
+    (f"{torch}.bias", f"{ours}/bias{bias}", FLAT),
+  )
+
+
 def needed_tensors(rules: Iterable[Rule], shapes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
   """Lists the PyTorch tensors that fill parameters of these shapes.
 
@@ -140,6 +178,12 @@ def to_torch(params: Mapping[str, np.ndarray], rules: Iterable[Rule]) -> dict[st
     )
     for tensor in needed_tensors(rules, shapes)
   }
+
+
+def counters(tensors: Iterable[str]) -> dict[str, np.ndarray]:
+  """BatchNorm's `num_batches_tracked`, 0, for every running mean among the names."""
+  means = [name for name in tensors if name.endswith(".running_mean")]
+  return {n.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64) for n in means}
 
 
 def _expand(rule: Rule, path: str, shape: tuple[int, ...]) -> Iterable[Tensor]:

@@ -131,7 +131,7 @@ class ImageReader:
   Args:
     table: what gives the encoded images (`files`, `__len__`, `name(i)`, `encoded(i)`).
     size: side of the images given, in pixels.
-    exact: see `ofa_jax.data.images.decode`.
+    exact, rgb_first: see `ofa_jax.data.images.decode`.
     augment: "none"; "crop": in training, decode `AUGMENT_MARGIN` larger and take a random crop,
       mirrored at random; "auto": `ofa_jax.data.augment.auto_augment` of such a larger image.
     cache_dir: folder of the decode cache on a local disk; None decodes every time.
@@ -144,20 +144,21 @@ class ImageReader:
     *,
     size: int,
     exact: bool = True,
+    rgb_first: bool = False,
     augment: str = "none",
     cache_dir: str | os.PathLike | None = None,
     cache_bytes: int = DEFAULT_MAX_BYTES,
   ):
     self.table = table
     self.size = size
-    self._exact = exact
+    self._how = {"exact": exact, "rgb_first": rgb_first}
     self._augment = {"none": None, "crop": random_crop_flip, "auto": auto_augment}[augment]
     self._stored_size = round(size * AUGMENT_MARGIN) if self._augment else size
     self._cache = None
     if cache_dir is not None:
       self._cache = DecodeCache(
         cache_dir,
-        key=cache_key(table.files, size=self._stored_size, exact=exact),
+        key=cache_key(table.files, size=self._stored_size, **self._how),
         num_rows=len(table),
         size=self._stored_size,
         max_bytes=cache_bytes,
@@ -186,15 +187,17 @@ class ImageReader:
   def _decode(self, i: int, size: int) -> np.ndarray:
     encoded = self.table.encoded(i)
     try:
-      return decode(encoded, size=size, exact=self._exact)
+      return decode(encoded, size=size, **self._how)
     except BadImage as error:
       raise BadRow(self.table.name(i), str(error)) from error
 
 
-def cache_key(files: Sequence[str], *, size: int, exact: bool) -> tuple[str, str]:
+def cache_key(
+  files: Sequence[str], *, size: int, exact: bool, rgb_first: bool = False
+) -> tuple[str, str]:
   """(what, version): sources and transform; state of the sources and versions of the decoders."""
   stats = [os.stat(path) for path in files]
-  what = (tuple(files), size, exact)
+  what = (tuple(files), size, exact, rgb_first)
   version = (
     CACHE_VERSION,
     PIL.__version__,

@@ -1,9 +1,10 @@
-"""Encoded image file -> uint8 RGB pixels, as Chinese-CLIP prepares them.
+"""Encoded image file -> uint8 RGB pixels, as the originals prepare them.
 
-The original resizes the whole image to a square with Pillow's antialiased bicubic filter, without
-keeping the aspect ratio, *in the image's own mode*, and converts to RGB afterwards: a palette image
-is therefore resized by nearest neighbour, alpha is premultiplied and then dropped, EXIF rotation is
-not applied. `decode(exact=True)` gives these very bytes.
+Both resize the whole image to a square with Pillow's antialiased bicubic filter, without keeping
+the aspect ratio or applying EXIF rotation. OFA converts to RGB first (`rgb_first`). Chinese-CLIP
+resizes *in the image's own mode* and converts afterwards: a palette image is therefore resized by
+nearest neighbour, and alpha is premultiplied and then dropped. `decode(exact=True)` gives these
+very bytes.
 
 `decode(exact=False)` is for training: JPEG is decoded by libjpeg-turbo at the smallest n/8 of its
 size that is not below the target, which skips most of the inverse transform. At 224 pixels from
@@ -13,6 +14,7 @@ mean on photographs, 1.1 % on 1/f noise: about as much as another resampling fil
 """
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import simplejpeg
@@ -20,6 +22,9 @@ from PIL import Image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+HALF_MEAN = HALF_STD = (0.5, 0.5, 0.5)  # OFA's
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 89_000_000  # where Pillow begins to warn of a decompression bomb
@@ -29,13 +34,14 @@ class BadImage(ValueError):  # noqa: N818 (a fault of the data, not of the progr
   """The bytes are not an image that may be decoded; the message says why."""
 
 
-def decode(encoded: bytes, *, size: int, exact: bool = True) -> np.ndarray:
+def decode(encoded: bytes, *, size: int, exact: bool = True, rgb_first: bool = False) -> np.ndarray:
   """Decodes an image file and resizes it to a square.
 
   Args:
     encoded: the bytes of a JPEG, PNG, WebP, GIF or BMP file.
     size: side of the result in pixels.
     exact: True gives the original's bytes; False is faster for JPEG and differs a little.
+    rgb_first: whether to convert to RGB before resizing, as OFA does; else after, as Chinese-CLIP.
 
   Returns:
     uint8[size, size, 3], RGB.
@@ -51,7 +57,8 @@ def decode(encoded: bytes, *, size: int, exact: bool = True) -> np.ndarray:
   try:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
       _check_size(*image.size)
-      return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC).convert("RGB"))
+      picture = image.convert("RGB") if rgb_first else image
+      return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC).convert("RGB"))
   except BadImage:
     raise
   except Image.UnidentifiedImageError:
@@ -83,10 +90,12 @@ def random_crop_flip(
   return mirrored.view(np.uint8)
 
 
-def normalize(image: np.ndarray) -> np.ndarray:
-  """uint8[..., 3] RGB -> float32[..., 3] with CLIP's mean and standard deviation taken out."""
-  mean, std = np.float32(CLIP_MEAN), np.float32(CLIP_STD)
-  return (image.astype(np.float32) / np.float32(255) - mean) / std
+def normalize(
+  image: np.ndarray, *, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
+) -> np.ndarray:
+  """uint8[..., 3] RGB -> float32[..., 3] with mean and standard deviation of each colour out."""
+  pixels = image.astype(np.float32) / np.float32(255)
+  return (pixels - np.float32(mean)) / np.float32(std)
 
 
 def _decode_jpeg(encoded: bytes, size: int) -> np.ndarray | None:

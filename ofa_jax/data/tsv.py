@@ -1,9 +1,11 @@
-"""Random access to Chinese-CLIP's raw files: base64 images in TSV, captions in JSONL.
+"""Random access to the originals' raw files: base64 images in TSV, captions in JSONL.
 
-`{split}_imgs.tsv` holds one image a line, `<id>\\t<base64 of the image file>`, and
-`{split}_texts.jsonl` one caption, `{"text_id": 1, "text": "...", "image_ids": [7, 9]}`. The
-original turns both into LMDB before training. Here the TSV itself is the store: it is scanned once
-for line offsets, the offsets are kept in a small index file, and a row is then one positioned read.
+Chinese-CLIP's `{split}_imgs.tsv` holds one image a line, `<id>\\t<base64 of the image file>`, and
+`{split}_texts.jsonl` one caption, `{"text_id": 1, "text": "...", "image_ids": [7, 9]}`; the
+original turns both into LMDB before training. OFA's TSV has texts and the image in columns whose
+order is the data set's own; the original reads it from top to bottom only. Here the TSV itself is
+the store: it is scanned once for the places of lines and columns, which are kept in a small index
+file, and a column of a row is then one positioned read.
 """
 
 import binascii
@@ -16,12 +18,13 @@ import os
 import pathlib
 import uuid
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pybase64
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
+MAX_COLUMNS = 16
 MAX_ID_BYTES = 256  # more means that the columns are swapped
 
 
@@ -37,40 +40,133 @@ class BadRow(Exception):  # noqa: N818 (a fault of the data, not of the program)
     return f"{self.name}: {self.reason}"
 
 
-class ImageTable:
-  """The images of one data set in one or more base64 TSV files.
+class Table:
+  """The rows of one or more TSV files, column by column.
 
   Args:
     paths: TSV files (shards), in order.
+    columns: the number of each column that is read, from 0, by the name it is read as; "image" is
+      the column of base64 images.
+    width: how many columns a row has; None: as many as most rows have.
     index_dir: where index files go; default: beside each TSV, or the user's cache folder when that
       directory cannot be written.
+
+  Raises:
+    ValueError: a file is missing or has no rows, or rows have fewer columns than are read.
+  """
+
+  def __init__(
+    self,
+    paths: Sequence[str | os.PathLike],
+    *,
+    columns: Mapping[str, int],
+    width: int | None = None,
+    index_dir: str | None = None,
+  ):
+    self.files = tuple(os.path.abspath(path) for path in paths)
+    check_files(self.files)
+    shards = [_load_index(path, index_dir) for path in self.files]
+    empty = [path for path, shard in zip(self.files, shards, strict=True) if not len(shard.starts)]
+    if empty:
+      raise ValueError(
+        f"Expected TSV files with rows, found {len(empty)} without any: {', '.join(empty[:5])}. "
+        "Remove them from the list, or write them again."
+      )
+    self.columns = dict(columns)
+    self._begins = np.cumsum([0] + [len(shard.starts) for shard in shards])
+    self._starts = np.concatenate([shard.starts for shard in shards])
+    self._lines = np.concatenate([shard.lines for shard in shards])
+    self._ids = np.concatenate([shard.ids for shard in shards])
+    self._widths = np.concatenate([shard.widths for shard in shards])
+    self.width = int(np.bincount(self._widths).argmax()) if width is None else width
+    self._ends = np.concatenate([_to_width(shard.ends, self.width) for shard in shards])
+    self._open_files = {}
+    self._check_columns()
+
+  def __len__(self) -> int:
+    return len(self._starts)
+
+  def name(self, i: int) -> str:
+    """`file:line id` of a row, for messages; the id is the first column."""
+    shard = self._shard(i)
+    place = f"{self.files[shard]}:{self._lines[i]}"
+    return f"{place} {self._ids[i].decode('utf-8', 'replace')}".rstrip()
+
+  def text(self, i: int, column: str) -> str:
+    """One column of row `i`.
+
+    Raises:
+      BadRow: the line has a wrong number of columns, or the text is not UTF-8.
+    """
+    try:
+      return self._read(i, column).decode("utf-8")
+    except UnicodeDecodeError as error:
+      raise BadRow(self.name(i), f"{column} is not UTF-8: {error.reason}") from error
+
+  def encoded(self, i: int) -> bytes:
+    """The bytes of image file `i`; base64 in the standard or the url-safe alphabet.
+
+    Raises:
+      BadRow: the line has a wrong number of columns, or its base64 is broken.
+    """
+    text = self._read(i, "image")
+    try:
+      return decode_base64(text)
+    except binascii.Error as error:
+      raise BadRow(self.name(i), f"broken base64: {error}") from error
+
+  def close(self) -> None:
+    """Closes the files; the next read opens them again."""
+    self._open_files = {}
+
+  def __getstate__(self) -> dict:
+    return self.__dict__ | {"_open_files": {}}  # a spawned process opens its own
+
+  def _read(self, i: int, column: str) -> bytes:
+    if self._widths[i] != self.width:
+      raise BadRow(self.name(i), self._expected(i))
+    number = self.columns[column]
+    begin = self._ends[i, number - 1] + 1 if number else 0
+    file = self._file(self._shard(i))  # this reference keeps it open should `close` be called now
+    return os.pread(file.fileno(), int(self._ends[i, number] - begin), int(self._starts[i] + begin))
+
+  def _expected(self, i: int) -> str:
+    found = f"{self._widths[i]}{' or more' if self._widths[i] > MAX_COLUMNS else ''}"
+    return f"expected {self.width} columns separated by tabs, found {found}"
+
+  def _check_columns(self) -> None:
+    outside = [f"{n} ({name})" for name, n in self.columns.items() if not 0 <= n < self.width]
+    if outside:
+      raise ValueError(
+        f"Expected columns from 0 to {self.width - 1}, as most rows of {self.files[0]} have, found "
+        f"{', '.join(outside)}. Check the numbers of the columns."
+      )
+
+  def _shard(self, i: int) -> int:
+    return int(np.searchsorted(self._begins, i, side="right")) - 1
+
+  def _file(self, shard: int) -> io.FileIO:
+    file = self._open_files.get(shard)
+    if file is None:
+      file = self._open_files.setdefault(shard, io.FileIO(self.files[shard]))
+    return file
+
+
+class ImageTable(Table):
+  """The images of one data set in one or more files of Chinese-CLIP: id, tab, base64.
+
+  Args:
+    paths, index_dir: as for `Table`.
 
   Raises:
     ValueError: a file is missing or has no rows, or an image id occurs twice.
   """
 
   def __init__(self, paths: Sequence[str | os.PathLike], *, index_dir: str | None = None):
-    self.files = tuple(os.path.abspath(path) for path in paths)
-    check_files(self.files)
-    shards = [_load_index(path, index_dir) for path in self.files]
-    empty = [path for path, shard in zip(self.files, shards, strict=True) if not len(shard.ids)]
-    if empty:
-      raise ValueError(
-        f"Expected TSV files with image rows, found {len(empty)} without any: "
-        f"{', '.join(empty[:5])}. Remove them from the list, or write them again."
-      )
-    self._begins = np.cumsum([0] + [len(shard.ids) for shard in shards])
-    self._starts = np.concatenate([shard.starts for shard in shards])
-    self._sizes = np.concatenate([shard.sizes for shard in shards])
-    self._lines = np.concatenate([shard.lines for shard in shards])
-    self._ids = np.concatenate([shard.ids for shard in shards])
+    super().__init__(paths, columns={"id": 0, "image": 1}, width=2, index_dir=index_dir)
     self._order = np.argsort(self._ids, kind="stable")
     self._sorted = self._ids[self._order]
     self._check_duplicates()
-    self._open_files = {}
-
-  def __len__(self) -> int:
-    return len(self._ids)
 
   @property
   def ids(self) -> list[str]:
@@ -85,41 +181,11 @@ class ImageTable:
     place = np.searchsorted(self._sorted, wanted).clip(max=len(self._sorted) - 1)
     return np.where(self._sorted[place] == wanted, self._order[place], -1)
 
-  def name(self, i: int) -> str:
-    """`file:line id` of a row, for messages."""
-    shard = self._shard(i)
-    return f"{self.files[shard]}:{self._lines[i]} {self._ids[i].decode('utf-8', 'replace')}"
-
   def encoded(self, i: int) -> bytes:
-    """The bytes of image file `i`; base64 in the standard or the url-safe alphabet.
-
-    Raises:
-      BadRow: the line has a wrong number of columns, or its base64 is broken.
-    """
-    if self._sizes[i] < 0:
+    """As `Table.encoded`; a row needs an id."""
+    if not self._ids[i]:
       raise BadRow(self.name(i), "expected 2 columns separated by one tab: id, base64 of the image")
-    file = self._file(self._shard(i))  # this reference keeps it open should `close` be called now
-    text = os.pread(file.fileno(), int(self._sizes[i]), int(self._starts[i]))
-    try:
-      return decode_base64(text)
-    except binascii.Error as error:
-      raise BadRow(self.name(i), f"broken base64: {error}") from error
-
-  def close(self) -> None:
-    """Closes the files; the next read opens them again."""
-    self._open_files = {}
-
-  def __getstate__(self) -> dict:
-    return self.__dict__ | {"_open_files": {}}  # a spawned process opens its own
-
-  def _shard(self, i: int) -> int:
-    return int(np.searchsorted(self._begins, i, side="right")) - 1
-
-  def _file(self, shard: int) -> io.FileIO:
-    file = self._open_files.get(shard)
-    if file is None:
-      file = self._open_files.setdefault(shard, io.FileIO(self.files[shard]))
-    return file
+    return super().encoded(i)
 
   def _check_duplicates(self) -> None:
     repeated = np.flatnonzero((self._sorted[1:] == self._sorted[:-1]) & (self._sorted[1:] != b""))
@@ -237,10 +303,11 @@ _FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Index:
-  starts: np.ndarray  # int64[N], first byte of the base64
-  sizes: np.ndarray  # int64[N], bytes of base64; -1: wrong columns
+  starts: np.ndarray  # int64[N], first byte of the line
+  ends: np.ndarray  # int64[N, C], end of each column, counted from the line's first byte
+  widths: np.ndarray  # int64[N], columns of each row; MAX_COLUMNS + 1: more than these
   lines: np.ndarray  # int64[N], from 1
-  ids: np.ndarray  # bytes[N]
+  ids: np.ndarray  # bytes[N], the first column; empty where it is too long for an id
 
 
 def _load_index(path: str, index_dir: str | None) -> _Index:
@@ -284,10 +351,11 @@ def _save_atomically(place: pathlib.Path, **arrays: np.ndarray) -> None:
 
 
 def _scan(path: str) -> _Index:
-  starts, sizes, lines, ids = [], [], [], []
+  starts, ends, lines, ids = [], [], [], []
   with open(path, "rb") as file:
     if not os.fstat(file.fileno()).st_size:
-      return _Index(*(np.zeros(0, np.int64) for _ in range(3)), np.zeros(0, "S1"))
+      none = np.zeros(0, np.int64)
+      return _Index(none, none.reshape(0, 1), none, none, np.zeros(0, "S1"))
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
       begin, line = 0, 0
       while begin < len(data):
@@ -298,12 +366,33 @@ def _scan(path: str) -> _Index:
         if end > begin and data[end - 1] == 13:  # a file written with CR LF
           end -= 1
         if end > begin:
-          tab = data.find(b"\t", begin, min(end, begin + MAX_ID_BYTES + 1))
-          good = tab > begin and data.find(b"\t", tab + 1, end) < 0
-          ids.append(data[begin:tab] if tab >= 0 else b"")
-          starts.append(tab + 1)
-          sizes.append(end - tab - 1 if good else -1)
+          columns = _column_ends(data, begin, end)
+          starts.append(begin)
+          ends.append([column - begin for column in columns])
           lines.append(line)
+          ids.append(data[begin : columns[0]] if columns[0] - begin <= MAX_ID_BYTES else b"")
         begin = following
-  as_int = (np.array(values, np.int64) for values in (starts, sizes, lines))
-  return _Index(*as_int, np.array(ids, dtype=bytes))
+  widths = np.array([len(row) for row in ends])
+  places = np.zeros((len(ends), min(widths.max(), MAX_COLUMNS)), np.int64)
+  for row, columns in zip(places, ends, strict=True):
+    row[: len(columns)] = columns[:MAX_COLUMNS]
+  return _Index(
+    np.array(starts, np.int64), places, widths, np.array(lines, np.int64), np.array(ids, bytes)
+  )
+
+
+def _column_ends(data: mmap.mmap, begin: int, end: int) -> list[int]:
+  """Where the first `MAX_COLUMNS` + 1 columns of a line end."""
+  ends, at = [], begin
+  while len(ends) < MAX_COLUMNS:
+    tab = data.find(b"\t", at, end)
+    if tab < 0:
+      break
+    ends.append(tab)
+    at = tab + 1
+  return [*ends, end]
+
+
+def _to_width(ends: np.ndarray, width: int) -> np.ndarray:
+  """The same array with `width` columns; rows of another width are never read."""
+  return np.pad(ends[:, :width], ((0, 0), (0, max(0, width - ends.shape[1]))))

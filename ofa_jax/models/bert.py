@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal, zeros
 
+from ofa_jax.models.attention import SelfAttention
 from ofa_jax.models.layers import (
   Embed,
   LayerNorm,
   Mlp,
   Scan,
-  SelfAttention,
   dropout,
   gelu,
   scan_blocks,

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal
 
-from ofa_jax.models.layers import BatchNorm, Conv, Linear, attention, shard_batch
+from ofa_jax.models.attention import attention
+from ofa_jax.models.layers import BatchNorm, Conv, Linear, shard_batch
 
 EXPANSION = 4  # output channels of a bottleneck per inner channel
 REDUCTION = 32  # image pixels per cell of the last feature map

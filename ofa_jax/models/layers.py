@@ -1,4 +1,4 @@
-"""Building blocks of every model: projections, norms, attention, and the one way to run a stack.
+"""Building blocks of every model: projections, norms, dropout, and the one way to run a stack.
 
 Modules hold float32 parameters and compute in the dtype their parameters have when they are called
 (the train step casts them once); softmax and norm statistics are float32 islands that return the
@@ -21,8 +21,6 @@ from jax.nn.initializers import Initializer
 from jax.sharding import PartitionSpec as P
 
 BATCH_AXES = ("data", "fsdp")  # the mesh axes that split a batch
-
-_SHORT = 128  # queries below which attention stays with XLA
 
 REMAT_POLICIES = {
   "full": None,
@@ -89,10 +87,19 @@ class Conv(nnx.Module):
   With stride 2 this is not XLA's "SAME", which pads the far side only.
   """
 
-  def __init__(self, inputs: int, outputs: int, *, size: int, stride: int = 1, rngs: nnx.Rngs):
-    """Makes kernel [size, size, inputs, outputs] with PyTorch's default initialisation."""
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    *,
+    size: int,
+    stride: int = 1,
+    kernel_init: Initializer | None = None,
+    rngs: nnx.Rngs,
+  ):
+    """Makes kernel [size, size, inputs, outputs]; the initialiser defaults to PyTorch's."""
     shape = (size, size, inputs, outputs)
-    init = torch_default(size * size * inputs)
+    init = kernel_init or torch_default(size * size * inputs)
     self.size, self.stride = size, stride
     self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
 
@@ -155,10 +162,20 @@ class BatchNorm(nnx.Module):
   """
 
   def __init__(
-    self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1, zero_scale: bool = False
+    self,
+    dim: int,
+    *,
+    eps: float = 1e-5,
+    momentum: float = 0.1,
+    zero_scale: bool = False,
+    frozen: bool = False,
   ):
-    """Makes scale, bias, mean and var [dim]; eps and momentum default to torch.nn.BatchNorm2d's."""
-    self.eps, self.momentum = eps, momentum
+    """Makes scale, bias, mean and var [dim]; eps and momentum default to torch.nn.BatchNorm2d's.
+
+    A frozen one (torchvision's FrozenBatchNorm2d) always uses its statistics, and neither these
+    nor scale and bias are learnt.
+    """
+    self.eps, self.momentum, self.frozen = eps, momentum, frozen
     self.scale = nnx.Param(jnp.full(dim, 0.0 if zero_scale else 1.0, jnp.float32))
     self.bias = nnx.Param(jnp.zeros(dim, jnp.float32))
     self.mean = nnx.BatchStat(jnp.zeros(dim, jnp.float32))
@@ -172,51 +189,22 @@ class BatchNorm(nnx.Module):
     """
     y = x.astype(jnp.float32)
     mean, var = self.mean[...], self.var[...]
-    if rngs is not None:
+    scale, bias = self.scale[...], self.bias[...]
+    if self.frozen:
+      scale, bias = jax.lax.stop_gradient((scale, bias))
+    elif rngs is not None:
       # Not E[y^2] - E[y]^2: one pass less, but it loses the digits that gradients need.
       mean = y.mean((0, 1, 2))
       var = jnp.square(y - mean).mean((0, 1, 2))
       count = y.size // y.shape[-1]
       self._update(self.mean, mean)
       self._update(self.var, var * (count / max(count - 1, 1)))
-    y = (y - mean) * (jax.lax.rsqrt(var + self.eps) * self.scale[...]) + self.bias[...]
+    y = (y - mean) * (jax.lax.rsqrt(var + self.eps) * scale) + bias
     return y.astype(x.dtype)
 
   def _update(self, running: nnx.BatchStat, batch: jax.Array):
     new = (1 - self.momentum) * running[...] + self.momentum * jax.lax.stop_gradient(batch)
     running.set_value(new)
-
-
-class SelfAttention(nnx.Module):
-  """Multi-head self-attention: parameters qkv [D, 3, H, K] and out [H, K, D], each with a bias.
-
-  The head axis stands alone in both kernels so that it can be split over devices.
-  """
-
-  def __init__(
-    self,
-    width: int,
-    heads: int,
-    *,
-    qkv_init: Initializer,
-    out_init: Initializer,
-    dropout: float = 0.0,
-    rngs: nnx.Rngs,
-  ):
-    """Makes the parameters; `dropout` is the rate on the attention weights, biases start at 0."""
-    head_dims = (heads, width // heads)
-    zeros = jax.nn.initializers.zeros
-    self.dropout = dropout
-    self.qkv = Linear(width, (3, *head_dims), kernel_init=qkv_init, bias_init=zeros, rngs=rngs)
-    self.out = Linear(head_dims, width, kernel_init=out_init, bias_init=zeros, rngs=rngs)
-
-  def __call__(
-    self, x: jax.Array, *, bias: jax.Array | None = None, rngs: jax.Array | None = None
-  ) -> jax.Array:
-    """Maps x [B, T, D] to [B, T, D]; `bias` broadcasts to logits [B, H, T, T]."""
-    qkv = self.qkv(x)
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    return self.out(attention(q, k, v, bias=bias, dropout_rate=self.dropout, rngs=rngs))
 
 
 class Mlp(nnx.Module):
@@ -246,95 +234,29 @@ class Mlp(nnx.Module):
 # Functions
 
 
-def attention(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  *,
-  mask: jax.Array | None = None,
-  bias: jax.Array | None = None,
-  dropout_rate: float = 0.0,
-  rngs: jax.Array | None = None,
-) -> jax.Array:
-  """Scaled dot-product attention with a float32 softmax (arXiv:1706.03762, section 3.2.1).
-
-  Args:
-    q: [B, T, H, K].
-    k, v: [B, S, H, K], of q's dtype.
-    mask: bool, broadcastable to [B, H, T, S]; True = attend. A row of only False attends evenly.
-    bias: broadcastable to [B, H, T, S]; added to the scaled logits.
-    dropout_rate: share of the attention weights dropped in training.
-    rngs: PRNG key, or None in evaluation.
-
-  Returns:
-    [B, T, H, K] of q's dtype.
-  """
-  plain = mask is None and bias is None and (rngs is None or dropout_rate == 0)
-  if attention_choice(q, k, plain=plain, device=_device_kind())[0] == "cudnn":
-    return fused_attention(q, k, v, implementation="cudnn")
-  logits = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
-  logits = logits * q.shape[-1] ** -0.5
-  if bias is not None:
-    logits = logits + bias
-  if mask is not None:
-    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(logits).astype(q.dtype)
-  weights = dropout(weights, dropout_rate, rngs=rngs)
-  return jnp.einsum("bhts,bshk->bthk", weights, v)
-
-
-def attention_choice(
-  q: jax.Array, k: jax.Array, *, plain: bool, device: str
-) -> tuple[Literal["xla", "cudnn"], str]:
-  """Returns which implementation `attention` takes, and why.
-
-  Args:
-    q, k: [B, T, H, K] and [B, S, H, K], or their shapes and dtypes.
-    plain: no mask, no bias, no dropout of the weights.
-    device: the kind, as JAX names it.
-  """
-  if not device.startswith("NVIDIA"):
-    # Pallas' flash attention pads lengths to blocks of 128 and heads to 128: 257 to 384, 64 to 128.
-    return "xla", f"cuDNN is not for {device}, and TPU kernels pad these lengths too far"
-  if not plain:
-    return "xla", "cuDNN has no dropout that matches, and folds masks and biases into large arrays"
-  if q.dtype not in (jnp.bfloat16, jnp.float16):
-    return "xla", f"cuDNN takes bfloat16 and float16, not {q.dtype}"
-  if q.shape[-1] % 8 or q.shape[-1] > 128:
-    return "xla", f"cuDNN takes heads of a multiple of 8 up to 128, not {q.shape[-1]}"
-  if q.shape[1] < _SHORT:
-    return "xla", f"{q.shape[1]} queries are too few to win from a fused kernel"
-  return "cudnn", "a fused kernel never writes the logits to memory"
-
-
-def fused_attention(
-  q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: Literal["xla", "cudnn"]
-) -> jax.Array:
-  """Attention as `jax.nn` has it, with odd lengths, which cuDNN refuses, padded and masked.
-
-  Args:
-    q, k, v: as `attention`.
-    implementation: of `jax.nn.dot_product_attention`.
-  """
-  B, T, S = q.shape[0], q.shape[1], k.shape[1]
-  lengths = {}
-  if T % 2 or S % 2:
-    q = jnp.pad(q, ((0, 0), (0, T % 2), (0, 0), (0, 0)))
-    k, v = (jnp.pad(x, ((0, 0), (0, S % 2), (0, 0), (0, 0))) for x in (k, v))
-    lengths = {
-      "query_seq_lengths": jnp.full(B, T, jnp.int32),
-      "key_value_seq_lengths": jnp.full(B, S, jnp.int32),
-    }
-  x = jax.nn.dot_product_attention(q, k, v, **lengths, implementation=implementation)
-  return x[:, :T]
-
-
 def dropout(x: jax.Array, rate: float, *, rngs: jax.Array | None) -> jax.Array:
   """Zeroes a share `rate` of x and scales the rest by 1 / (1 - rate); identity without `rngs`."""
   if rngs is None or rate == 0:
     return x
   keep = jax.random.bernoulli(rngs, 1 - rate, x.shape)
   return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def drop_path(x: jax.Array, rate: float | jax.Array | None, *, rngs: jax.Array | None) -> jax.Array:
+  """Zeroes x [B, ...] for a share `rate` of the rows and scales the others by 1 / (1 - rate).
+
+  Stochastic depth (arXiv:1603.09382) on the branch of a residual layer; the identity without
+  `rngs` or a rate. The rate may be traced, as one of a stack of layers is.
+  """
+  if rngs is None or rate is None or (isinstance(rate, float) and rate == 0):
+    return x
+  keep = jax.random.bernoulli(rngs, 1 - rate, (len(x), *[1] * (x.ndim - 1)))
+  return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def drop_path_rates(last: float, num: int) -> tuple[float, ...]:
+  """Rates of a stack of layers that grow evenly from 0 to `last`; a single layer has 0."""
+  return tuple(last * i / max(num - 1, 1) for i in range(num))
 
 
 def split_rngs(rngs: jax.Array | None, num: int) -> list[jax.Array | None]:
@@ -427,9 +349,3 @@ def replicate(x: jax.Array) -> jax.Array:
   if not jax.sharding.get_abstract_mesh().auto_axes:
     return x
   return jax.lax.with_sharding_constraint(x, P())
-
-
-def _device_kind() -> str:
-  """The kind of device that is traced for: the current mesh's, or the default one."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return jax.devices()[0].device_kind if device is None else device.device_kind

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal
 
+from ofa_jax.models.attention import SelfAttention
 from ofa_jax.models.layers import (
   LayerNorm,
   Linear,
   Mlp,
   Scan,
-  SelfAttention,
   quick_gelu,
   scan_blocks,
   stack,
@@ -118,7 +118,8 @@ class ViT(nnx.Module):
     """
     if keep is None and mask_ratio and rngs is not None:
       num_patches = self.positional_embedding.shape[0] - 1
-      keep = random_patches(rngs, num_patches, batch=len(image), mask_ratio=mask_ratio)
+      num_kept = int(num_patches * (1 - mask_ratio))
+      keep = random_patches(rngs, num_patches, batch=len(image), keep=num_kept)
     x = self.ln_pre(self.embed(image, keep=keep))
     x = scan_blocks(lambda block, x, _: block(x), self.blocks, x, scan=self.scan)
     x = self.ln_post(x[:, 0])
@@ -153,9 +154,7 @@ def patchify(image: jax.Array, patch_size: int) -> jax.Array:
   return x.swapaxes(2, 3).reshape(B, -1, P * P * channels)
 
 
-def random_patches(
-  rngs: jax.Array, num_patches: int, *, batch: int, mask_ratio: float
-) -> jax.Array:
-  """Draws different patches to keep, int32[batch, int(num_patches * (1 - mask_ratio))]."""
+def random_patches(rngs: jax.Array, num_patches: int, *, batch: int, keep: int) -> jax.Array:
+  """Draws different patches to keep, int32[batch, min(keep, num_patches)]."""
   noise = jax.random.uniform(rngs, (batch, num_patches))
-  return jnp.argsort(noise, axis=1)[:, : int(num_patches * (1 - mask_ratio))]
+  return jnp.argsort(noise, axis=1)[:, :keep]

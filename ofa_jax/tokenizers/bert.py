@@ -7,6 +7,7 @@ string is normalised here, by two translations around `lower` and NFD, and `toke
 words into pieces.
 """
 
+import functools
 import pathlib
 import string
 import unicodedata
@@ -16,9 +17,9 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 CONTEXT_LENGTH = 52
+MAX_WORD = 200
 
 _VOCAB = pathlib.Path(__file__).with_name("vocab.txt")
-_MAX_WORD = 200  # characters; a longer word is one [UNK]
 _CJK = (
   (0x4E00, 0x9FFF),
   (0x3400, 0x4DBF),
@@ -42,13 +43,15 @@ class ChineseBertTokenizer:
 
   Args:
     vocab: file with one token a line, the line number being the id; None = the released models'.
+    max_word: characters; a longer word is one [UNK].
 
   Raises:
     ValueError: the vocabulary lacks a special token.
   """
 
-  def __init__(self, vocab: str | pathlib.Path | None = None):
+  def __init__(self, vocab: str | pathlib.Path | None = None, *, max_word: int = MAX_WORD):
     self.vocab = pathlib.Path(vocab or _VOCAB)
+    self.max_word = max_word
     with self.vocab.open(encoding="utf-8") as lines:  # `splitlines` would also cut at U+2028
       ids = {line.strip(): i for i, line in enumerate(lines)}
     missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if token not in ids]
@@ -59,7 +62,7 @@ class ChineseBertTokenizer:
       )
     self.pad, self.cls, self.sep = ids["[PAD]"], ids["[CLS]"], ids["[SEP]"]
     self._pieces = Tokenizer(
-      models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD)
+      models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=max_word)
     )
     self._pieces.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     self._clean, self._split = _Table(_clean), _Table(_split)
@@ -87,12 +90,16 @@ class ChineseBertTokenizer:
     if not isinstance(text, str):
       raise TypeError(f"expected a text (str), found {type(text).__name__}: {text!r:.80}")
     _check_context_length(context_length)
-    pieces = self._pieces.encode(self.normalize(text)).ids[: context_length - 2]
+    pieces = self.pieces(text)[: context_length - 2]
     tokens = np.full(context_length, self.pad, np.int32)
     tokens[0] = self.cls
     tokens[1 : len(pieces) + 1] = pieces
     tokens[len(pieces) + 1] = self.sep
     return tokens
+
+  def pieces(self, text: str) -> list[int]:
+    """Returns the ids of all pieces of a text, without [CLS] and [SEP]."""
+    return self._pieces.encode(self.normalize(text)).ids
 
   def normalize(self, text: str) -> str:
     """Returns the text in lower case, without accents, its words separated by spaces."""
@@ -100,7 +107,7 @@ class ChineseBertTokenizer:
     return unicodedata.normalize("NFD", text).translate(self._split)
 
   def __reduce__(self):
-    return ChineseBertTokenizer, (self.vocab,)
+    return functools.partial(ChineseBertTokenizer, self.vocab, max_word=self.max_word), ()
 
 
 class _Table(dict):

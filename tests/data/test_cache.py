@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ofa_jax.data import cache
 from ofa_jax.data.cache import DecodeCache, ImageReader, cache_key
@@ -188,6 +189,18 @@ def test_reader_decodes_once(tmp_path, table, monkeypatch):
   assert len(decoded) == 3
   with pytest.raises(BadRow, match=r"a\.tsv:4 3: not a JPEG"):
     ImageReader(table, size=32).read(3, None)
+
+
+def test_images_converted_before_and_after_resizing_are_kept_apart(tmp_path):
+  colours = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+  palette = encode(Image.fromarray(colours).quantize(16), format="PNG")
+  table = ImageTable([write_tsv(tmp_path / "a.tsv", [("1", palette)])])
+  for rgb_first in (True, False):
+    reader = ImageReader(table, size=16, rgb_first=rgb_first, cache_dir=tmp_path / "cache")
+    for _ in range(2):  # decoded, then from the cache
+      expected = decode(palette, size=16, rgb_first=rgb_first)
+      np.testing.assert_array_equal(reader.read(0, None), expected)
+    reader.close()
 
 
 def test_reader_augments_in_training_only(tmp_path, table):

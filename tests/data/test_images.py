@@ -6,8 +6,16 @@ import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from ofa_jax.data.images import BadImage, decode, normalize, random_crop_flip
+from ofa_jax.data.images import (
+  HALF_MEAN,
+  HALF_STD,
+  BadImage,
+  decode,
+  normalize,
+  random_crop_flip,
+)
 from tests.data.samples import encode, photograph
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "cnclip" / "preprocess"
@@ -62,6 +70,19 @@ def test_training_decode_does_not_shift_or_shrink(mode, height, width):
 def test_formats(kind, exact):
   image = photograph(48, 64)
   assert decode(encode(image, format=kind), size=32, exact=exact).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA"])
+def test_converting_to_rgb_first(mode, exact):
+  pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 4), dtype=np.uint8)
+  image = Image.fromarray(pixels).convert("RGB").quantize(16) if mode == "P" else None
+  image = image or Image.fromarray(pixels, "RGBA").convert(mode)
+  encoded = encode(image, format="PNG")
+  first = decode(encoded, size=16, exact=exact, rgb_first=True)
+  expected = image.convert("RGB").resize((16, 16), Image.Resampling.BICUBIC)
+  np.testing.assert_array_equal(first, expected)
+  assert np.array_equal(first, decode(encoded, size=16, exact=exact)) == (mode in ("RGB", "L"))
 
 
 def png_header(width, height):
@@ -125,3 +146,9 @@ def test_normalize_gives_zero_mean_and_unit_deviation_for_clips_statistics():
   black, white = normalize(np.zeros(3, np.uint8)), normalize(np.full(3, 255, np.uint8))
   np.testing.assert_allclose(white - black, 1 / np.float32([0.26862954, 0.26130258, 0.27577711]))
   np.testing.assert_allclose(black, [-1.7922625, -1.7520971, -1.4802197], rtol=1e-6)
+
+
+def test_normalize_with_other_statistics():
+  image = np.uint8([[0, 255, 51]])
+  half = normalize(image, mean=HALF_MEAN, std=HALF_STD)
+  np.testing.assert_allclose(half, [[-1, 1, -0.6]], rtol=1e-6)

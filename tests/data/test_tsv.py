@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ofa_jax.data import tsv
-from ofa_jax.data.tsv import BadRow, ImageTable, read_texts
+from ofa_jax.data.tsv import BadRow, ImageTable, Table, read_texts
 from tests.data.samples import write_tsv
 
 DATASET = pathlib.Path(__file__).parent.parent / "golden" / "cnclip" / "retrieval" / "dataset"
@@ -58,7 +58,7 @@ def test_faulty_rows_are_named_and_the_others_are_read(tmp_path, line, reason):
   table = ImageTable([path])
   assert len(table) == 3
   assert table.encoded(0) == table.encoded(2) == b"ABC"
-  with pytest.raises(BadRow, match=rf"a\.tsv:2 .*{reason}"):
+  with pytest.raises(BadRow, match=rf"a\.tsv:2\b.*{reason}"):
     table.encoded(1)
 
 
@@ -182,3 +182,55 @@ def test_faulty_texts_are_all_counted_and_named(tmp_path):
     read_texts([path])
   with pytest.raises(ValueError, match="missing"):
     read_texts([tmp_path / "absent.jsonl"])
+
+
+def test_columns_are_chosen_by_number(tmp_path):
+  image = base64.urlsafe_b64encode(b"\xfb\xff")
+  (tmp_path / "a.tsv").write_bytes(b"7\timg1\ta red dog\t\t%s\n" % image)
+  (tmp_path / "b.tsv").write_bytes(b"\n8\timg2\t \xe4\xb8\xad \tx&&y\t%s\r\n" % image)
+  table = Table(
+    [tmp_path / "a.tsv", tmp_path / "b.tsv"], columns={"image": 4, "id": 0, "text": 2, "objects": 3}
+  )
+  assert len(table) == 2
+  assert [table.text(i, "id") for i in range(2)] == ["7", "8"]
+  assert [table.text(i, "text") for i in range(2)] == ["a red dog", " 中 "]
+  assert [table.text(i, "objects") for i in range(2)] == ["", "x&&y"]
+  assert [table.encoded(i) for i in range(2)] == [b"\xfb\xff"] * 2
+  assert table.name(1) == f"{tmp_path}/b.tsv:2 8"
+  again = pickle.loads(pickle.dumps(table))
+  assert again.text(1, "text") == " 中 "
+  images_first = Table([tmp_path / "a.tsv"], columns={"image": 4})
+  assert images_first.encoded(0) == b"\xfb\xff"
+
+
+def test_rows_of_another_width_than_most_are_named(tmp_path):
+  path = tmp_path / "a.tsv"
+  lines = [
+    b"1\ta\tQUJD",
+    b"2\ta\tb\tQUJD",
+    b"3\ta",
+    b"4\t\xff\tQUJD",
+    b"5\ta\t!",
+    b"6" + b"\t" * 99,
+  ]
+  path.write_bytes(b"\n".join(lines))
+  table = Table([path], columns={"id": 0, "text": 1, "image": 2})
+  assert (table.text(0, "text"), table.encoded(0)) == ("a", b"ABC")
+  for row, found in ((1, "found 4"), (2, "found 2"), (5, "found 17 or more")):
+    expected = rf"a\.tsv:{row + 1} {row + 1}: expected 3 columns separated by tabs, {found}$"
+    for read in (table.encoded, lambda i: table.text(i, "id")):
+      with pytest.raises(BadRow, match=expected):
+        read(row)
+  with pytest.raises(BadRow, match=r"a\.tsv:4 4: text is not UTF-8"):
+    table.text(3, "text")
+  with pytest.raises(BadRow, match=r"a\.tsv:5 5: broken base64"):
+    table.encoded(4)
+
+
+def test_columns_that_are_not_there_are_an_error_at_once(tmp_path):
+  path = tmp_path / "a.tsv"
+  path.write_bytes(b"1\ta\tQUJD\n2\tb\tQUJD\n3\n")
+  with pytest.raises(ValueError, match=r"0 to 2, as most rows of .*a\.tsv have, found 4 \(image\)"):
+    Table([path], columns={"id": 0, "image": 4, "caption": 2})
+  with pytest.raises(ValueError, match=r"found -1 \(image\)"):
+    Table([path], columns={"image": -1})

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from ofa_jax.models.attention import attention
 from ofa_jax.models.bert import Bert, BertConfig
-from ofa_jax.models.layers import Scan, attention
+from ofa_jax.models.layers import Scan
 from tests.cnclip_golden import MICRO, error, golden, micro_model, micro_split
 from tests.models.test_vit import check_initial
 

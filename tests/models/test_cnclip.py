@@ -118,7 +118,7 @@ def test_masked_loss_and_gradients_are_the_originals(ratio):
   expected = golden("micro_vit", "flip")
   image, tokens = _batch("micro_vit")
   keep = jnp.asarray(expected[f"{ratio}/ids_keep_plus1"] - 1)
-  drawn = random_patches(jax.random.key(0), 16, batch=8, mask_ratio=float(ratio))
+  drawn = random_patches(jax.random.key(0), 16, batch=8, keep=int(16 * (1 - float(ratio))))
   assert keep.shape == drawn.shape
 
   def loss(params):

@@ -1,7 +1,5 @@
 """Building blocks against their definitions, and PyTorch's where it is installed."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,32 +94,6 @@ def test_the_pad_row_is_used_but_gets_no_gradient():
   np.testing.assert_array_equal(grads["embedding"][...][:, 0], [0, 2, 0, 0, 1])
 
 
-def test_attention_is_its_definition():
-  q, k, v = _normal(0, 2, 3, 4, 8), _normal(1, 2, 5, 4, 8), _normal(2, 2, 5, 4, 8)
-  bias, mask = _normal(3, 2, 1, 3, 5), np.ones((2, 1, 1, 5), bool)
-  mask[1, ..., 3:] = False
-  logits = np.einsum("bthk,bshk->bhts", q, k, dtype=np.float64) / np.sqrt(8) + np.asarray(bias)
-  weights = np.exp(logits) * mask
-  weights /= weights.sum(-1, keepdims=True)
-  expected = np.einsum("bhts,bshk->bthk", weights, v)
-  assert error(layers.attention(q, k, v, mask=mask, bias=bias), expected) < 1e-6
-
-
-def test_attention_keeps_float32_logits():
-  q, k = jnp.full((1, 1, 1, 4), 16, jnp.bfloat16), jnp.full((1, 2, 1, 4), 16, jnp.bfloat16)
-  k = k.at[0, 1, 0, 0].set(16.125)  # logits 512 and 513: equal if they were bfloat16
-  v = jnp.array([0, 1], jnp.bfloat16).reshape(1, 2, 1, 1)
-  out = layers.attention(q, k, jnp.broadcast_to(v, k.shape))
-  assert out.dtype == jnp.bfloat16
-  assert abs(float(out[0, 0, 0, 0]) - 1 / (1 + np.exp(-1.0))) < 4e-3
-
-
-def test_a_fully_masked_row_is_finite():
-  q = _normal(0, 1, 2, 1, 4)
-  out = layers.attention(q, q, q, mask=jnp.zeros((1, 1, 1, 2), bool))
-  assert error(out[:, 0], q.mean(1)) < 1e-6
-
-
 def test_dropout_keeps_the_mean_and_only_in_training():
   x = jnp.full((1000, 100), 2.0)
   assert layers.dropout(x, 0.1, rngs=None) is x
@@ -137,6 +109,37 @@ def _stack(num=4):
     return Mlp(8, 16, activation=layers.gelu, rngs=rngs)
 
   return layers.stack(make, num, rngs=nnx.Rngs(0))
+
+
+def test_drop_path_drops_rows_and_keeps_the_mean():
+  x = _normal(0, 2000, 3, 2)
+  assert layers.drop_path(x, 0.3, rngs=None) is x
+  assert layers.drop_path(x, 0.0, rngs=jax.random.key(0)) is x
+  assert layers.drop_path(x, None, rngs=jax.random.key(0)) is x
+  y = jax.jit(lambda x, rate: layers.drop_path(x, rate, rngs=jax.random.key(0)))(x, 0.3)
+  kept = np.asarray(y[:, 0, 0] != 0)
+  assert abs(kept.mean() - 0.7) < 0.03
+  np.testing.assert_allclose(y[kept], x[kept] / 0.7, rtol=1e-6)
+  assert not np.any(y[~kept])
+  np.testing.assert_allclose(layers.drop_path_rates(0.3, 4), (0, 0.1, 0.2, 0.3))
+  assert layers.drop_path_rates(0.3, 1) == (0.0,)
+
+
+def test_a_frozen_batch_norm_is_a_constant_map():
+  norm = BatchNorm(3, frozen=True)
+  norm.mean.set_value(jnp.array([1.0, 2.0, 3.0]))
+  norm.var.set_value(jnp.array([4.0, 1.0, 9.0]))
+  graph, params, rest = nnx.split(norm, nnx.Param, ...)
+
+  def run(params, rngs):
+    norm = nnx.merge(graph, params, rest)
+    y = norm(_normal(0, 2, 4, 4, 3), rngs=rngs)
+    return y.sum(), (y, norm.mean[...])
+
+  grads, (trained, mean) = jax.grad(run, has_aux=True)(params, jax.random.key(0))
+  assert not any(np.any(g) for g in jax.tree.leaves(grads))
+  np.testing.assert_array_equal(trained, run(params, None)[1][0])
+  np.testing.assert_array_equal(mean, [1, 2, 3])
 
 
 def test_stacked_layers_are_drawn_one_by_one():
@@ -204,43 +207,3 @@ def test_a_batch_is_split_over_the_mesh():
     assert layers.shard_batch(odd) is odd
   assert split.sharding.shard_shape(x.shape) == (2, 3, 4)
   assert whole.sharding.is_fully_replicated
-
-
-@pytest.mark.parametrize(("queries", "keys"), ((5, 7), (6, 7), (5, 6), (6, 6)))
-def test_fused_attention_is_attention_with_its_gradients(queries, keys):
-  random = np.random.default_rng(0)
-  q = jnp.asarray(random.normal(size=(2, queries, 3, 8)), jnp.float32)
-  k, v = (jnp.asarray(random.normal(size=(2, keys, 3, 8)), jnp.float32) for _ in range(2))
-  weight = jnp.asarray(random.normal(size=q.shape), jnp.float32)
-
-  def loss(fn):
-    return jax.value_and_grad(lambda *qkv: jnp.sum(jnp.sin(fn(*qkv)) * weight), argnums=(0, 1, 2))
-
-  fused = functools.partial(layers.fused_attention, implementation="xla")
-  for a, b in zip(
-    jax.tree.leaves(loss(fused)(q, k, v)),
-    jax.tree.leaves(loss(layers.attention)(q, k, v)),
-    strict=True,
-  ):
-    np.testing.assert_allclose(a, b, atol=2e-6)
-
-
-H100 = "NVIDIA H100 80GB HBM3"
-
-
-@pytest.mark.parametrize(
-  ("device", "dtype", "length", "head", "plain", "name", "reason"),
-  (
-    ("cpu", jnp.bfloat16, 257, 64, True, "xla", "not for cpu"),
-    ("TPU v5 lite", jnp.bfloat16, 257, 64, True, "xla", "not for TPU"),
-    (H100, jnp.bfloat16, 257, 80, True, "cudnn", "never writes"),
-    (H100, jnp.float32, 257, 64, True, "xla", "not float32"),
-    (H100, jnp.bfloat16, 257, 64, False, "xla", "biases"),
-    (H100, jnp.bfloat16, 257, 100, True, "xla", "multiple of 8"),
-    (H100, jnp.bfloat16, 52, 64, True, "xla", "too few"),
-  ),
-)
-def test_attention_choice(device, dtype, length, head, plain, name, reason):
-  q = jax.ShapeDtypeStruct((2, length, 4, head), dtype)
-  found, why = layers.attention_choice(q, q, plain=plain, device=device)
-  assert found == name and reason in why

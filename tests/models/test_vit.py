@@ -56,13 +56,13 @@ def test_masking_draws_patches_only_in_training():
   assert error(masked(None), whole) < 1e-6
   one, two = masked(jax.random.key(1)), masked(jax.random.key(2))
   assert error(one, whole) > 1e-3 and error(one, two) > 1e-3
-  keep = random_patches(jax.random.key(1), 16, batch=8, mask_ratio=0.5)
+  keep = random_patches(jax.random.key(1), 16, batch=8, keep=8)
   assert keep.shape == (8, 8)
   assert error(one, jax.jit(vit)(image, keep=keep)) < 1e-5
 
 
 def test_random_patches_are_uniform_and_different():
-  keep = np.asarray(random_patches(jax.random.key(0), 10, batch=4000, mask_ratio=0.7))
+  keep = np.asarray(random_patches(jax.random.key(0), 10, batch=4000, keep=3))
   assert keep.shape == (4000, 3)
   assert all(len(set(row)) == 3 for row in keep)
   counts = np.bincount(keep.ravel(), minlength=10)

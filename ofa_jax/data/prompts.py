@@ -1,0 +1,53 @@
+"""What OFA is asked in each task, spelled as in its training: every space counts.
+
+Each function makes one prompt, in Chinese for the models with the Chinese vocabulary. The user's
+words are cleaned and cut as the original does; a cut is warned of. A prompt of no words is an error
+at the caller's.
+"""
+
+import warnings
+from collections.abc import Callable
+
+from ofa_jax.data.text import pre_caption, pre_question
+
+MAX_WORDS = 80  # of the user's part in a prompt: the original's --max-src-length
+
+CAPTION = " what does the image describe?"
+CAPTION_CHINESE = "图片描述了什么内容?"
+ENTAILMENT = {"yes": "entailment", "maybe": "neutral", "no": "contradiction"}  # answer -> label
+
+
+def caption(*, chinese: bool = False) -> str:
+  """Asks for a caption; the same question asks for an image's class."""
+  return CAPTION_CHINESE if chinese else CAPTION
+
+
+def question(text: str, *, max_words: int = MAX_WORDS) -> str:
+  """Asks a question about an image; it gets its question mark if it has none."""
+  text = _cut(text, pre_question, max_words)
+  return f" {text}" if text.endswith("?") else f" {text}?"
+
+
+def region(text: str, *, chinese: bool = False, max_words: int = MAX_WORDS) -> str:
+  """Asks for the box that a text describes."""
+  text = _cut(text, pre_caption, max_words)
+  if chinese:
+    return f'这段文字" {text} "描述的是哪个区域？'
+  return f' which region does the text " {text} " describe?'
+
+
+def entailment(hypothesis: str, premise: str | None = None, *, max_words: int = MAX_WORDS) -> str:
+  """Asks whether an image, and perhaps a text about it, imply another text."""
+  hypothesis = _cut(hypothesis, pre_caption, max_words)
+  if premise is None:
+    return f' does the image describe " {hypothesis} "?'
+  premise = _cut(premise, pre_caption, max_words)
+  return f' can image and text1 " {premise} " imply text2 " {hypothesis} "?'
+
+
+def _cut(text: str, clean: Callable[..., str], max_words: int) -> str:
+  whole = clean(text, max_words=len(text) + 1)
+  words = whole.count(" ") + 1
+  if words > max_words:
+    warnings.warn(f"Cut a text of {words} words to the first {max_words}: {whole[:40]!r} ...")
+  return clean(text, max_words=max_words)

@@ -1,0 +1,254 @@
+"""OFA's decoder: words, boxes or image codes one after the other, with a cache for generation.
+
+A row of image codes differs from a row of text in its positions, which lie on the image's grid, and
+in the norm of its embedding. One batch may hold both.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ofa_jax.models.layers import (
+  LayerNorm,
+  Scan,
+  dropout,
+  scan_blocks,
+  shard_batch,
+  split_rngs,
+  stack,
+)
+from ofa_jax.models.ofa_config import OFAConfig
+from ofa_jax.models.ofa_encoder import Encoded
+from ofa_jax.models.ofa_layers import (
+  INIT,
+  CrossPositions,
+  DecoderBlock,
+  SelfPositions,
+  layer_drops,
+  make_prompt,
+)
+from ofa_jax.models.ofa_positions import EPS, MAX_TOKENS, Positions, RelativeBias, code_cells
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cache:
+  """What decoding keeps of B inputs with M hypotheses each; T counts the prompt's positions too.
+
+  Attributes:
+    keys, values: [L, B, M, T, H, K] of the positions decoded so far.
+    mask: bool[B, M, T], False for padding.
+    memory: keys and values [L, B, S, H, K] of the encoder's output, shared by the hypotheses.
+    memory_mask: bool[B, S].
+    bias: float32[1, H, N, N], the absolute bias of self-attention between N positions.
+    cross_bias: float32[1 or B, H, N, S].
+    code: the hypotheses are image codes.
+  """
+
+  keys: jax.Array
+  values: jax.Array
+  mask: jax.Array
+  memory: tuple[jax.Array, jax.Array]
+  memory_mask: jax.Array
+  bias: jax.Array
+  cross_bias: jax.Array
+  code: bool = dataclasses.field(metadata={"static": True})
+
+  def reorder(self, parents: jax.Array) -> "Cache":
+    """Returns the cache of hypotheses that continue `parents` int32[B, M'] of the old ones."""
+    rows = jnp.arange(len(parents))[:, None]
+    return dataclasses.replace(
+      self,
+      keys=self.keys[:, rows, parents],
+      values=self.values[:, rows, parents],
+      mask=self.mask[rows, parents],
+    )
+
+
+class Decoder(nnx.Module):
+  """Embedded tokens and the encoder's output to hidden states."""
+
+  def __init__(self, config: OFAConfig, *, scan: Scan, rngs: nnx.Rngs):
+    """Makes the parameters."""
+    width, layers = config.width, config.decoder_layers
+    self.scan, self.dropout, self.num = scan, config.dropout, layers
+    self.drop_path = config.decoder_drop_path
+    self.entangled = not config.disable_entangle
+    self.grid_size, self.window = config.image_bucket_size, config.code_window
+    self.text_norm = LayerNorm(width, eps=EPS)
+    self.code_norm = LayerNorm(width, eps=EPS)
+    self.positions = Positions(width, self.grid_size**2, init=INIT, rngs=rngs)
+    self.self_positions = SelfPositions(config, rngs=rngs)
+    self.cross_positions = CrossPositions(config, rngs=rngs)
+    self.prompt = make_prompt(config, config.decoder_prompt, layers=layers, rngs=rngs)
+    self.blocks = stack(lambda rngs: DecoderBlock(config, rngs=rngs), layers, rngs=rngs)
+    self.norm = LayerNorm(width, eps=EPS)
+
+  def __call__(
+    self,
+    x: jax.Array,
+    mask: jax.Array,
+    encoded: Encoded,
+    *,
+    code_mask: jax.Array | None = None,
+    rngs: jax.Array | None = None,
+  ) -> jax.Array:
+    """Maps embedded tokens [B, T, D] with mask bool[B, T] to states; see `OFA.decode`."""
+    embed_key, prompt_key, blocks_key = split_rngs(rngs, 3)
+    length = x.shape[1]
+    x = self.embed(x, code_mask=code_mask, rngs=embed_key)
+    absolute, cross_bias = self.biases(encoded, length, code_mask=code_mask)
+    causal = jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, None]
+    cross_mask = encoded.mask[:, None, None]
+    prompt = None if self.prompt is None else self.prompt(batch=len(x), rngs=prompt_key)
+
+    def run(layer, x, key):
+      block, drop, prompt = layer
+      return block(
+        x,
+        encoded.hidden,
+        bias=absolute + self.relative_bias(block.relative, length, code_mask=code_mask),
+        mask=causal,
+        cross_bias=cross_bias,
+        cross_mask=cross_mask,
+        prompt=prompt,
+        drop=drop,
+        rngs=key,
+      )
+
+    layers = (self.blocks, layer_drops(self.drop_path, self.num), prompt)
+    return self.norm(scan_blocks(run, layers, x, scan=self.scan, rngs=blocks_key))
+
+  def embed(
+    self,
+    x: jax.Array,
+    *,
+    code_mask: jax.Array | bool | None = None,
+    rngs: jax.Array | None = None,
+  ) -> jax.Array:
+    """Maps embedded tokens [B, T, D] to what the first layer is given."""
+    length = x.shape[1]
+    if length > MAX_TOKENS + 1:
+      raise ValueError(f"Expected at most {MAX_TOKENS + 1} decoder tokens, found {length}")
+
+    def one_kind(code):
+      y = x + self.vectors(length, code=code) if self.entangled else x
+      return (self.code_norm if code else self.text_norm)(y)
+
+    return dropout(by_kind(one_kind, code_mask), self.dropout, rngs=rngs)
+
+  def vectors(self, length: int, *, code: bool) -> jax.Array:
+    """Returns the position vectors [1, T, D] of a text or of image codes, not normalised."""
+    if code:
+      return self.positions.image(code_cells(length, self.window, self.grid_size))[None]
+    return self.positions.text.embedding[:length][None]
+
+  def biases(
+    self, encoded: Encoded, length: int, *, code_mask: jax.Array | bool | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns the absolute biases float32[1 or B, H, T, T] and, to the encoder's, [..., T, S]."""
+
+    def positions(code):
+      norm = self.positions.image_norm if code else self.positions.text_norm
+      return norm(self.vectors(length, code=code))
+
+    return (
+      by_kind(lambda code: self.self_positions(positions(code)), code_mask),
+      by_kind(lambda code: self.cross_positions(positions(code), encoded.positions), code_mask),
+    )
+
+  def relative_bias(
+    self, tables: RelativeBias, length: int, *, code_mask: jax.Array | bool | None = None
+  ) -> jax.Array:
+    """Returns a layer's bias by distance [1 or B, H, T, T]."""
+    return by_kind(
+      lambda code: (tables.codes(length, self.window) if code else tables.text(length))[None],
+      code_mask,
+    )
+
+  def start(
+    self, encoded: Encoded, *, max_length: int, hypotheses: int = 1, code: bool = False
+  ) -> Cache:
+    """Returns an empty cache; see `OFA.start`."""
+    B, M = len(encoded.hidden), hypotheses
+    memory = jax.vmap(lambda block: block.cross.key_value(encoded.hidden))(self.blocks)
+    bias, cross_bias = self.biases(encoded, max_length, code_mask=code)
+    L, _, _, H, K = memory[0].shape
+    first = (jnp.zeros((L, B, M, max_length, H, K), memory[0].dtype),) * 2
+    if self.prompt is not None:
+      first = tuple(
+        jnp.concatenate([jnp.broadcast_to(p[:, :, None], (L, B, M, *p.shape[2:])), x], axis=3)
+        for p, x in zip(self.prompt(batch=B), first, strict=True)
+      )
+    return Cache(
+      keys=first[0],
+      values=first[1],
+      mask=jnp.ones((B, M, first[0].shape[3]), bool),
+      memory=memory,
+      memory_mask=encoded.mask,
+      bias=bias,
+      cross_bias=cross_bias,
+      code=code,
+    )
+
+  def step(
+    self, cache: Cache, x: jax.Array, mask: jax.Array, *, position: jax.Array
+  ) -> tuple[jax.Array, Cache]:
+    """Maps embedded tokens [B, M, D] at `position`, mask bool[B, M], to states; see `OFA.step`."""
+    length = cache.bias.shape[-1]
+    prefix = cache.keys.shape[3] - length
+    slot = prefix + position
+    if self.entangled:
+      x = x + self.vectors(length, code=cache.code)[0, position]
+    x = (self.code_norm if cache.code else self.text_norm)(x)
+    seen = jax.lax.dynamic_update_slice(cache.mask, mask[..., None], (0, 0, slot))
+    causal = seen & (jnp.arange(length + prefix) <= slot)
+    absolute, cross_bias = (
+      jax.lax.dynamic_slice_in_dim(bias, position, 1, axis=2)
+      for bias in (cache.bias, cache.cross_bias)
+    )
+
+    def run(carry, layer):
+      x, keys, values = carry
+      block, memory, number = layer
+      if cache.code:
+        relative = block.relative.codes_step(position, length, self.window)
+      else:
+        relative = block.relative.text_step(position, length)
+      bias = absolute + relative[None, :, None]
+      bias = jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (prefix, 0)))
+      x, keys, values = block.step(
+        x,
+        keys,
+        values,
+        slot=slot,
+        bias=bias,
+        mask=causal,
+        memory=memory,
+        cross_bias=cross_bias,
+        cross_mask=cache.memory_mask[:, None, None],
+        layer=number,
+      )
+      return (shard_batch(x), keys, values), None
+
+    layers = self.blocks, cache.memory, jnp.arange(self.num)
+    unroll = min(self.scan.unroll, self.num)
+    carry = shard_batch(x), cache.keys, cache.values
+    (x, keys, values), _ = jax.lax.scan(run, carry, layers, unroll=unroll)
+    return self.norm(x), dataclasses.replace(cache, keys=keys, values=values, mask=seen)
+
+
+def by_kind(fn: Callable[[bool], jax.Array], code_mask: jax.Array | bool | None) -> jax.Array:
+  """Returns `fn(code)` [1 or B, ...] for rows of one kind, or each row's kind of a mixed batch.
+
+  Args:
+    fn: what text (False) and image codes (True) have.
+    code_mask: bool[B] of a mixed batch, or one kind for all; None: text.
+  """
+  if code_mask is None or isinstance(code_mask, bool):
+    return fn(bool(code_mask))
+  text, code = fn(False), fn(True)
+  return jnp.where(code_mask.reshape(-1, *[1] * (text.ndim - 1)), code, text)

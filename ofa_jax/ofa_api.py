@@ -1,0 +1,441 @@
+"""OFA from Python: pictures and texts in; texts, boxes and their scores out.
+
+  model, preprocess = load_from_name("OFA-base")
+  model.caption([Image.open("pokemon.jpeg")])
+  model.answer(images, ["how many pokemons are there?", "is it raining?"])
+
+A list of N inputs gives a list of N results, and with `return_scores` also float32[N]: of what was
+generated the search's score, of what was chosen the logarithm of its probability among the choices.
+Prompts, searches and the cleaning of texts are the original's.
+"""
+
+import functools
+import warnings
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from ofa_jax import hub
+from ofa_jax import ofa_inputs as inputs
+from ofa_jax.data import prompts
+from ofa_jax.decode import candidates
+from ofa_jax.decode.beam import BOS, EOS, PAD, Search
+from ofa_jax.decode.trie import Trie
+from ofa_jax.ofa_inputs import Picture
+from ofa_jax.ofa_runner import Runner, bucket
+
+MAX_TOKENS = 1024  # of a text: the original's --max-source-positions
+MAX_ANSWER = 30  # tokens of a free answer
+BOX_SIZE = 512  # what coordinates are parts of, whatever the image's size: --max-image-size
+
+# How the original's scripts search.
+CAPTION = Search(num_beams=5, max_length=16, no_repeat_ngram_size=3)
+REGION = Search(num_beams=5, min_length=4, max_length=4, no_repeat_ngram_size=3)
+
+Results: TypeAlias = list | tuple[list, np.ndarray]
+
+
+class OFAModel:
+  """An OFA, or several as an ensemble, on all local devices.
+
+  Images are Pillow images or uint8[h, w, 3], which are resized; or float32[S, S, 3] of one size S,
+  as from `preprocess`, which are taken as they are.
+
+  Attributes:
+    config: sizes of the (first) model.
+    tokenizer: the (first) model's own.
+    image_size: side in pixels that images are resized to.
+    num_params: scalars of all models.
+  """
+
+  def __init__(self, *sources: hub.Source, precision: str = "fp32", image_size: int | None = None):
+    """Reads the weights onto the devices.
+
+    Args:
+      sources: from `hub.open_model`; the probabilities of several are averaged.
+      precision: "fp32" or "bf16".
+      image_size: what the model was trained with; None: what it says itself.
+
+    Raises:
+      ValueError: the models' vocabularies differ; faulty files.
+    """
+    self._runner = Runner(sources, precision=precision)
+    self.config, self.num_params = self._runner.config, self._runner.num_params
+    self.tokenizer = sources[0].tokenizer
+    self.image_size = image_size or sources[0].image_size
+    self._chinese = self.tokenizer.kind == "bert-chinese"
+    self._plan = functools.lru_cache(maxsize=8)(self._make_plan)
+
+  def forward(
+    self,
+    source_tokens: Any,
+    decoder_tokens: Any,
+    images: np.ndarray | None = None,
+    image_mask: np.ndarray | None = None,
+    code_mask: np.ndarray | None = None,
+  ) -> np.ndarray:
+    """Returns logits float32[N, T, V] of the token after each of `decoder_tokens`.
+
+    Args:
+      source_tokens: int32[N, S] or N lists of ids: 0, a text, 2, and then 1.
+      decoder_tokens: int32[N, T] or N lists of ids: 0, a text, and then 1.
+      images: float32[N, h, w, 3] as from `preprocess`, or uint8, normalised on the device.
+      image_mask: bool[N], False where an input has no image; None: all have one.
+      code_mask: bool[N], True where the decoder's tokens are image codes; None: nowhere.
+
+    Raises:
+      ValueError: another shape or type, or ids that are not in the vocabulary.
+    """
+    rows = self._rows(source_tokens, images, image_mask)
+    rows["decoder"] = self._ids("decoder_tokens", decoder_tokens, rows=len(rows["source"]))
+    if code_mask is not None:
+      rows["code_mask"] = inputs.mask("code_mask", code_mask, rows=len(rows["source"]))
+    return self._runner.forward(rows)
+
+  def generate_tokens(
+    self,
+    source_tokens: Any,
+    images: np.ndarray | None = None,
+    image_mask: np.ndarray | None = None,
+    *,
+    num_beams: int = 5,
+    max_length: int = 16,
+    min_length: int = 1,
+    length_penalty: float = 1.0,
+    no_repeat_ngram_size: int = 0,
+    temperature: float = 1.0,
+    unk_penalty: float = 0.0,
+    normalize_scores: bool = True,
+    allowed_range: tuple[int, int] | None = None,
+    prefix_tokens: Any = None,
+    trie: Trie | None = None,
+    gen_code: bool = False,
+    mask_probs: bool = False,
+    diverse_groups: int = 1,
+    diversity_strength: float = 0.5,
+    sample: bool = False,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    seed: int = 0,
+  ) -> list[list[dict[str, Any]]]:
+    """Searches for what follows.
+
+    Args:
+      source_tokens, images, image_mask: as for `forward`.
+      prefix_tokens: int32[N, P] or N lists of ids that hypotheses begin with, without 0.
+      trie: what may follow the prefix; from `ofa_jax.decode.trie.build`.
+      seed: of samples.
+      num_beams, max_length, min_length, length_penalty, no_repeat_ngram_size, temperature,
+        unk_penalty, normalize_scores, allowed_range, gen_code, mask_probs, diverse_groups,
+        diversity_strength, sample, top_k, top_p: see `ofa_jax.decode.beam.Search`.
+
+    Returns:
+      For each input its hypotheses, the best first: "tokens" int32[n] with the end, "score", and
+      "positional_scores" float32[n].
+
+    Raises:
+      ValueError: options that contradict each other, more beams than the vocabulary has tokens, or
+        inputs as for `forward`.
+    """
+    search = Search(
+      num_beams=num_beams,
+      max_length=max_length,
+      min_length=min_length,
+      length_penalty=length_penalty,
+      normalize_scores=normalize_scores,
+      temperature=temperature,
+      unk_penalty=unk_penalty,
+      no_repeat_ngram_size=no_repeat_ngram_size,
+      allowed_range=allowed_range,
+      gen_code=gen_code,
+      mask_probs=mask_probs,
+      diverse_groups=diverse_groups,
+      diversity_strength=diversity_strength,
+      sample=sample,
+      top_k=top_k,
+      top_p=top_p,
+    )
+    rows = self._rows(source_tokens, images, image_mask)
+    if prefix_tokens is not None:
+      rows["prefix"] = self._ids("prefix_tokens", prefix_tokens, rows=len(rows["source"]))
+    return self._search(rows, search, trie=trie, seed=seed)
+
+  def generate(
+    self,
+    images: Sequence[Picture | None] | np.ndarray | None,
+    texts: Sequence[str],
+    *,
+    num_beams: int = 5,
+    max_length: int = 16,
+    min_length: int = 1,
+    length_penalty: float = 1.0,
+    no_repeat_ngram_size: int = 3,
+    temperature: float = 1.0,
+    sample: bool = False,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    seed: int = 0,
+    return_scores: bool = False,
+  ) -> Results:
+    """Answers prompts in the user's own words, of each the best hypothesis.
+
+    Args:
+      images: one for each text; None where, or if nowhere, there is one.
+      texts: prompts; longer ones than the model can read are cut, with a warning.
+      num_beams, max_length, min_length, length_penalty, no_repeat_ngram_size, temperature, sample,
+        top_k, top_p: see `ofa_jax.decode.beam.Search`.
+      seed: of samples.
+      return_scores: whether to return (texts, scores).
+
+    Raises:
+      ValueError: an empty text; options that contradict each other.
+    """
+    search = Search(
+      num_beams=num_beams,
+      max_length=max_length,
+      min_length=min_length,
+      length_penalty=length_penalty,
+      no_repeat_ngram_size=no_repeat_ngram_size,
+      temperature=temperature,
+      sample=sample,
+      top_k=top_k,
+      top_p=top_p,
+    )
+    inputs.check_texts("texts", texts)
+    texts = [text if text[0].isspace() or self._chinese else f" {text}" for text in texts]
+    rows = self._prompted(images, texts, image_needed=False)
+    return self._texts(self._search(rows, search, seed=seed), return_scores)
+
+  def caption(
+    self,
+    images: Sequence[Picture] | np.ndarray,
+    *,
+    search: Search = CAPTION,
+    return_scores: bool = False,
+  ) -> Results:
+    """Describes images.
+
+    Raises:
+      ValueError: an image is missing.
+    """
+    rows = self._prompted(images, [prompts.caption(chinese=self._chinese)] * len(images))
+    return self._texts(self._search(rows, search), return_scores)
+
+  def answer(
+    self,
+    images: Sequence[Picture] | np.ndarray,
+    questions: Sequence[str],
+    candidates: Sequence[str] | None = None,
+    *,
+    num_beams: int = 5,
+    prompt_decoder: bool = True,
+    return_scores: bool = False,
+  ) -> Results:
+    """Answers questions about images.
+
+    Args:
+      images: one for each question.
+      questions: a missing question mark is added; words beyond 80 are cut, with a warning.
+      candidates: the answers to choose from, all of which are scored; None: any answer.
+      num_beams: of the search for any answer.
+      prompt_decoder: whether the decoder, too, reads the question before it answers, as it does in
+        models that were fine-tuned by the original's scripts, but not in pretrained ones.
+      return_scores: whether to return (answers, scores).
+
+    Raises:
+      ValueError: an empty question, no or empty candidates, an image is missing.
+    """
+    inputs.check_texts("questions", questions)
+    rows = self._prompted(images, [prompts.question(text) for text in questions])
+    if candidates is not None:
+      best, scores = self._choose(rows, candidates, prompt_decoder=prompt_decoder)
+      answers = [candidates[i] for i in best]
+      return (answers, scores) if return_scores else answers
+    length = 0
+    if prompt_decoder:
+      rows["prefix"] = _prompt(rows["source"])[:, 1:]
+      length = bucket(rows["prefix"].shape[1], 8)
+    search = Search(num_beams=num_beams, max_length=length + MAX_ANSWER, normalize_scores=False)
+    found = self._search(rows, search)
+    if prompt_decoder:
+      begins = np.sum(rows["prefix"] != PAD, axis=1)
+      for hypotheses, begin in zip(found, begins, strict=True):
+        for each in hypotheses:
+          each["tokens"] = each["tokens"][begin:]
+    return self._texts(found, return_scores)
+
+  def ground(
+    self,
+    images: Sequence[Picture] | np.ndarray,
+    phrases: Sequence[str],
+    *,
+    search: Search = REGION,
+    return_scores: bool = False,
+  ) -> Results:
+    """Finds the boxes that phrases describe.
+
+    Args:
+      images: one for each phrase.
+      phrases: words beyond 80 are cut, with a warning.
+      search: of four coordinates. Nothing keeps the model to them, as in the original; of its
+        hypotheses the best that is a box counts.
+      return_scores: whether to return (boxes, scores).
+
+    Returns:
+      Boxes float32[4]: x0, y0, x1, y1 in pixels of the given image, NaN if no hypothesis is a box.
+
+    Raises:
+      ValueError: an empty phrase; an image is missing.
+    """
+    inputs.check_texts("phrases", phrases)
+    texts = [prompts.region(text, chinese=self._chinese) for text in phrases]
+    rows = self._prompted(images, texts)
+    found = self._search(rows, search)
+    boxes, scores = [], np.full(len(found), -np.inf, np.float32)
+    for i, (image, hypotheses) in enumerate(zip(images, found, strict=True)):
+      boxes.append(np.full(4, np.nan, np.float32))
+      for each in hypotheses:
+        bins = each["tokens"][:-1] - self.tokenizer.bin_id(0)
+        if len(bins) == 4 and bins.min() >= 0:
+          size = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+          boxes[-1], scores[i] = self._box(bins, size, rows["image"].shape[1:3]), each["score"]
+          break
+    return (boxes, scores) if return_scores else boxes
+
+  def entail(
+    self,
+    images: Sequence[Picture] | np.ndarray,
+    hypotheses: Sequence[str],
+    premises: Sequence[str] | None = None,
+    *,
+    return_scores: bool = False,
+  ) -> Results:
+    """Says whether images imply texts: "entailment", "neutral" or "contradiction".
+
+    Args:
+      images: one for each hypothesis.
+      hypotheses: words beyond 80 are cut, with a warning.
+      premises: texts that are known to describe the images; None: there are none.
+      return_scores: whether to return (labels, scores).
+
+    Raises:
+      ValueError: an empty text; an image is missing.
+    """
+    inputs.check_texts("hypotheses", hypotheses)
+    if premises is not None:
+      inputs.check_texts("premises", premises, rows=len(hypotheses))
+    texts = [
+      prompts.entailment(text, premise)
+      for text, premise in zip(hypotheses, premises or [None] * len(hypotheses), strict=True)
+    ]
+    rows = self._prompted(images, texts)
+    best, scores = self._choose(rows, list(prompts.ENTAILMENT), prompt_decoder=True)
+    labels = [list(prompts.ENTAILMENT.values())[i] for i in best]
+    return (labels, scores) if return_scores else labels
+
+  def classify(
+    self,
+    images: Sequence[Picture] | np.ndarray,
+    classes: Sequence[str],
+    *,
+    return_scores: bool = False,
+  ) -> Results:
+    """Chooses the class of each image by the names of all classes.
+
+    Raises:
+      ValueError: no class, one without a name, or an image is missing.
+    """
+    rows = self._prompted(images, [prompts.caption(chinese=self._chinese)] * len(images))
+    best, scores = self._choose(rows, classes, prompt_decoder=False)
+    names = [classes[i] for i in best]
+    return (names, scores) if return_scores else names
+
+  def _rows(self, source_tokens, images, image_mask):
+    rows = {"source": self._ids("source_tokens", source_tokens)}
+    number = len(rows["source"])
+    if images is not None:
+      rows["image"] = inputs.image_array(images, rows=number)
+    if image_mask is not None:
+      rows["image_mask"] = inputs.mask("image_mask", image_mask, rows=number)
+    return rows
+
+  def _ids(self, name, tokens, *, rows=None):
+    return inputs.token_array(
+      name, tokens, rows=rows, longest=MAX_TOKENS, vocab_size=self.config.vocab_size
+    )
+
+  def _prompted(self, images, texts, *, image_needed=True):
+    """Rows of prompts and of images, which may be missing only where they are not needed."""
+    pictures = [None] * len(texts) if images is None else inputs.as_list("images", images)
+    if len(pictures) != len(texts):
+      raise ValueError(f"Expected {len(texts)} images, one for each text, found {len(pictures)}")
+    missing = [i for i, image in enumerate(pictures) if image is None]
+    if missing and image_needed:
+      raise ValueError(
+        f"Expected an image with each prompt, found {len(missing)} without: numbers "
+        f"{', '.join(map(str, missing[:5]))}"
+      )
+    rows = {"source": self._ids("texts", [self._encode(text) for text in texts] or [[BOS]])}
+    if not texts:
+      return {"source": rows["source"][:0]}
+    if len(missing) < len(pictures):
+      rows["image"] = inputs.image_stack(pictures, self.image_size)
+      rows["image_mask"] = np.array([image is not None for image in pictures])
+    return rows
+
+  def _encode(self, text):
+    ids = self.tokenizer.encode(text)
+    if len(ids) > MAX_TOKENS - 2:
+      warnings.warn(f"Cut a text of {len(ids)} tokens to {MAX_TOKENS - 2}: {text[:40]!r} ...")
+    return [BOS, *ids[: MAX_TOKENS - 2], EOS]
+
+  def _search(self, rows, search, *, trie=None, seed=0):
+    """For each row the hypotheses of `generate_tokens`."""
+    if not len(rows["source"]):
+      return []
+    found = self._runner.generate(
+      rows, search=search, trie=trie, seed=seed if search.sample else None
+    )
+    return [
+      [
+        {"tokens": x[:length], "score": float(score), "positional_scores": positional[:length]}
+        for x, length, score, positional in zip(*row, strict=True)
+        if length
+      ]
+      for row in zip(*found, strict=True)
+    ]
+
+  def _texts(self, found, return_scores):
+    """The text of the best hypothesis of each row; empty where there is none."""
+    texts = [self.tokenizer.decode(x[0]["tokens"]).strip() if x else "" for x in found]
+    scores = np.array([x[0]["score"] if x else -np.inf for x in found], np.float32)
+    return (texts, scores) if return_scores else texts
+
+  def _choose(self, rows, answers, *, prompt_decoder):
+    """The number of the best answer for each row, and its score; the first of equal ones."""
+    inputs.check_texts("answers to choose from", answers)
+    plan = self._plan(tuple(answers))
+    if not len(rows["source"]):
+      return [], np.zeros(0, np.float32)
+    rows["decoder"] = np.full((len(rows["source"]), 1), BOS, np.int32)
+    if prompt_decoder:
+      rows["decoder"] = _prompt(rows["source"])
+    scores = self._runner.score(rows, plan=plan)
+    return scores.argmax(axis=1), scores.max(axis=1)
+
+  def _make_plan(self, answers):
+    space = "" if self._chinese else " "
+    return candidates.plan([self.tokenizer.encode(space + text) for text in answers])
+
+  def _box(self, bins, size, resized):
+    """Bins of coordinates to pixels of an image of `size` (w, h) that was resized to (h, w)."""
+    scale = np.divide(size, resized[::-1]).astype(np.float32)
+    box = bins.astype(np.float32) / (self.tokenizer.num_bins - 1) * BOX_SIZE
+    return box * np.tile(scale, 2)
+
+
+def _prompt(source):
+  """The text before the end, bos first, as the decoder's prompt."""
+  return np.where(source == EOS, PAD, source)[:, :-1]

@@ -1,0 +1,241 @@
+"""Runs an OFA over any number of inputs, on all local devices.
+
+Inputs are cut into batches of 1, 2, 4, ... rows for each device, and their texts filled up to 16,
+32, 64, ... tokens, so that little is compiled. A batch is split over the devices, each of which
+decodes its rows alone: no search waits for another device's.
+"""
+
+import collections
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from ofa_jax import hub, sharding, step, trees
+from ofa_jax.convert.params import abstract
+from ofa_jax.data import images
+from ofa_jax.decode import beam, candidates
+from ofa_jax.decode.beam import EOS, PAD
+from ofa_jax.decode.trie import Trie
+from ofa_jax.models.layers import BATCH_AXES
+
+MAX_BATCH = 16  # rows that one device computes at once
+MAX_POSITIONS = 1 << 16  # of all hypotheses in a device's cache: in Base 37 kB each, in fp32
+_AHEAD = 2  # batches on their way to the device before the first result is awaited
+
+# What has one row for each input: "source" int32[N, S]; and perhaps "image", "image_mask" bool[N],
+# "decoder" int32[N, T], "code_mask" bool[N], "prefix" int32[N, P].
+Rows = Mapping[str, np.ndarray]
+
+
+class Runner:
+  """One OFA, or several as an ensemble, on all local devices.
+
+  Attributes:
+    config: sizes of the first model.
+    num_params: scalars of all models.
+  """
+
+  def __init__(self, sources: Sequence[hub.Source], *, precision: str):
+    """Reads the weights onto the devices; see `ofa_api.OFAModel`.
+
+    Raises:
+      ValueError: the models' vocabularies differ.
+    """
+    sizes = sorted({source.config.vocab_size for source in sources})
+    if len(sizes) > 1:
+      raise ValueError(f"Expected an ensemble with one vocabulary, found sizes {sizes}")
+    self.config = sources[0].config
+    self._mesh = sharding.make_mesh((jax.local_device_count(), 1, 1), devices=jax.local_devices())
+    self._matmul = "highest" if precision == "fp32" else None
+    weights = [source.load(sharding.replicated(self._mesh)) for source in sources]
+    self.num_params = sum(trees.count(params) for params, _ in weights)
+    self._weights = tuple((step.cast(params, precision), rest) for params, rest in weights)
+    self._graphs = [abstract(source.config)[0] for source in sources]
+    self._forward, self._generate, self._score = (
+      jax.jit(self._on_each_device(function), static_argnames="static")
+      for function in (self._forward_rows, self._generate_rows, self._score_rows)
+    )
+
+  def forward(self, rows: Rows) -> np.ndarray:
+    """Returns logits float32[N, T, V] of what follows each of the "decoder" tokens.
+
+    Those of an ensemble are the logarithms of the mean probabilities.
+    """
+    length = rows["decoder"].shape[1]
+    rows = {**rows, "decoder": widened(rows["decoder"], bucket(length, 8))}
+    return self._run(self._forward, rows)[:, :length]
+
+  def generate(
+    self, rows: Rows, *, search: beam.Search, trie: Trie | None = None, seed: int | None = None
+  ) -> beam.Hypotheses:
+    """Returns the hypotheses, NumPy; see `beam.generate`. `seed` is of samples."""
+    shared = {} if trie is None else {"trie": trie}
+    if seed is not None:
+      shared["rngs"] = jax.random.key(seed)
+    if "prefix" in rows:
+      rows = {**rows, "prefix": widened(rows["prefix"], bucket(rows["prefix"].shape[1], 8))}
+    room = MAX_POSITIONS // (search.num_beams * (search.max_length + 1))
+    return self._run(self._generate, rows, shared=shared, static=search, most=room)
+
+  def score(self, rows: Rows, *, plan: candidates.Plan) -> np.ndarray:
+    """Returns the scores float32[N, A] of all answers after the prompts "decoder".
+
+    Raises:
+      ValueError: the model is an ensemble.
+    """
+    if len(self._weights) > 1:
+      raise ValueError(f"Expected one model to score answers with, found {len(self._weights)}")
+    prompts = rows["decoder"]
+    lengths = np.sum(prompts != PAD, axis=1)
+    scores = np.empty((len(prompts), plan.num_answers), np.float32)
+    width = bucket(prompts.shape[1], 8)
+    room = MAX_POSITIONS // (plan.width * (width + len(plan.levels)))
+    for length in np.unique(lengths):  # all prompts of a batch are equally long
+      same = np.flatnonzero(lengths == length)
+      part = {name: x[same] for name, x in rows.items()}
+      part["decoder"] = widened(part["decoder"], width)
+      shared = {"plan": plan, "length": np.int32(length)}
+      found = self._run(self._score, part, shared=shared, most=room)
+      scores[same] = found[:, : plan.num_answers]
+    return scores
+
+  def _forward_rows(self, weights, rows, shared, static):
+    del shared, static
+    models = self._models(weights)
+    logits = [
+      model.decode(self._encode(model, rows), rows["decoder"], code_mask=rows.get("code_mask"))
+      for model in models
+    ]
+    if len(models) == 1:
+      return logits[0]
+    each = jax.nn.log_softmax(jnp.stack(logits))
+    return jax.nn.logsumexp(each, axis=0) - jnp.log(len(models))
+
+  def _generate_rows(self, weights, rows, shared, search):
+    models = self._models(weights)
+    caches = tuple(
+      model.start(
+        self._encode(model, rows),
+        max_length=search.max_length + 1,
+        hypotheses=search.num_beams,
+        code=search.gen_code,
+      )
+      for model in models
+    )
+    functions = [(model.step, model.reorder) for model in models]
+    step, reorder = beam.ensemble(functions) if len(models) > 1 else functions[0]
+    rngs = shared.get("rngs")
+    if rngs is not None:
+      rngs = jax.random.fold_in(rngs, jax.lax.axis_index("data"))
+    return beam.generate(
+      step,
+      caches if len(models) > 1 else caches[0],
+      reorder=reorder,
+      search=search,
+      batch=len(rows["source"]),
+      prefix_tokens=rows.get("prefix"),
+      trie=shared.get("trie"),
+      active=rows["active"],
+      rngs=rngs,
+    )
+
+  def _score_rows(self, weights, rows, shared, static):
+    del static
+    (model,) = self._models(weights)
+    plan, prompts = shared["plan"], rows["decoder"]
+    cache = model.start(self._encode(model, rows), max_length=prompts.shape[1] + len(plan.levels))
+
+    def step(cache, tokens, position):
+      x = model.tokens(tokens)
+      return model.decoder.step(cache, x, tokens != PAD, position=position)
+
+    def look(states, places, tokens):
+      return jnp.einsum(
+        "bed,ed->be", states[:, places], model.tokens(tokens), preferred_element_type=jnp.float32
+      )
+
+    return candidates.score(
+      step,
+      cache,
+      reorder=model.reorder,
+      prompts=prompts,
+      length=shared["length"],
+      plan=plan,
+      look=look,
+    )
+
+  def _models(self, weights):
+    return [nnx.merge(graph, *x) for graph, x in zip(self._graphs, weights, strict=True)]
+
+  def _encode(self, model, rows):
+    image = rows.get("image")
+    if image is not None and image.dtype == jnp.uint8:
+      mean, std = jnp.float32(images.HALF_MEAN), jnp.float32(images.HALF_STD)
+      image = (image.astype(jnp.float32) / 255 - mean) / std
+    return model.encode(rows["source"], image=image, image_mask=rows.get("image_mask"))
+
+  def _on_each_device(self, function):
+    """`function(weights, rows, shared, static)`, each device with its own rows."""
+
+    def call(weights, rows, shared, *, static):
+      return jax.shard_map(
+        lambda *arrays: function(*arrays, static),
+        mesh=self._mesh,
+        in_specs=(P(), P(BATCH_AXES), P()),
+        out_specs=P(BATCH_AXES),
+        check_vma=False,
+      )(weights, rows, shared)
+
+    return call
+
+  def _run(self, function, rows, *, shared=None, static=None, most=MAX_BATCH):
+    """Calls a function batch by batch; the next is on its way while a result is copied back."""
+    number = len(rows["source"])
+    rows = {**rows, "source": widened(rows["source"], bucket(rows["source"].shape[1], 16))}
+    rows["active"] = np.ones(number, bool)
+    devices = self._mesh.size
+    largest = devices * (1 << (min(max(most, 1), MAX_BATCH).bit_length() - 1))
+    place = sharding.batch_sharding(self._mesh)
+    waiting, found = collections.deque(), []
+    with jax.set_mesh(self._mesh), jax.default_matmul_precision(self._matmul):
+      for start in range(0, number, largest):
+        part = {name: x[start : start + largest] for name, x in rows.items()}
+        part = _filled(part, devices * bucket(-(-len(part["source"]) // devices), 1))
+        waiting.append(
+          function(self._weights, jax.device_put(part, place), shared or {}, static=static)
+        )
+        if len(waiting) > _AHEAD:
+          found.append(jax.device_get(waiting.popleft()))
+    found += jax.device_get(list(waiting))
+    return jax.tree.map(lambda *x: np.concatenate(x)[:number], *found)
+
+
+def bucket(number: int, least: int) -> int:
+  """The next power of two."""
+  return max(least, 1 << (number - 1).bit_length())
+
+
+def widened(tokens: np.ndarray, length: int) -> np.ndarray:
+  """Tokens int32[N, T] filled up to `length`."""
+  return np.pad(tokens, ((0, 0), (0, length - tokens.shape[1])), constant_values=PAD)
+
+
+def _filled(rows: Rows, number: int) -> dict[str, np.ndarray]:
+  """A batch filled up with rows that are not active; they have the text of an empty sentence."""
+  missing = number - len(rows["source"])
+  filled = {
+    name: np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)])
+    for name, x in rows.items()
+  }
+  for name in ("source", "decoder", "prefix"):
+    if name in rows and missing:
+      filled[name][-missing:] = PAD
+  if missing:
+    filled["source"][-missing:, :2] = 0, EOS
+    if "decoder" in rows:
+      filled["decoder"][-missing:, 0] = 0
+  return filled
