@@ -5,10 +5,9 @@ import json
 
 import jax
 import numpy as np
-import pytest
 
-from ofa_jax import sharding, step, trees
-from ofa_jax.config import Config, MeshShape, Optim, mesh_sizes
+from ofa_jax import sharding, step
+from ofa_jax.config import Config, Optim, mesh_sizes
 from ofa_jax.convert import ofa as convert
 from ofa_jax.tasks.seq2seq import Seq2Seq
 from tests.ofa_golden import _DIR, golden, golden_json, micro_config, rule_state_dict
