@@ -112,8 +112,8 @@ def mask(name: str, values: Any, *, rows: int) -> np.ndarray:
 
 
 def as_list(name: str, values: Any) -> list:
-  """Makes a list; ValueError for a single text or image."""
-  if isinstance(values, str | Image.Image):
+  """Makes a list; ValueError for a single text or image, or none."""
+  if values is None or isinstance(values, str | Image.Image):
     raise ValueError(f"Expected a list of {name}, found one {type(values).__name__}")
   return list(values)
 
