@@ -1,25 +1,40 @@
-"""The embedded default: a small Chinese-CLIP learns handwritten digits from nothing.
+"""The embedded defaults: small models of both families learn from nothing, without a download.
 
   python -m ofa_jax.train --config=configs/quickstart.py --workdir=runs/digits
+  python -m ofa_jax.train --config=configs/quickstart.py:ofa --workdir=runs/shapes
 
-Real images (scikit-learn's 1,797 scanned digits), Chinese captions, Chinese-CLIP's own file
-formats. The data is made once under OFA_JAX_DATA, or the user's cache folder.
+`digits`: a Chinese-CLIP on real images (scikit-learn's 1,797 scanned digits) with Chinese captions,
+in Chinese-CLIP's own file formats. `ofa`: an OFA that captions drawn pictures of coloured shapes,
+in OFA's, with a byte-level BPE of its own. The data is made once under OFA_JAX_DATA, or the user's
+cache folder.
 """
 
 import os
 from pathlib import Path
 
 from ofa_jax.config import Config, Eval, Optim
-from ofa_jax.data import quickstart
+from ofa_jax.data import quickstart, quickstart_ofa
 from ofa_jax.data.pairs import PairData
+from ofa_jax.decode.beam import Search
 from ofa_jax.models.bert import BertConfig
 from ofa_jax.models.cnclip import LOGIT_SCALE_BOUNDS, NO_DECAY, CNCLIPConfig
+from ofa_jax.models.ofa import OFAConfig
 from ofa_jax.models.vit import ViTConfig
+from ofa_jax.tasks.caption import Caption
 from ofa_jax.tasks.contrastive import Contrastive, ZeroShot
+from ofa_jax.tokenizers.ofa import OFATokenizer
 
 
-def get_config() -> Config:
-  data = quickstart.digits(os.environ.get("OFA_JAX_DATA") or Path.home() / ".cache" / "ofa_jax")
+def get_config(family: str = "digits") -> Config:
+  families = {"digits": digits, "ofa": ofa}
+  if family not in families:
+    raise ValueError(f"Expected a quickstart out of {', '.join(families)}, found {family!r}")
+  return families[family](os.environ.get("OFA_JAX_DATA") or Path.home() / ".cache" / "ofa_jax")
+
+
+def digits(folder: str | Path) -> Config:
+  """Contrastive learning: retrieval and zero-shot classification of held-out digits."""
+  data = quickstart.digits(folder)
   size = {"image_size": 32, "context_length": 16}
   task = Contrastive(
     train=(PairData.of(data, "train"),),
@@ -61,4 +76,54 @@ def get_config() -> Config:
         every=50,
       ),
     ),
+  )
+
+
+def ofa(folder: str | Path) -> Config:
+  """Captioning: pictures of combinations of shapes that were never seen in training."""
+  data = quickstart_ofa.shapes(folder)
+  tokenizer = data / "tokenizer"
+  task = Caption(
+    train=(str(data / "train.tsv"),),
+    valid=(str(data / "valid.tsv"),),
+    tokenizer=str(tokenizer),
+    image_size=quickstart_ofa.SIZE,
+    target_length=12,
+    search=Search(num_beams=3, max_length=10),
+    cache_dir=str(data / "cache"),
+  )
+  return Config(
+    name="quickstart: captions of drawn shapes",
+    model=OFAConfig(
+      width=128,
+      mlp=512,
+      encoder_layers=2,
+      decoder_layers=2,
+      heads=4,
+      stages=(1, 1, 1),
+      vocab_size=OFATokenizer.from_directory(tokenizer).vocab_size,
+      num_codes=0,
+      num_bins=0,
+      token_bucket_size=16,
+      image_bucket_size=8,
+      code_image_size=64,
+      orig_patch_image_size=64,
+      name="quickstart",
+    ),
+    task=task,
+    batch_size=64,
+    steps=600,
+    log_every=20,
+    save_every=100,
+    optim=Optim(
+      lr=1e-3,
+      adam="fairseq",
+      b2=0.98,
+      weight_decay=0.01,
+      schedule="polynomial",
+      warmup=100,
+      clip_norm=1.0,
+    ),
+    precision="fp32",  # what a CPU computes fastest
+    evals=(Eval(name="valid", task=task, every=200),),
   )

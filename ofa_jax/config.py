@@ -13,7 +13,8 @@ from typing import Any
 
 PRECISIONS = ("bf16", "fp32")
 REMAT = ("none", "dots", "full")
-SCHEDULES = ("constant", "cosine", "linear")
+SCHEDULES = ("constant", "cosine", "linear", "polynomial")
+ADAMS = ("adamw", "fairseq")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -40,6 +41,7 @@ class Optim:
   """
 
   lr: float = 1e-3
+  adam: str = "adamw"  # "fairseq": eps outside the bias correction
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
@@ -47,6 +49,9 @@ class Optim:
   no_decay: tuple[str, ...] = ()
   schedule: str = "cosine"
   warmup: int = 0  # steps
+  warmup_ratio: float = 0.0  # share of the run's steps; above 0 it takes the place of `warmup`
+  power: float = 1.0  # of the "polynomial" schedule
+  end_lr: float = 0.0  # where that ends
   clip_norm: float | None = None
   freeze: tuple[str, ...] = ()
   lr_scale: tuple[tuple[str, float | tuple[float, ...]], ...] = ()
@@ -230,8 +235,15 @@ def _check_optim(o: Optim) -> list[str]:
   faults = []
   if o.schedule not in SCHEDULES:
     faults.append(f"optim.schedule: expected one of {', '.join(SCHEDULES)}, found {o.schedule!r}")
-  if not o.lr > 0:
-    faults.append(f"optim.lr: expected more than 0, found {o.lr}")
+  if o.adam not in ADAMS:
+    faults.append(f"optim.adam: expected one of {', '.join(ADAMS)}, found {o.adam!r}")
+  for field in ("lr", "power"):
+    if not getattr(o, field) > 0:
+      faults.append(f"optim.{field}: expected more than 0, found {getattr(o, field)}")
+  if not 0 <= o.end_lr <= o.lr:
+    faults.append(f"optim.end_lr: expected 0 <= end_lr <= lr, found {o.end_lr}")
+  if not 0 <= o.warmup_ratio < 1:
+    faults.append(f"optim.warmup_ratio: expected 0 <= ratio < 1, found {o.warmup_ratio}")
   for field in ("b1", "b2"):
     if not 0 <= getattr(o, field) < 1:
       faults.append(f"optim.{field}: expected 0 <= {field} < 1, found {getattr(o, field)}")

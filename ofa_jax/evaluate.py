@@ -3,7 +3,7 @@ r"""Evaluates a checkpoint with the evaluations of a config.
   python -m ofa_jax.evaluate --config=configs/quickstart.py --checkpoint=runs/digits
 
 Prints one line per metric, the same numbers that training printed at that step, and writes them to
-`--output` as JSON where given.
+`--output` as JSON where given; predictions of tasks that generate go to `--results`.
 """
 
 import json
@@ -32,14 +32,26 @@ class Evaluator:
     self._streams = evaluation.task.streams(evaluation.split)
     self._predict = step.predict_step(program, evaluation.task)
 
-  def __call__(self, params: Any, rest: Any) -> dict[str, float]:
-    """Metrics as `name/metric`, the same on every host."""
-    predictions = {name: self._run(rows, params, rest) for name, rows in self._streams.items()}
+  def __call__(
+    self, params: Any, rest: Any, *, folder: epath.Path | None = None
+  ) -> dict[str, float]:
+    """Metrics as `name/metric`, the same on every host.
+
+    Args:
+      params, rest: the model's weights.
+      folder: where the task's result files go, as `name_file`; None: nowhere.
+    """
+    name, task = self.evaluation.name, self.evaluation.task
+    predictions = {k: self._run(rows, params, rest) for k, rows in self._streams.items()}
     scores = {}
     if jax.process_index() == 0:
-      scores = self.evaluation.task.score(predictions, self._streams)
+      scores = task.score(predictions, self._streams)
+      if folder is not None:
+        for file, content in task.results(predictions, self._streams).items():
+          folder.mkdir(parents=True, exist_ok=True)
+          (folder / f"{name}_{file}").write_bytes(content)
     scores = _from_first_host(scores)
-    return {f"{self.evaluation.name}/{k}": float(v) for k, v in scores.items()}
+    return {f"{name}/{k}": float(v) for k, v in scores.items()}
 
   def _run(self, rows, params, rest):
     config = self._program.config
@@ -70,11 +82,13 @@ def evaluators(program: step.Program) -> list[Evaluator]:
   return [Evaluator(program, e) for e in program.config.evals]
 
 
-def run_all(pending: list[Evaluator], params: Any, rest: Any) -> dict[str, float]:
-  """Metrics of several evaluations; ValueError when two of them report one name."""
+def run_all(
+  pending: list[Evaluator], params: Any, rest: Any, *, folder: epath.Path | None = None
+) -> dict[str, float]:
+  """Metrics of several evaluations, see `Evaluator`; ValueError when two report one name."""
   metrics = {}
   for evaluator in pending:
-    found = evaluator(params, rest)
+    found = evaluator(params, rest, folder=folder)
     twice = sorted(found.keys() & metrics.keys())
     if twice:
       raise ValueError(f"Expected evals with different metrics, found {twice} twice; rename one")
@@ -82,14 +96,21 @@ def run_all(pending: list[Evaluator], params: Any, rest: Any) -> dict[str, float
   return metrics
 
 
-def run(config: Config, name: str) -> dict[str, float]:
-  """Metrics of a stored model by the config's evaluations; `name` as for `load_weights`."""
+def run(config: Config, name: str, *, results: str | None = None) -> dict[str, float]:
+  """Metrics of a stored model by the config's evaluations.
+
+  Args:
+    config: with evals.
+    name: as for `load_weights`.
+    results: folder for the result files of the tasks; None: not written.
+  """
   validate(config, devices=jax.device_count(), hosts=jax.process_count())
   if not config.evals:
     raise ValueError("Expected a config with evals, found none")
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
   program = step.build(config, mesh, steps=1)
-  return run_all(evaluators(program), *load_weights(program, name))
+  folder = None if results is None else epath.Path(results)
+  return run_all(evaluators(program), *load_weights(program, name), folder=folder)
 
 
 def load_weights(program: step.Program, name: str) -> tuple[Any, Any]:
@@ -147,10 +168,13 @@ def main() -> None:
     required=True,
   )
   output = flags.DEFINE_string("output", None, "JSON file for the metrics.")
+  results = flags.DEFINE_string(
+    "results", None, "Folder for the files of the tasks: predictions, pages of pictures."
+  )
 
   def command():
     log.quiet_libraries()
-    metrics = run(config.value, directory.value)
+    metrics = run(config.value, directory.value, results=results.value)
     if jax.process_index() == 0:
       for name, value in metrics.items():
         print(f"{name}: {value}")

@@ -24,6 +24,9 @@ class Log:
   """Console, `log.txt` and `metrics.jsonl` of one run; use as a context manager.
 
   Lines are `2026-01-31,12:00:00 | INFO | Rank 0 | text`. The bar shows only on a terminal.
+
+  Attributes:
+    folder: the workdir.
   """
 
   def __init__(self, workdir: str, *, steps: int, start: int, unit: str = "images"):
@@ -36,7 +39,7 @@ class Log:
       unit: what a row of the batch is, for the rate.
     """
     self._main = jax.process_index() == 0
-    self._dir = epath.Path(workdir)
+    self.folder = epath.Path(workdir)
     self._console = rich.console.Console(quiet=not self._main, highlight=False, soft_wrap=True)
     self._bar = rich.progress.Progress(
       rich.progress.TextColumn("step"),
@@ -55,9 +58,9 @@ class Log:
 
   def __enter__(self):
     if self._main:
-      self._dir.mkdir(parents=True, exist_ok=True)
-      self._rows = [r for r in read_metrics(self._dir) if r["step"] <= self._start]
-      (self._dir / METRICS).write_text("".join(json.dumps(r) + "\n" for r in self._rows))
+      self.folder.mkdir(parents=True, exist_ok=True)
+      self._rows = [r for r in read_metrics(self.folder) if r["step"] <= self._start]
+      (self.folder / METRICS).write_text("".join(json.dumps(r) + "\n" for r in self._rows))
     self._bar.start()
     return self
 
@@ -76,7 +79,7 @@ class Log:
     stamp = time.strftime("%Y-%m-%d,%H:%M:%S")
     line = f"{stamp} | {level} | Rank {jax.process_index()} | {text}"
     self._console.print(line, markup=False)
-    append(self._dir / "log.txt", line + "\n")
+    append(self.folder / "log.txt", line + "\n")
 
   def show(self, renderable: Any) -> None:
     """A table or picture for the console."""
@@ -91,7 +94,7 @@ class Log:
     if not self._main or row in self._rows:
       return
     self._rows.append(row)
-    append(self._dir / METRICS, json.dumps(row) + "\n")
+    append(self.folder / METRICS, json.dumps(row) + "\n")
 
   def progress(self, step: int, *, loss: float | None = None, rate: float | None = None) -> None:
     """Moves the bar to a step."""
@@ -101,7 +104,7 @@ class Log:
   def curves(self) -> None:
     """Redraws `curves.png` from the metrics so far."""
     if self._main and self._rows:
-      plot(self._rows, self._dir / CURVES)
+      plot(self._rows, self.folder / CURVES)
 
 
 def read_metrics(workdir: Any) -> list[dict[str, float]]:

@@ -7,6 +7,8 @@ The contrastive losses are written for a block of rows against a block of column
 merged: the whole matrix is one block, `chunks` cut it into strips, and on a mesh the columns travel
 from device to device in a ring (as in SigLIP, arXiv 2303.15343, section 3.3), so that nowhere more
 than (batch / devices)^2 / chunks logits exist. The result is the same.
+
+The loss of sequences is OFA's cross entropy with everything that its recipes add to it.
 """
 
 import functools
@@ -16,10 +18,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 
 BATCH_AXES = ("data", "fsdp")  # the mesh axes that split a batch
 LOSSES = ("softmax", "sigmoid")
+SPECIALS = 4  # bos, pad, eos and unk: the ids that a range of allowed ids leaves allowed
 _MASKED = -1e9
 
 
@@ -167,6 +171,89 @@ def resize_features(x: jax.Array, width: int) -> jax.Array:
   return x[:, low] * (1 - share) + x[:, jnp.minimum(low + 1, size - 1)] * share
 
 
+def label_smoothed(
+  logits: jax.Array,
+  targets: jax.Array,
+  *,
+  smoothing: float = 0.0,
+  pad: int = 1,
+  conf: jax.Array | None = None,
+  mask: jax.Array | None = None,
+  allowed_range: tuple[int, int] | None = None,
+  ignore_prefix: int = 0,
+  ignore: int | None = None,
+  drop_worst: float = 0.0,
+  dropping: jax.Array | bool = True,
+  rdrop: float | None = None,
+  sentence_avg: bool = False,
+) -> dict[str, Mean]:
+  """OFA's cross entropy of sequences, `adjust_label_smoothed_cross_entropy`.
+
+  A token of target y costs (1 - s - s_i) * -lp[y] + s_i * -(sum of lp over the allowed ids), where
+  s_i = s / (allowed ids - 1).
+
+  Args:
+    logits: float[B, T, V].
+    targets: int32[B, T]; `pad` costs nothing.
+    smoothing: s.
+    pad: the id of padding.
+    conf: float[B], the weight of each row; it multiplies the log-probabilities. None: all ones.
+    mask: bool[B, T, V], True where an id may follow; others have no probability. Where the target
+      is `pad` it is not looked at.
+    allowed_range: (first, end): only these ids and the `SPECIALS` have a probability.
+    ignore_prefix: positions at the front that cost nothing.
+    ignore: an id that costs nothing as a target (the original's --ignore-eos).
+    drop_worst: share of the tokens, those that cost most, that is left out. The tokens of all
+      devices are ranked together, whatever the mesh; the original ranks those of each device.
+      With accumulation the tokens of each part are ranked, as in the original.
+    dropping: bool[], whether `drop_worst` is at work.
+    rdrop: weight of the divergence between rows 2i and 2i + 1, which are one example under two
+      dropouts (R-Drop, arXiv 2106.14448); their tokens are ranked by the first and left out
+      together. With a mask the original's divergence is NaN; here it is that of the allowed ids.
+      None: rows are examples.
+    sentence_avg: the count of the loss is the rows with a target, not the tokens kept.
+
+  Returns:
+    "loss", and over the tokens kept "nll", the loss without smoothing, and "accuracy", the share
+    whose likeliest id is the target (fractions).
+  """
+  if ignore is not None:
+    targets = jnp.where(targets == ignore, pad, targets)
+  targets = jnp.where(jnp.arange(targets.shape[1]) < ignore_prefix, pad, targets)
+  keep = targets != pad
+  # A row of the mask without any allowed id is one without a target: all allowed, it stays finite.
+  allowed = None if mask is None else mask | ~keep[..., None]
+  if allowed_range is not None:
+    ids = np.arange(logits.shape[-1])
+    inside = (ids < SPECIALS) | ((ids >= allowed_range[0]) & (ids < allowed_range[1]))
+    allowed = jnp.broadcast_to(inside if allowed is None else allowed & inside, logits.shape)
+  sentences = jnp.sum(jnp.any(keep, axis=1), dtype=jnp.float32)
+
+  nll, loss, lprobs = _per_token(logits, targets, conf, allowed, smoothing=smoothing)
+  copies = 1 if rdrop is None else 2
+  pairs = lambda x: x.reshape(-1, copies, *x.shape[1:])  # noqa: E731
+  if drop_worst:
+    few = _cheapest(pairs(loss)[:, 0], pairs(keep)[:, 0], share=1 - drop_worst)
+    keep &= jnp.repeat(few, copies, axis=0) | ~jnp.asarray(dropping)
+  if rdrop is not None:
+    p, q = pairs(lprobs)[:, 0], pairs(lprobs)[:, 1]
+    divergence = jnp.sum((jnp.exp(p) - jnp.exp(q)) * (p - q), axis=-1) / 2
+    loss += jnp.repeat(rdrop / 2 * divergence, 2, axis=0)
+  hit = jnp.argmax(logits if allowed is None else jnp.where(allowed, logits, -jnp.inf), axis=-1)
+  tokens = jnp.sum(keep, dtype=jnp.float32)
+  total = lambda x: jnp.sum(jnp.where(keep, x, 0.0))  # noqa: E731
+  return {
+    "loss": Mean(total(loss), sentences if sentence_avg else tokens),
+    "nll": Mean(total(nll), tokens),
+    "accuracy": mean(hit == targets, keep),
+  }
+
+
+def sum_of_means(*losses: Mean) -> Mean:
+  """Several losses in one, each the mean over its own tokens, as OFA's pretraining adds them."""
+  return Mean(sum(loss.value for loss in losses), jnp.ones(()))
+
+
 class _Side(NamedTuple):
   """What a row's loss needs of all its columns, float32[b] each; merged block by block.
 
@@ -279,6 +366,33 @@ def _ring(rows, columns, shared, *, block: Callable, hops: int):
 
   (_, mine, theirs), _ = jax.lax.scan(body, (columns, mine, theirs), length=hops)
   return mine, onward(theirs)
+
+
+def _per_token(logits, targets, conf, allowed, *, smoothing):
+  """-lp[y] and the smoothed loss, float32[B, T], and lp, float32[B, T, V], 0 where not allowed."""
+  logits = logits.astype(jnp.float32)
+  if allowed is not None:
+    logits = jnp.where(allowed, logits, -jnp.inf)
+  lprobs = jax.nn.log_softmax(logits)
+  if conf is not None:
+    lprobs = lprobs * conf.astype(jnp.float32)[:, None, None]
+  nll = -jnp.take_along_axis(lprobs, targets[..., None], axis=-1).squeeze(-1)
+  share = smoothing / (logits.shape[-1] - 1)
+  if allowed is not None:
+    lprobs = jnp.where(allowed, lprobs, 0.0)
+    share = smoothing / (jnp.sum(allowed, axis=-1) - 1 + 1e-6)  # the original's epsilon
+  if not smoothing:
+    return nll, nll, lprobs
+  return nll, (1 - smoothing - share) * nll - share * jnp.sum(lprobs, axis=-1), lprobs
+
+
+def _cheapest(loss: jax.Array, keep: jax.Array, *, share: float) -> jax.Array:
+  """bool[B, T], True for the int(N * share) of the N kept tokens that cost least."""
+  flat = jnp.where(keep, jax.lax.stop_gradient(loss), jnp.inf).reshape(-1)
+  rank = jnp.argsort(jnp.argsort(flat))
+  # By table, because the product in float32 is not always that of Python.
+  numbers = jnp.asarray(np.floor(np.arange(flat.size + 1) * share), jnp.int32)
+  return (rank < numbers[jnp.sum(keep)]).reshape(keep.shape)
 
 
 def _num_shards() -> int:

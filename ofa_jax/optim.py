@@ -1,4 +1,4 @@
-"""AdamW, its schedules, and which parameter gets what: decay, freezing, learning-rate multipliers.
+"""AdamW and fairseq's Adam, schedules, and what each parameter gets: decay, freezing, multipliers.
 
 The optax transformation gives the direction of a unit learning rate; the learning rate comes from
 the step of the run, not from a count of its own, so that skipped steps advance the schedule.
@@ -22,25 +22,32 @@ def schedule(optim: Optim, *, steps: int) -> Callable[[jax.Array], jax.Array]:
 
   Linear warm-up, `lr * (step + 1) / warmup`, then by name: "constant", "linear" to zero, or
   "cosine", `lr * (1 + cos(pi * (step - warmup) / (steps - warmup))) / 2`, as Chinese-CLIP's.
+
+  "polynomial" is fairseq's polynomial_decay: from `lr` to `end_lr` by a power of the way that is
+  left. Its warm-up counts finished updates, `lr * step / warmup`: the first one has rate 0.
   """
-  rest = max(1, steps - optim.warmup)
+  warmup = int(steps * optim.warmup_ratio) if optim.warmup_ratio else optim.warmup
+  rest = max(1, steps - warmup)
+  begun = 0.0 if optim.schedule == "polynomial" else 1.0
+  end = optim.end_lr / optim.lr
 
   def learning_rate(step):
     step = jnp.asarray(step, jnp.float32)
-    done = jnp.clip((step - optim.warmup) / rest, 0.0, 1.0)
+    done = jnp.clip((step - warmup) / rest, 0.0, 1.0)
     decay = {
       "constant": 1.0,
       "linear": 1.0 - done,
       "cosine": 0.5 * (1.0 + jnp.cos(math.pi * done)),
+      "polynomial": end + (1.0 - end) * (1.0 - done) ** optim.power,
     }[optim.schedule]
-    warm = jnp.minimum(1.0, (step + 1.0) / max(1, optim.warmup))
-    return optim.lr * jnp.where(step < optim.warmup, warm, decay)
+    warm = jnp.minimum(1.0, (step + begun) / max(1, warmup))
+    return optim.lr * jnp.where(step < warmup, warm, decay)
 
   return learning_rate
 
 
 def transformation(optim: Optim, params: Any) -> optax.GradientTransformation:
-  """AdamW without its learning rate; frozen parameters have no state.
+  """Adam with decoupled weight decay, without its learning rate; frozen parameters have no state.
 
   Args:
     optim: the config.
@@ -65,7 +72,7 @@ def transformation(optim: Optim, params: Any) -> optax.GradientTransformation:
     )
   trainable = trees.map_paths(lambda path, p: bool(np.any(_rate(optim, path, p))), params)
   decayed = jax.tree.map(lambda no: not no, trees.matches(optim.no_decay, params))
-  adam = optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
+  adam = _ADAMS[optim.adam](b1=optim.b1, b2=optim.b2, eps=optim.eps)
   decay = optax.add_decayed_weights(optim.weight_decay, mask=decayed)
   return optax.masked(optax.chain(adam, decay) if optim.weight_decay else adam, trainable)
 
@@ -106,6 +113,23 @@ def clip(grads: Any, norm: jax.Array, *, limit: float | None) -> Any:
     return grads
   factor = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-6))
   return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+
+
+def _scale_by_fairseq_adam(*, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+  """Adam as fairseq has it: eps is added to the second moment's root before the bias correction.
+
+  `m * sqrt(1 - b2^t) / (1 - b1^t) / (sqrt(v) + eps)` is the usual form with another eps each step.
+  """
+
+  def update(grads, state, params=None):
+    correction = 1 - b2 ** (state.count + 1).astype(jnp.float32)
+    usual = optax.scale_by_adam(b1=b1, b2=b2, eps=eps / jnp.sqrt(correction))
+    return usual.update(grads, state, params)
+
+  return optax.GradientTransformation(optax.scale_by_adam(b1=b1, b2=b2, eps=eps).init, update)
+
+
+_ADAMS = {"adamw": optax.scale_by_adam, "fairseq": _scale_by_fairseq_adam}
 
 
 def _rate(optim: Optim, path: str, p: Any) -> float | np.ndarray:

@@ -3,9 +3,9 @@ r"""Trains or fine-tunes a model of any family, on one device or a pod.
   python -m ofa_jax.train --config=configs/quickstart.py --workdir=runs/digits
   python -m ofa_jax.train --config=configs/cnclip_vith14.py --workdir=D --config.optim.lr=2e-5
 
-The workdir receives `config.json`, `log.txt`, `metrics.jsonl`, `curves.png` and `checkpoints/`; the
-same command started again goes on from the newest checkpoint, bit for bit. SIGTERM saves one at the
-step it falls into and ends with status 0.
+The workdir receives `config.json`, `log.txt`, `metrics.jsonl`, `curves.png`, `checkpoints/` and,
+from tasks that generate, `results/`; the same command started again goes on from the newest
+checkpoint, bit for bit. SIGTERM saves one at the step it falls into and ends with status 0.
 """
 
 import contextlib
@@ -152,7 +152,7 @@ class _Run:
       return {}
     start = time.perf_counter()
     params = state.params if state.ema is None else state.ema
-    results = evaluate.run_all(evaluators, params, state.rest)
+    results = evaluate.run_all(evaluators, params, state.rest, folder=self.out.folder / "results")
     done = int(state.step)
     self.out.metrics(done, results)
     shown = " | ".join(f"{k}: {v:.4f}" for k, v in results.items())

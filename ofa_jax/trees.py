@@ -91,11 +91,15 @@ def split_batch(batch: Any, parts: int) -> Any:
   """[B, ...] leaves to [parts, B / parts, ...]: part c holds the rows i * parts + c.
 
   Interleaved, not contiguous: where the batch axis is sharded, every device keeps its own rows in
-  every part and nothing is moved.
+  every part and nothing is moved. A scalar goes to every part.
   """
-  return jax.tree.map(
-    lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch
-  )
+
+  def split(x):
+    if not x.ndim:
+      return jnp.broadcast_to(x, parts)
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+  return jax.tree.map(split, batch)
 
 
 def join_batch(parts: Any) -> Any:

@@ -30,7 +30,7 @@ def test_all_faults_are_told_at_once(good):
     steps=None,
     precision="fp8",
     ema=1.5,
-    optim=Optim(lr=0.0, schedule="cosin", freeze=("(",)),
+    optim=Optim(lr=0.0, schedule="cosin", adam="fair", warmup_ratio=1.5, freeze=("(",)),
     task=dataclasses.replace(good.task, image_size=24, context_length=99, mask_ratio=1.0),
   )
   with pytest.raises(ValueError) as e:
@@ -40,7 +40,9 @@ def test_all_faults_are_told_at_once(good):
     "precision: expected one of bf16, fp32, found 'fp8'",
     "ema: expected None or a decay",
     "optim.lr: expected more than 0",
-    "optim.schedule: expected one of constant, cosine, linear, found 'cosin'",
+    "optim.schedule: expected one of constant, cosine, linear, polynomial, found 'cosin'",
+    "optim.adam: expected one of adamw, fairseq, found 'fair'",
+    "optim.warmup_ratio: expected 0 <= ratio < 1, found 1.5",
     "'(' is no regular expression",
     "batch_size: expected a multiple of 8 (data x fsdp devices), found 30; the nearest is 32",
     "task.image_size: expected the model's 16, found 24",

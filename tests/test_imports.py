@@ -22,11 +22,12 @@ COMMANDS = {
 ALLOWED = {
   **dict.fromkeys(NUMPY, NUMPY),
   "trees": NUMPY,
+  "pictures": set(),
   **dict.fromkeys(ENGINE, {"trees"} | ENGINE),
   **dict.fromkeys(PURE, {"trees"} | PURE | NUMPY),
   "convert": {"trees"} | PURE | NUMPY,
   "hub": {"trees", "convert", "checkpoint", "step"} | PURE | NUMPY,
-  "tasks": {"trees", "convert", "hub"} | PURE | NUMPY,
+  "tasks": {"trees", "convert", "hub", "pictures"} | PURE | NUMPY,
   **dict.fromkeys(COMMANDS, None),  # anything
 }
 NEVER = {"torch", "tensorflow", "gradio", "torchvision", "cn_clip"}

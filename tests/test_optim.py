@@ -1,4 +1,6 @@
 import dataclasses
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from ofa_jax import optim
+from ofa_jax import optim, trees
 from ofa_jax.config import Optim
 
+GOLDEN = Path(__file__).parent / "golden" / "ofa" / "training"
+POLYNOMIAL = json.loads((GOLDEN / "polynomial_decay.json").read_text())
 PARAMS = {
   "visual": {"kernel": jnp.linspace(-1, 1, 12).reshape(3, 4), "bias": jnp.ones(4)},
   "text": {"kernel": jnp.linspace(2, -1, 6).reshape(2, 3)},
@@ -68,6 +72,37 @@ def test_linear_and_constant_schedules():
   linear = optim.schedule(Optim(lr=1.0, schedule="linear", warmup=10), steps=110)
   assert [float(linear(s)) for s in (4, 10, 60, 110)] == pytest.approx([0.5, 1.0, 0.5, 0.0])
   assert float(optim.schedule(Optim(lr=0.5, schedule="constant"), steps=10)(9)) == 0.5
+
+
+@pytest.mark.parametrize("name", POLYNOMIAL)
+def test_polynomial_decay_is_fairseqs(name):
+  case = POLYNOMIAL[name]["cfg"]
+  config = Optim(
+    lr=case["lr"][0],
+    schedule="polynomial",
+    warmup=case["warmup_updates"],
+    warmup_ratio=max(0.0, case["warmup_ratio"]),
+    power=case["power"],
+    end_lr=case["end_learning_rate"],
+  )
+  expected = POLYNOMIAL[name]["lr_at_num_updates"]
+  rate = optim.schedule(config, steps=int(case["total_num_update"]))
+  np.testing.assert_allclose(
+    [rate(n) for n in range(len(expected))], expected, rtol=1e-5, atol=1e-9
+  )
+
+
+def test_fairseqs_eps_is_outside_the_bias_correction():
+  config = Optim(lr=0.01, adam="fairseq", eps=1e-2, weight_decay=0.1, schedule="constant")
+  found, _ = run(config, steps=3)
+  for path, p in trees.flatten(PARAMS).items():
+    p, m, v = np.asarray(p, np.float64), 0.0, 0.0
+    for step in range(3):
+      g = np.asarray(trees.flatten(gradients(step))[path], np.float64)
+      m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+      rate = 0.01 * np.sqrt(1 - 0.999 ** (step + 1)) / (1 - 0.9 ** (step + 1))
+      p = p - 0.01 * 0.1 * p - rate * m / (np.sqrt(v) + 1e-2)
+    np.testing.assert_allclose(trees.flatten(found)[path], p, rtol=1e-5, atol=1e-6, err_msg=path)
 
 
 def test_frozen_parameters_stay_and_have_no_state():

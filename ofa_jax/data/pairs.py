@@ -197,15 +197,15 @@ class TextRows:
     images_of: Sequence[Sequence[int]] | None = None,
   ):
     self.images_of = images_of
-    self._texts = texts
+    self.texts = texts
     self._tokenize = tokenize
 
   def __len__(self) -> int:
-    return len(self._texts)
+    return len(self.texts)
 
   def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
     """`tokens: int32[T]`."""
-    return {"tokens": self._tokenize(self._texts[i])}
+    return {"tokens": self._tokenize(self.texts[i])}
 
   def blank(self) -> dict[str, np.ndarray]:
     """What stands in a batch as padding."""

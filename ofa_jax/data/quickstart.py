@@ -21,7 +21,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from PIL import Image
@@ -42,24 +42,37 @@ _VALID_PER_CLASS = 36
 
 
 def digits(directory: str | os.PathLike) -> pathlib.Path:
-  """Returns the folder of the data set under `directory`, making it if it is not there.
+  """Returns the folder of the data set under `directory`, making it if it is not there."""
+  return make_once(directory, f"digits-v{VERSION}", _write)
+
+
+def make_once(
+  directory: str | os.PathLike, name: str, write: Callable[[pathlib.Path], None]
+) -> pathlib.Path:
+  """Returns the folder `name` under `directory`, made by `write` if it is not there.
 
   The folder appears whole or not at all, also when several processes make it at once.
   """
   directory = pathlib.Path(directory)
-  path = directory / f"digits-v{VERSION}"
+  path = directory / name
   if path.is_dir():
     return path
   directory.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(prefix=".digits-", dir=directory) as scratch:
+  with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=directory) as scratch:
     made = pathlib.Path(scratch, "made")
-    _write(made)
+    write(made)
     try:
       made.rename(path)
     except OSError:
       if not path.is_dir():  # another process was first: its folder holds the same bytes
         raise
   return path
+
+
+def write_lines(path: pathlib.Path, lines: Iterable[str]) -> None:
+  """Writes a text file in UTF-8, a line each."""
+  with path.open("w", encoding="utf-8", newline="\n") as file:
+    file.writelines(f"{line}\n" for line in lines)
 
 
 def _write(path: pathlib.Path) -> None:
@@ -70,13 +83,13 @@ def _write(path: pathlib.Path) -> None:
     (zeroshot / "test" / str(label)).mkdir(parents=True)
   for i in np.flatnonzero(valid):
     (zeroshot / "test" / str(labels[i]) / f"{i:04}.png").write_bytes(images[i])
-  _write_lines(zeroshot / "label_cn.txt", CLASS_NAMES)
-  _write_lines(zeroshot / "label.txt", map(str, range(len(CLASS_NAMES))))
+  write_lines(zeroshot / "label_cn.txt", CLASS_NAMES)
+  write_lines(zeroshot / "label.txt", map(str, range(len(CLASS_NAMES))))
 
   text_ids = itertools.count()
   for split, chosen in (("train", ~valid), ("valid", valid)):
     rows = (f"{i}\t{base64.b64encode(images[i]).decode()}" for i in np.flatnonzero(chosen))
-    _write_lines(path / f"{split}_imgs.tsv", rows)
+    write_lines(path / f"{split}_imgs.tsv", rows)
     texts = (
       {
         "text_id": next(text_ids),
@@ -87,7 +100,7 @@ def _write(path: pathlib.Path) -> None:
       for template in TEMPLATES
     )
     rows = (json.dumps(text, ensure_ascii=False) for text in texts)
-    _write_lines(path / f"{split}_texts.jsonl", rows)
+    write_lines(path / f"{split}_texts.jsonl", rows)
 
 
 def _load() -> tuple[list[bytes], np.ndarray]:
@@ -113,8 +126,3 @@ def _held_out(labels: np.ndarray) -> np.ndarray:
     members = np.flatnonzero(labels == label)
     valid[members[np.arange(_VALID_PER_CLASS) * len(members) // _VALID_PER_CLASS]] = True
   return valid
-
-
-def _write_lines(path: pathlib.Path, lines: Iterable[str]) -> None:
-  with path.open("w", encoding="utf-8", newline="\n") as file:
-    file.writelines(f"{line}\n" for line in lines)

@@ -5,10 +5,11 @@ dataclass that subclasses `Task` for the defaults and is named in a config.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax.losses import Mean
@@ -47,6 +48,9 @@ class Evaluates(Protocol):
     row could not be read.
     """
 
+  def results(self, predictions: Predictions, streams: Mapping[str, Any]) -> dict[str, bytes]:
+    """Files for people and other programs, by name: the predictions, a page of pictures."""
+
 
 @dataclasses.dataclass(kw_only=True)
 class Task:
@@ -81,6 +85,11 @@ class Task:
     del mesh, precision, load
     return None
 
+  def results(self, predictions: Predictions, streams: Mapping[str, Any]) -> dict[str, bytes]:
+    """Contents of the files that an evaluation leaves, by name. None by default."""
+    del predictions, streams
+    return {}
+
   def log_line(self, values: Mapping[str, float]) -> str:
     """The line of a log step.
 
@@ -98,3 +107,11 @@ class Task:
     """A hint for the person at the screen, from the metrics logged so far; None: all is well."""
     del history
     return None
+
+
+def normalized(image: jax.Array, *, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+  """uint8[B, S, S, 3] pixels to the float32 that models expect; floats are that already."""
+  if image.dtype != jnp.uint8:
+    return image
+  pixels = image.astype(jnp.float32) / 255.0
+  return (pixels - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ofa_jax import hub, losses, trees
+from ofa_jax import hub, losses, pictures, trees
 from ofa_jax.convert.params import abstract
 from ofa_jax.data import folder, images, pairs, pipeline
 from ofa_jax.data.augment import AUGMENT
@@ -23,10 +23,11 @@ from ofa_jax.data.text import normalize_caption
 from ofa_jax.models import cnclip
 from ofa_jax.models.clip_resnet import ResNetConfig
 from ofa_jax.scoring import retrieval, zeroshot
-from ofa_jax.tasks.base import Task
+from ofa_jax.tasks.base import Task, normalized
 from ofa_jax.tokenizers.bert import ChineseBertTokenizer
 
 _STUCK_ROWS = 5  # log rows near ln(batch) before a hint
+_PAGE_TEXTS, _PAGE_IMAGES = 8, 6  # shown of an evaluation
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -230,6 +231,21 @@ class Contrastive(Task):
       readable=image["valid"],
     )
 
+  def results(self, predictions, streams):
+    """`retrieval.png`: texts from all over the evaluation with the images that rank highest."""
+    image, text = predictions["image"], predictions["text"]
+    texts, rows = streams["text"], streams["image"]
+    chosen = np.unique(np.linspace(0, len(texts) - 1, _PAGE_TEXTS).astype(int))
+    readable = np.flatnonzero(image["valid"])
+    scores = text["features"][chosen] @ image["features"][readable].T
+    best = readable[np.argsort(-scores, axis=1, kind="stable")[:, :_PAGE_IMAGES]]
+    page = pictures.retrieval(
+      [texts.texts[t] for t in chosen],
+      [[rows.example(i, None)["image"] for i in ranked.tolist()] for ranked in best],
+      [np.isin(ranked, texts.images_of[t]) for t, ranked in zip(chosen, best, strict=True)],
+    )
+    return {"retrieval.png": page}
+
   def log_line(self, values):
     return (
       "Global Steps: {step}/{steps} | Train Epoch: {epoch} [{seen}/{rows} ({percent:.0f}%)] | "
@@ -336,11 +352,7 @@ def teacher_config(name: str) -> cnclip.CNCLIPConfig:
 
 def to_float(image: jax.Array) -> jax.Array:
   """uint8[B, S, S, 3] pixels to the normalised float32 that the towers expect; floats are that."""
-  if image.dtype != jnp.uint8:
-    return image
-  mean = jnp.asarray(images.CLIP_MEAN, jnp.float32)
-  std = jnp.asarray(images.CLIP_STD, jnp.float32)
-  return (image.astype(jnp.float32) / 255.0 - mean) / std
+  return normalized(image, mean=images.CLIP_MEAN, std=images.CLIP_STD)
 
 
 def _tokenize(encoder, context_length, caption):

@@ -104,6 +104,30 @@ def test_an_unreadable_image_is_not_found(digits):
   assert task.score(predictions, streams)["t2i_r1"] == pytest.approx(0.9)
 
 
+def test_a_page_shows_what_is_found(digits, monkeypatch):
+  """Every text finds its first image at once; that of the first text cannot be read."""
+  pages = []
+  monkeypatch.setattr(contrastive.pictures, "retrieval", lambda *page: pages.append(page) or b"")
+  task = tiny.config(digits).task
+  streams = task.streams("valid")
+  texts, rows = streams["text"], streams["image"]
+  first = np.array([images[0] for images in texts.images_of])
+  image = np.eye(len(rows), dtype=np.float32)
+  predictions = {
+    "image": {"features": image, "valid": np.arange(len(image)) != first[0]},
+    "text": {"features": image[first], "valid": np.ones(len(first), bool)},
+  }
+  assert task.results(predictions, streams) == {"retrieval.png": b""}
+  ((queries, images, right),) = pages
+  assert (queries[0], queries[-1], len(queries)) == (texts.texts[0], texts.texts[-1], 8)
+  assert {len(ranked) for ranked in images} == {6}
+  expected = rows.example(int(first[-1]), None)["image"]
+  np.testing.assert_array_equal(images[-1][0], expected)
+  assert [bool(good[0]) for good in right[1:]] == [True] * 7
+  unreadable = rows.example(int(first[0]), None)["image"]
+  assert not any(np.array_equal(image, unreadable) for image in images[0])
+
+
 def test_zero_shot_takes_the_nearest_class(digits):
   task = contrastive.ZeroShot(
     directory=str(digits / "zeroshot"), templates=("{}", "数字{}"), image_size=16

@@ -1,0 +1,71 @@
+"""Fine-tunes a pretrained OFA on captions, the first stage of the original's run scripts.
+
+  python -m ofa_jax.train --config=configs/ofa_caption.py[:SIZE] --workdir=D
+
+SIZE is tiny, medium, base (the default), large or huge. The original publishes the scripts of base
+and large; tiny and medium follow that of base, huge that of large.
+
+Data: `caption_data/caption_{stage1_train,val,test}.tsv` under OFA_JAX_DATA, which is datasets/
+where it is not set, and the document frequencies in `caption_data/cider_cached_tokens/`, all as the
+original distributes them. The files are read in any order: no copies shuffled beforehand.
+Hardware: the original's 4 GPUs with 8 images each and 4 parts an update. Here any number of devices
+gives the same updates, and `accum` makes them fit; sizes on TPUs are in docs/scaling.md. BatchNorm
+has the statistics of a whole batch (of a part, with `accum`), the original's those of each GPU.
+
+Published after this stage, COCO Karpathy test split, CIDEr:
+
+  tiny 119.0   medium 130.4   base 138.2   large 142.2   huge 145.3
+"""
+
+import os
+from pathlib import Path
+
+from ofa_jax.config import Config, Eval, MeshShape, Optim
+from ofa_jax.decode.beam import Search
+from ofa_jax.models import ofa
+from ofa_jax.tasks.caption import Caption
+
+
+def get_config(size: str = "base") -> Config:
+  model = ofa.config(size, dropout=0.1, encoder_drop_path=0.1, decoder_drop_path=0.1)
+  data = Path(os.environ.get("OFA_JAX_DATA", "datasets")) / "caption_data"
+  big = size in ("large", "huge")
+  search = Search(num_beams=5, max_length=16, no_repeat_ngram_size=3)
+  if size == "huge":
+    search = Search(
+      num_beams=10, max_length=16, no_repeat_ngram_size=3, temperature=0.98, length_penalty=0.98
+    )
+  task = Caption(
+    train=(f"{data}/caption_stage1_train.tsv",),
+    valid=(f"{data}/caption_val.tsv",),
+    test=(f"{data}/caption_test.tsv",),
+    tokenizer=f"OFA-{size}",
+    frequencies=f"{data}/cider_cached_tokens/coco-valid-words.p",
+    smoothing=0.1,
+    drop_worst=0.2,
+    drop_worst_after=2500 if big else 6000,
+    search=search,
+  )
+  return Config(
+    name=f"OFA-{size}: captions, stage 1",
+    init=f"OFA-{size}",
+    model=model,
+    task=task,
+    batch_size=128,
+    epochs=2 if big else 5,
+    seed=1,
+    log_every=10,
+    save_every=500,
+    optim=Optim(
+      lr=1e-5,
+      adam="fairseq",
+      weight_decay=0.01,
+      clip_norm=1.0,
+      schedule="polynomial",
+      warmup_ratio=0.06,
+      freeze=ofa.FREEZE["embedding"],
+    ),
+    mesh=MeshShape(data=1, fsdp=-1) if size == "huge" else MeshShape(),
+    remat="full" if big else "none",
+    evals=(Eval(name="valid", task=task, every=500),),
+  )

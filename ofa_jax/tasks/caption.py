@@ -1,0 +1,78 @@
+"""Image captioning (OFA, arXiv 2202.03052, section 3.3): what does the image describe?
+
+A training row has one caption; a row of an evaluation has all of its image, "&&" between them.
+"""
+
+import dataclasses
+import json
+from typing import ClassVar
+
+import numpy as np
+
+from ofa_jax.data import prompts
+from ofa_jax.data.text import REFERENCES, reference_captions, remove_punctuation, target_caption
+from ofa_jax.scoring.bleu import bleu
+from ofa_jax.scoring.cider import Frequencies, cider_d
+from ofa_jax.scoring.rouge import rouge_l
+from ofa_jax.tasks.seq2seq import IMAGE, Seq2Seq
+
+
+@dataclasses.dataclass(kw_only=True)
+class Caption(Seq2Seq):
+  """Captions of images, compared with those that people wrote.
+
+  Attributes:
+    max_words: words of a caption that are learnt.
+    frequencies: file of the n-grams' document frequencies for CIDEr-D, the original's
+      `coco-valid-words.p`; None: they are counted over the references of the evaluation.
+    page: pictures of the evaluation that are shown with their captions; 0: none.
+  """
+
+  fields: ClassVar[tuple[str, ...]] = ("id", IMAGE, "caption")
+
+  columns: tuple[int, ...] = (0, 4, 2)
+  source_length: int = 10
+  max_words: int = 20
+  frequencies: str | None = None
+  page: int = 24
+
+  def example(self, row, rng):
+    if rng is None:
+      caption = REFERENCES.join(reference_captions(row["caption"]))
+    else:
+      caption = target_caption(row["caption"], max_words=self.max_words)
+    prompt = prompts.caption(chinese=self.words.kind == "bert-chinese")
+    return {"source": self.encode(prompt), "target": self.encode(" " + caption)}
+
+  def score(self, predictions, streams):
+    """CIDEr-D (the original's "cider"), BLEU-4, ROUGE-L, and the share that equal a reference.
+
+    Captions are compared without punctuation, case and all, as in the original's validation; rows
+    that could not be read are left out.
+    """
+    captions = self._captions(predictions, streams)
+    found = [caption for _, caption, _ in captions]
+    references = [group for _, _, group in captions]
+    frequencies = None if self.frequencies is None else Frequencies.load(self.frequencies)
+    exact = [caption in group for caption, group in zip(found, references, strict=True)]
+    return {
+      "cider": np.mean(cider_d(found, references, frequencies=frequencies)),
+      "bleu4": bleu(found, references)[3],
+      "rouge_l": np.mean(rouge_l(found, references)),
+      "exact": np.mean(exact),
+    }
+
+  def results(self, predictions, streams):
+    """`predict.json`, as the original writes it, and `captions.png`, a page of pictures."""
+    rows = streams["examples"]
+    captions = self._captions(predictions, streams)
+    found = [{"image_id": rows.row(i)["id"], "caption": caption} for i, caption, _ in captions]
+    return {"predict.json": json.dumps(found, ensure_ascii=False).encode()}
+
+  def _captions(self, predictions, streams):
+    """(row, its caption, its references) of all rows that could be read."""
+    rows, texts = streams["examples"], self.texts(predictions)
+    return [
+      (i, remove_punctuation(text).strip(), reference_captions(rows.row(i)["caption"]))
+      for i, text in texts.items()
+    ]

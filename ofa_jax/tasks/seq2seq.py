@@ -1,0 +1,335 @@
+"""What the tasks of OFA share (arXiv 2202.03052): a prompt and perhaps an image in, tokens out.
+
+A task says which columns its rows have and what source and target a row makes; `Seq2Seq` reads the
+files, assembles arrays, computes the loss, and generates. `docs/tasks.md` shows a new task.
+
+Shapes are static: sources and targets are filled up to `source_length` and `target_length`. Length
+buckets would save little, since the image is nearly all of the work: a caption of 13 tokens, the
+usual length, filled up to 48 adds 3.6 % to the operations of a step (Base, 480 pixels, counted from
+the jaxpr), and every bucket would be one more program.
+"""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ofa_jax import losses
+from ofa_jax.data import images
+from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
+from ofa_jax.data.tsv import Table
+from ofa_jax.decode.beam import BOS, EOS, PAD, Hypotheses, Search, generate
+from ofa_jax.tasks.base import Predictions, Task, normalized
+from ofa_jax.tokenizers.ofa import OFATokenizer
+
+IMAGE = "image"  # the column of base64 images
+MAX_POSITIONS = 1024  # the original's --max-source-positions and --max-target-positions
+
+
+@dataclasses.dataclass(kw_only=True)
+class Seq2Seq(Task):
+  """The defaults that the tasks of OFA keep; a task adds at least `fields` and `example`.
+
+  Attributes:
+    fields: names of the columns that a row is read from; "image" is the one in base64.
+    target_ends: False where the answer is learnt without the end after it.
+    train, valid, test: TSV files of each split.
+    columns: places of `fields` in the files, from 0 (the original's --selected-cols).
+    tokenizer: folder of the tokenizer's files, or a model that has them, as `hub.open_model` takes
+      it.
+    image_size: pixels a side.
+    pixel_mean, pixel_std: what is taken out of the pixels' colours, from 0 to 1.
+    source_length, target_length: tokens of a source and a target; longer ones are cut.
+    smoothing: of the labels.
+    drop_worst, drop_worst_after: share of the tokens, those that cost most, that is left out once
+      so many updates are done.
+    rdrop: weight of the divergence between two dropouts of one batch; None: one dropout.
+    sentence_avg: the loss is a mean over rows, not over tokens.
+    ignore_prefix, ignore_eos: the first so many tokens, or the ends, cost nothing.
+    allowed_range: ids (first, end) that have a probability beside the special ones; None: all.
+    search: how answers are generated in evaluations.
+    cache_dir, cache_bytes: folder and limit of the decode cache; None: off.
+  """
+
+  fields: ClassVar[tuple[str, ...]]
+  target_ends: ClassVar[bool] = True
+
+  train: tuple[str, ...] = ()
+  valid: tuple[str, ...] = ()
+  test: tuple[str, ...] = ()
+  columns: tuple[int, ...] = ()
+  tokenizer: str
+  image_size: int = 480
+  pixel_mean: tuple[float, ...] = images.HALF_MEAN
+  pixel_std: tuple[float, ...] = images.HALF_STD
+  source_length: int = 80
+  target_length: int = 48
+  smoothing: float = 0.0
+  drop_worst: float = 0.0
+  drop_worst_after: int = 0
+  rdrop: float | None = None
+  sentence_avg: bool = False
+  ignore_prefix: int = 0
+  ignore_eos: bool = False
+  allowed_range: tuple[int, int] | None = None
+  search: Search = dataclasses.field(default_factory=Search)
+  cache_dir: str | None = None
+  cache_bytes: int = DEFAULT_MAX_BYTES
+
+  def example(self, row: Mapping[str, str], rng: np.random.Generator | None) -> dict[str, Any]:
+    """What a row asks and what is right, as token ids without begin and end.
+
+    Args:
+      row: the text columns by name.
+      rng: the row's own generator; None outside training.
+
+    Returns:
+      "source" and "target", and where needed "prompt", what the decoder is given before the answer.
+      Anything else goes into the batch as it is and has its place in `blank`.
+    """
+    raise NotImplementedError
+
+  def blank(self) -> dict[str, np.ndarray]:
+    """The fields of an example and their shapes; a row like this changes nothing, and is finite."""
+    example = self.assemble({"source": [], "target": []})
+    example["target"] = np.full_like(example["target"], PAD)
+    if IMAGE in self.fields:
+      example[IMAGE] = np.zeros((self.image_size, self.image_size, 3), np.uint8)
+    return example
+
+  def allowed(self, batch: Mapping[str, jax.Array]) -> jax.Array | None:
+    """Which ids may be each target, bool[B, T, V]; None: all."""
+    del batch
+    return None
+
+  @property
+  def words(self) -> OFATokenizer:
+    """The tokenizer; ValueError where its files are missing."""
+    return load_tokenizer(self.tokenizer)
+
+  def encode(self, text: str) -> list[int]:
+    """Token ids of a text; prompts and answers begin with a space."""
+    return self.words.encode(text)
+
+  def texts(self, predictions: Predictions) -> dict[int, str]:
+    """The answers by row, of all rows that could be read."""
+    found = predictions["examples"]
+    return {int(i): self.words.decode(found["tokens"][i]) for i in np.flatnonzero(found["valid"])}
+
+  def assemble(self, example: Mapping[str, Any], *, warn: bool = False) -> dict[str, np.ndarray]:
+    """Begin, end and padding put to the ids of an example.
+
+    Args:
+      example: from `example`.
+      warn: whether to say that something was cut.
+
+    Returns:
+      source int32[S]; previous int32[T], what the decoder sees; target int32[T], what comes after
+      each of its tokens, with padding where nothing is learnt.
+    """
+    prompt, answer = list(example.get("prompt", ())), list(example["target"])
+    source = list(example["source"])
+    room = {"source": self.source_length - 2, "target": self.target_length - 1 - len(prompt)}
+    for name, ids in (("source", source), ("target", answer)):
+      if warn and len(ids) > room[name]:
+        warnings.warn(
+          f"Cut a {name} of {len(ids)} tokens to {room[name]}; task.{name}_length would keep it"
+        )
+    source, answer = source[: room["source"]], answer[: room["target"]]
+    end = [EOS] if self.target_ends else []
+    arrays = {
+      "source": _filled([BOS, *source, EOS], self.source_length),
+      "previous": _filled([BOS, *prompt, *answer][: self.target_length], self.target_length),
+      "target": _filled([PAD] * len(prompt) + answer + end, self.target_length),
+    }
+    return {k: v for k, v in example.items() if k not in ("source", "target", "prompt")} | arrays
+
+  def check(self, config: Any) -> list[str]:
+    faults = []
+    if len(self.columns) != len(self.fields):
+      faults.append(
+        f"task.columns: expected one column for each of {', '.join(self.fields)}, found "
+        f"{self.columns}"
+      )
+    cells = config.model.image_bucket_size
+    if IMAGE in self.fields and not 1 <= -(-self.image_size // 16) <= cells:
+      faults.append(
+        f"task.image_size: expected 1 to {16 * cells} (the model's cells), found {self.image_size}"
+      )
+    for field, low in (("source_length", 3), ("target_length", 2)):
+      if not low <= getattr(self, field) <= MAX_POSITIONS:
+        found = getattr(self, field)
+        faults.append(f"task.{field}: expected {low} to {MAX_POSITIONS}, found {found}")
+    for field in ("smoothing", "drop_worst"):
+      if not 0 <= getattr(self, field) < 1:
+        found = getattr(self, field)
+        faults.append(f"task.{field}: expected a share from 0 to below 1, found {found}")
+    return faults + _check_tokenizer(self, config)
+
+  def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    fields = self.blank() | {"weight": np.float32(1)}
+    return {k: jax.ShapeDtypeStruct((batch_size, *v.shape), v.dtype) for k, v in fields.items()}
+
+  def examples(self, split: str) -> "Rows":
+    files = {"train": self.train, "valid": self.valid, "test": self.test}.get(split)
+    if not files:
+      raise ValueError(f"Expected data for the split {split!r} in task.{split}, found none")
+    _ = self.words  # its faults are told before anything is compiled
+    table = Table(files, columns=dict(zip(self.fields, self.columns, strict=True)))
+    return Rows(self, table)
+
+  def prepare(self, model, batch, *, rngs, step, frozen):
+    """Adds whether the worst tokens are left out by now."""
+    del model, rngs, frozen
+    return {**batch, "dropping": step > self.drop_worst_after} if self.drop_worst else batch
+
+  def loss(self, model, batch, *, rngs, chunks=1):
+    del chunks
+    names = ("source", "previous", "target", "weight", IMAGE, "image_mask", "code_mask", "conf")
+    rows = {name: batch[name] for name in names if name in batch}
+    allowed = self.allowed(batch)
+    if self.rdrop is not None:
+      rows, allowed = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), (rows, allowed))
+    logits = model(
+      rows["source"],
+      rows["previous"],
+      **self.pictures(rows),
+      code_mask=rows.get("code_mask"),
+      rngs=rngs,
+    )
+    return losses.label_smoothed(
+      logits,
+      jnp.where(rows["weight"][:, None] > 0, rows["target"], PAD),
+      smoothing=self.smoothing,
+      conf=rows.get("conf"),
+      mask=allowed,
+      allowed_range=self.allowed_range,
+      ignore_prefix=self.ignore_prefix,
+      ignore=EOS if self.ignore_eos else None,
+      drop_worst=self.drop_worst,
+      dropping=batch.get("dropping", False),
+      rdrop=self.rdrop,
+      sentence_avg=self.sentence_avg,
+    )
+
+  def pictures(self, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The model's image arguments for rows of a batch; none without an image."""
+    if IMAGE not in rows:
+      return {}
+    pixels = normalized(rows[IMAGE], mean=self.pixel_mean, std=self.pixel_std)
+    return {IMAGE: pixels, "image_mask": rows.get("image_mask")}
+
+  def streams(self, split: str) -> dict[str, Any]:
+    return {"examples": self.examples(split)}
+
+  def predict(self, model, batch):
+    """The best answer of each row, int32[B, N] with its end and padding, and its score."""
+    found = self.generate(model, batch)
+    return {"tokens": found.tokens[:, 0], "score": found.scores[:, 0]}
+
+  def generate(self, model: Any, batch: Mapping[str, jax.Array]) -> Hypotheses:
+    """Searches for the answers of a batch, which the encoder sees once."""
+    encoded = model.encode(batch["source"], **self.pictures(batch))
+    cache = model.start(
+      encoded,
+      max_length=self.search.max_length + 1,
+      hypotheses=self.search.num_beams,
+      code=self.search.gen_code,
+    )
+    return generate(
+      model.step,
+      cache,
+      reorder=model.reorder,
+      search=self.search,
+      batch=len(batch["source"]),
+      active=batch["weight"] > 0,
+    )
+
+  def log_line(self, values):
+    return (
+      "Global Steps: {step}/{steps} | Train Epoch: {epoch} [{seen}/{rows} ({percent:.0f}%)] | "
+      "Loss: {loss:.6f} | NLL: {nll:.4f} | Accuracy: {accuracy:.2%} | Grad Norm: {grad_norm:.3f} | "
+      "Data Time: {data_time:.3f}s | Batch Time: {batch_time:.3f}s | LR: {lr:.3e} | "
+      "Global Batch Size: {batch_size}"
+    ).format(**values)
+
+
+class Rows:
+  """The rows of a table as examples of a task.
+
+  Attributes:
+    table: the files.
+  """
+
+  def __init__(self, task: Seq2Seq, table: Table):
+    self.table = table
+    self._task = task
+    self._reader = None
+    if IMAGE in task.fields:
+      self._reader = ImageReader(
+        table,
+        size=task.image_size,
+        rgb_first=True,
+        cache_dir=task.cache_dir,
+        cache_bytes=task.cache_bytes,
+      )
+
+  def __len__(self) -> int:
+    return len(self.table)
+
+  def row(self, i: int) -> dict[str, str]:
+    """The text columns of row `i`."""
+    return {name: self.table.text(i, name) for name in self._task.fields if name != IMAGE}
+
+  def image(self, i: int) -> np.ndarray:
+    """uint8[S, S, 3] of row `i`. Raises BadRow when it cannot be read."""
+    return self._reader.read(i, None)
+
+  def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """The fields of `Seq2Seq.blank`. Raises BadRow when the row cannot be read."""
+    example = self._task.assemble(self._task.example(self.row(i), rng), warn=rng is not None)
+    if self._reader:
+      example[IMAGE] = self._reader.read(i, rng)
+    return example
+
+  def blank(self) -> dict[str, np.ndarray]:
+    """What stands in a batch where a row is bad."""
+    return self._task.blank()
+
+  def close(self) -> None:
+    """Closes the decode cache and the files."""
+    if self._reader:
+      self._reader.close()
+    self.table.close()
+
+
+@functools.cache
+def load_tokenizer(directory: str) -> OFATokenizer:
+  """The tokenizer in a folder, read once; ValueError where there is none."""
+  return OFATokenizer.from_directory(directory)
+
+
+def _check_tokenizer(task: Seq2Seq, config: Any) -> list[str]:
+  if not Path(task.tokenizer).is_dir():  # a model's, and models are opened with the data
+    return []
+  try:
+    found = task.words.vocab_size
+  except ValueError as e:
+    return [f"task.tokenizer: {e}"]
+  if found == config.model.vocab_size:
+    return []
+  return [
+    f"model.vocab_size: expected the {found} of {task.tokenizer}, found {config.model.vocab_size}"
+  ]
+
+
+def _filled(ids: Sequence[int], length: int) -> np.ndarray:
+  array = np.full(length, PAD, np.int32)
+  array[: len(ids)] = ids
+  return array

@@ -1,0 +1,67 @@
+"""Captioning: rows as the original assembles them, and scores of what was generated."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from ofa_jax.data import images
+from ofa_jax.tasks.base import normalized
+from ofa_jax.tasks.caption import Caption
+from tests.ofa_files import GOLDEN, write_bpe
+
+FOLDER = GOLDEN / "caption"
+CASES = ("train", "train_480", "train_imagenet_norm", "val", "scst")
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory):
+  return str(write_bpe(tmp_path_factory.mktemp("bpe")))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rows_are_the_originals(case, bpe, tmp_path):
+  golden = json.loads((FOLDER / f"{case}.json").read_text())
+  options = {}
+  if case == "train_imagenet_norm":
+    options = {"pixel_mean": images.IMAGENET_MEAN, "pixel_std": images.IMAGENET_STD}
+  task = Caption(
+    train=(str(shutil.copy(FOLDER / golden["tsv"], tmp_path)),),
+    tokenizer=bpe,
+    image_size=golden["kwargs"]["patch_image_size"],
+    source_length=8,
+    target_length=62,
+    **options,
+  )
+  rows = task.examples("train")
+  assert len(rows) == len(golden["items"])
+  blank = rows.blank()
+  # One caption, cut at 20 words, is learnt; all are kept for scoring and self-critical training.
+  learns = golden["split"] == "train" and "scst" not in golden["kwargs"]
+  with np.load(FOLDER / "images.npz") as stored:
+    for i, item in enumerate(golden["items"]):
+      example = rows.example(i, np.random.default_rng(0) if learns else None)
+      assert {k: (v.shape, v.dtype) for k, v in example.items()} == {
+        k: (v.shape, v.dtype) for k, v in blank.items()
+      }
+      assert rows.row(i)["id"] == item["id"]
+      expected = {
+        "source": item["source"],
+        "target": item["target"],
+        "previous": item["prev_output_tokens"],
+      }
+      for name, found in expected.items():
+        ids = found["ids"]
+        assert example[name].tolist() == ids + [1] * (len(example[name]) - len(ids)), name
+      image = np.asarray(
+        normalized(example["image"][None], mean=task.pixel_mean, std=task.pixel_std)
+      )[0].transpose(2, 0, 1)
+      expected = item["patch_image"]
+      assert list(image.shape) == expected["shape"]
+      np.testing.assert_allclose(image.mean(dtype=np.float64), expected["mean"], atol=1e-7)
+      np.testing.assert_allclose(image.std(dtype=np.float64, ddof=1), expected["std"], rtol=1e-6)
+      # Validation and self-critical training read the images of the training file.
+      pixels = stored[expected["npz_key"].replace("val", "train").replace("scst", "train")]
+      part = image[:, ::16, ::16] if expected["stored"] != "full" else image
+      np.testing.assert_allclose(part, pixels, atol=1e-6)
