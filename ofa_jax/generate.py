@@ -334,7 +334,7 @@ def main() -> None:
       raise ValueError("Expected --input, or --image, --text or both, found none of them")
     choices = _read_candidates(candidates.value) if candidates.value else None
     model, _ = api.load_from_name(
-      *name.value, precision=precision.value, image_size=image_size.value
+      name.value, precision=precision.value, image_size=image_size.value
     )
     if not isinstance(model, OFAModel):
       raise ValueError(f"Expected an OFA in --model, found {type(model.config).__name__}")

@@ -21,6 +21,7 @@ from PIL import Image
 from ofa_jax import hub
 from ofa_jax import ofa_inputs as inputs
 from ofa_jax.data import prompts
+from ofa_jax.data.boxes import from_bins
 from ofa_jax.decode import candidates
 from ofa_jax.decode.beam import BOS, EOS, PAD, Search
 from ofa_jax.decode.trie import Trie
@@ -28,7 +29,6 @@ from ofa_jax.ofa_inputs import Picture
 from ofa_jax.ofa_runner import Runner, bucket
 
 MAX_TOKENS = 1024  # of a text: the original's --max-source-positions
-BOX_SIZE = 512  # what coordinates are parts of, whatever the image's size: --max-image-size
 
 # How the original's scripts search; the length of answers is ours, theirs is 200 with the question.
 SEARCHES: dict[str, Search] = {
@@ -51,6 +51,7 @@ class OFAModel:
     tokenizer: the (first) model's own.
     image_size: side in pixels that images are resized to.
     searches: how "caption", "answer" and "ground" search; captions as the model says itself.
+    preprocess: makes a Pillow image float32[S, S, 3], as the model wants it.
     num_params: scalars of all models.
   """
 
@@ -69,7 +70,10 @@ class OFAModel:
     self.config, self.num_params = self._runner.config, self._runner.num_params
     self.tokenizer = sources[0].tokenizer
     self.image_size = image_size or sources[0].image_size
-    caption = dataclasses.replace(SEARCHES["caption"], **sources[0].generation)
+    self.preprocess = functools.partial(
+      inputs.preprocess, size=self.image_size, colours=self._runner.colours
+    )
+    caption = dataclasses.replace(SEARCHES["caption"], **sources[0].settings["generation"])
     self.searches = SEARCHES | {"caption": caption}
     self._chinese = self.tokenizer.kind == "bert-chinese"
     self._plan = functools.lru_cache(maxsize=8)(self._make_plan)
@@ -185,7 +189,7 @@ class OFAModel:
     seed: int = 0,
     return_scores: bool = False,
   ) -> Results:
-    """Answers prompts in the user's own words, of each the best hypothesis.
+    """Answers prompts in the user's own words.
 
     Args:
       images: one for each text; None where, or if nowhere, there is one.
@@ -274,7 +278,7 @@ class OFAModel:
     for hypotheses, begin in zip(found, begins, strict=True):
       for each in hypotheses:
         each["tokens"] = each["tokens"][begin:]
-        each["score"] -= each["positional_scores"][:begin].sum()
+        each["score"] = each["positional_scores"][begin:].sum()
     return self._texts(found, return_scores)
 
   def ground(
@@ -311,7 +315,9 @@ class OFAModel:
         bins = each["tokens"][:-1] - self.tokenizer.bin_id(0)
         if len(bins) == 4 and bins.min() >= 0:
           size = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
-          boxes[-1], scores[i] = self._box(bins, size, rows["image"].shape[1:3]), each["score"]
+          scale = np.divide(size, rows["image"].shape[2:0:-1])
+          boxes[-1] = from_bins(bins, num_bins=self.tokenizer.num_bins, scale=scale)
+          scores[i] = each["score"]
           break
     return (boxes, scores) if return_scores else boxes
 
@@ -444,12 +450,6 @@ class OFAModel:
   def _make_plan(self, answers):
     space = "" if self._chinese else " "
     return candidates.plan([self.tokenizer.encode(space + text) for text in answers])
-
-  def _box(self, bins, size, resized):
-    """Bins of coordinates to pixels of an image of `size` (w, h) that was resized to (h, w)."""
-    scale = np.divide(size, resized[::-1]).astype(np.float32)
-    box = bins.astype(np.float32) / (self.tokenizer.num_bins - 1) * BOX_SIZE
-    return box * np.tile(scale, 2)
 
 
 def _prompt(source):
