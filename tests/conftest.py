@@ -6,7 +6,7 @@ import tempfile
 import jax
 import pytest
 
-from ofa_jax.data import quickstart
+from ofa_jax.data import quickstart, quickstart_ofa
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -22,6 +22,12 @@ jax.config.update("jax_disable_most_optimizations", True)
 def digits(tmp_path_factory):
   """The quickstart's data set."""
   return quickstart.digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+  """The data set of OFA's quickstart."""
+  return quickstart_ofa.shapes(tmp_path_factory.mktemp("shapes"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,15 +4,18 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax import sharding, step
-from ofa_jax.config import Config, Optim, mesh_sizes
+from ofa_jax.config import Config, MeshShape, Optim, mesh_sizes
 from ofa_jax.convert import ofa as convert
 from ofa_jax.tasks.seq2seq import Seq2Seq
-from tests.ofa_golden import _DIR, golden, golden_json, micro_config, rule_state_dict
+from tests import test_step, tiny
+from tests.ofa_files import GOLDEN
+from tests.ofa_golden import golden, golden_json, micro_config, rule_state_dict
 
-SIX = json.loads((_DIR / "training" / "six_steps.json").read_text())
+SIX = json.loads((GOLDEN / "training" / "six_steps.json").read_text())
 # What no batch of these reads has no gradient in PyTorch, and its optimizer leaves it alone.
 UNUSED = (r"^decoder/(code_norm|positions/image)", r"^decoder/blocks/relative/image/")
 
@@ -24,8 +27,19 @@ class Given(Seq2Seq):
   fields = ("image",)
 
 
-def config(**changes):
-  base = Config(
+def golden_batch():
+  """The golden's batch, of which one row has no image."""
+  given = golden("micro", "train_mode")
+  names = {"source": "src_tokens", "previous": "prev_output_tokens", "target": "target"}
+  batch = {ours: given[theirs].astype(np.int32) for ours, theirs in names.items()}
+  noise = np.random.default_rng(int(given["image_seed"])).standard_normal(given["image_shape"])
+  image = np.tanh(noise).astype(np.float32).transpose(0, 2, 3, 1)
+  weight = np.ones(len(image), np.float32)
+  return {**batch, "image": image, "image_mask": given["patch_masks"], "weight": weight}
+
+
+def test_six_updates_are_the_originals():
+  config = Config(
     model=micro_config(),
     task=Given(columns=(0,), tokenizer="", image_size=64, smoothing=0.1),
     batch_size=3,
@@ -41,55 +55,55 @@ def config(**changes):
       freeze=(r"^tokens/", *UNUSED),
     ),
   )
-  return dataclasses.replace(base, **changes)
-
-
-def batch(*, repeat=1):
-  """The golden's batch, of which one row has no image."""
-  given = golden("micro", "train_mode")
-  names = {
-    "source": "src_tokens",
-    "previous": "prev_output_tokens",
-    "target": "target",
-    "image_mask": "patch_masks",
-  }
-  found = {ours: given[theirs] for ours, theirs in names.items()}
-  found = {k: v.astype(np.int32) if v.dtype == np.int64 else v for k, v in found.items()}
-  noise = np.random.default_rng(int(given["image_seed"])).standard_normal(given["image_shape"])
-  found["image"] = np.tanh(noise).astype(np.float32).transpose(0, 2, 3, 1)
-  found["weight"] = np.ones(3, np.float32)
-  return {k: np.repeat(v, repeat, axis=0) for k, v in found.items()}
-
-
-def run(config, batch, *, steps, devices=1):
-  """Metrics of every step, and the last state; the golden's weights are the first."""
-  mesh = sharding.make_mesh(mesh_sizes(config.mesh, devices), devices=jax.devices()[:devices])
-  program = step.build(config, mesh, steps=config.steps)
-  shapes = {name: shape for name, (shape, _) in golden_json("micro/state_dict").items()}
-  params, rest = convert.from_torch(rule_state_dict(shapes), config.model)
-  state = jax.jit(lambda p, r: step._state(config, program.optimizer, p, r))(params, rest)
-  # The original asks its schedule after the update is counted.
-  state = dataclasses.replace(state, step=state.step + 1)
+  program = step.build(config, test_step.make_mesh(), steps=config.steps)
+  sizes = {name: shape for name, (shape, _) in golden_json("micro/state_dict").items()}
+  params, rest = jax.device_put(convert.from_torch(rule_state_dict(sizes), config.model))
+  state = step.State(
+    step=jnp.ones((), jnp.int32),  # the golden's rates are those after the update is counted
+    params=params,
+    opt=program.optimizer.init(params),
+    rest=rest,
+    ema=None,
+    bad=jnp.zeros(2, jnp.int32),
+  )
   state = jax.device_put(state, program.shardings)
   update = step.train_step(program)
-  batch = sharding.to_global(batch, mesh)
-  history = []
-  for _ in range(steps):
+  batch = sharding.to_global(golden_batch(), program.mesh)
+  for expected in SIX["log"]:
     state, metrics = update(state, batch)
-    history.append(jax.device_get(metrics))
-  return history, state
-
-
-def test_six_updates_are_the_originals():
-  history, state = run(config(), batch(), steps=6)
-  for found, expected in zip(history, SIX["log"], strict=True):
-    np.testing.assert_allclose(found["lr"], expected["lr"], rtol=1e-5)
     loss = expected["loss_sum"] / expected["sample_size"]
-    np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
-    np.testing.assert_allclose(found["grad_norm"], expected["grad_norm_before_clip"], rtol=1e-4)
-  found = convert.to_torch(*jax.device_get((state.params, state.rest)), config().model)
+    np.testing.assert_allclose(metrics["lr"], expected["lr"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], expected["grad_norm_before_clip"], rtol=1e-5)
+  found = convert.to_torch(*jax.device_get((state.params, state.rest)), config.model)
   for name, norm in SIX["param_norms_after"].items():
     np.testing.assert_allclose(np.linalg.norm(found[name]), norm, rtol=1e-5, err_msg=name)
   for name, expected in golden("training", "six_steps").items():
     x = found[name] if found[name].shape == expected.shape else found[name].ravel()[::16]
     np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def captions(shapes):
+  """A small run whose rows meet neither in BatchNorm's statistics nor in dropout's key."""
+  model = dataclasses.replace(tiny.OFA, freeze_resnet=True)
+  return tiny.caption_config(shapes, model=model, task={"rdrop": 0.5})
+
+
+@pytest.fixture(scope="module")
+def reference(captions):
+  return test_step.run(captions, steps=3)
+
+
+def test_eight_devices_are_one(captions, reference):
+  mesh = MeshShape(data=2, fsdp=2, tensor=2)
+  config = dataclasses.replace(captions, mesh=mesh)
+  history, state = test_step.run(config, steps=3, mesh=test_step.make_mesh(mesh, 8))
+  np.testing.assert_allclose(history, reference[0], rtol=1e-5)
+  test_step.assert_trees_close(state.params, reference[1].params, atol=1e-5)
+
+
+def test_accumulation_is_the_whole_batch(captions, reference):
+  history, state = test_step.run(dataclasses.replace(captions, accum=4), steps=3)
+  np.testing.assert_allclose(history, reference[0], rtol=1e-5)
+  test_step.assert_trees_close(state.params, reference[1].params, atol=1e-5)

@@ -23,17 +23,22 @@ SMALL = (
   "--config.steps=60",
   "--config.log_every=5",
   "--config.save_every=10",
-  "--config.model.vision.layers=1",
-  "--config.model.text.layers=1",
-  "--config.model.text.width=32",
 )
+MODEL = {
+  "digits": (
+    "--config.model.vision.layers=1",
+    "--config.model.text.layers=1",
+    "--config.model.text.width=32",
+  ),
+  "ofa": ("--config.model.width=32", "--config.model.mlp=64", "--config.task.image_size=32"),
+}
 
 
-def start(digits, workdir, *overrides, **environment):
+def start(digits, workdir, *overrides, config="digits", **environment):
   """The training command on the quickstart's config, made small."""
-  command = [sys.executable, "-m", "ofa_jax.train", "--config=configs/quickstart.py"]
+  command = [sys.executable, "-m", "ofa_jax.train", f"--config=configs/quickstart.py:{config}"]
   return subprocess.Popen(
-    [*command, f"--workdir={workdir}", *SMALL, *overrides],
+    [*command, f"--workdir={workdir}", *SMALL, *MODEL[config], *overrides],
     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
     env={**os.environ, "JAX_PLATFORMS": "cpu", "OFA_JAX_DATA": str(digits.parent), **environment},
   )  # fmt: skip
@@ -72,19 +77,23 @@ def kill_at(process, text, *, delay=0.0):
   return False
 
 
-def test_killed_runs_end_with_the_very_parameters_of_a_straight_one(digits, tmp_path):
-  alone = "--config.evals=()"
-  finish(start(digits, tmp_path / "straight", alone))
-  killed = tmp_path / "killed"
+# Five starts of an OFA take a minute; in one process `test_train.py` does the same with both.
+@pytest.mark.parametrize("config", ["digits", pytest.param("ofa", marks=pytest.mark.slow)])
+def test_killed_runs_end_with_the_very_parameters_of_a_straight_one(digits, tmp_path, config):
+  def begin(folder):
+    return start(digits, tmp_path / folder, "--config.evals=()", config=config)
+
+  finish(begin("straight"))
   # In the moment a save begins, then at a random one after compiling, then again with a save.
-  assert kill_at(start(digits, killed, alone), "Saving checkpoint at step 20")
+  assert kill_at(begin("killed"), "Saving checkpoint at step 20")
   delay = random.uniform(0.0, 0.5)
-  kill_at(start(digits, killed, alone), "Compiled", delay=delay)
-  kill_at(start(digits, killed, alone), "Saving checkpoint at step 50")
-  output = finish(start(digits, killed, alone))
+  kill_at(begin("killed"), "Compiled", delay=delay)
+  kill_at(begin("killed"), "Saving checkpoint at step 50")
+  output = finish(begin("killed"))
   assert "resumed from this workdir at step" in output, f"delay {delay}"
-  assert_bit_equal(final_state(tmp_path / "straight"), final_state(killed))
-  losses = [[r["train/loss"] for r in log.read_metrics(tmp_path / d)] for d in ("straight", killed)]
+  folders = "straight", "killed"
+  assert_bit_equal(*(final_state(tmp_path / folder) for folder in folders))
+  losses = [[r["train/loss"] for r in log.read_metrics(tmp_path / f)] for f in folders]
   assert losses[0] == losses[1]
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -35,11 +36,34 @@ def assert_bit_equal(a, b):
 
 
 @pytest.fixture(scope="module")
-def straight(digits, tmp_path_factory):
-  """A finished run of six steps with evaluations."""
-  workdir = tmp_path_factory.mktemp("straight")
-  results = train(tiny.config(digits, evals=True), str(workdir))
-  return workdir, results
+def configs(digits, shapes):
+  """`(...) -> Config` of a small run, by the family."""
+  return {
+    "cnclip": functools.partial(tiny.config, digits),
+    "ofa": functools.partial(tiny.caption_config, shapes),
+  }
+
+
+@pytest.fixture(scope="module")
+def runs(configs, tmp_path_factory):
+  """`family -> (workdir, results)` of a finished run of six steps with evaluations."""
+
+  @functools.cache
+  def run(family):
+    workdir = tmp_path_factory.mktemp(family)
+    return workdir, train(configs[family](evals=True), str(workdir))
+
+  return run
+
+
+@pytest.fixture(params=["cnclip", "ofa"])
+def family(request):
+  return request.param
+
+
+@pytest.fixture
+def straight(runs):
+  return runs("cnclip")
 
 
 def test_files_of_a_run(straight):
@@ -57,30 +81,45 @@ def test_files_of_a_run(straight):
   assert json.loads((workdir / "config.json").read_text())["batch_size"] == 32
 
 
-def test_evaluate_gives_the_same_numbers(digits, straight):
-  workdir, results = straight
-  assert evaluate.run(tiny.config(digits, evals=True), str(workdir)) == results
+def test_evaluate_gives_the_same_numbers(configs, runs, family):
+  workdir, results = runs(family)
+  assert evaluate.run(configs[family](evals=True), str(workdir)) == results
 
 
-def test_a_finished_run_only_evaluates(digits, straight):
-  workdir, results = straight
+def test_a_finished_run_only_evaluates(configs, runs, family):
+  workdir, results = runs(family)
   before = final_state(workdir)
-  assert train(tiny.config(digits, evals=True), str(workdir)) == results
+  assert train(configs[family](evals=True), str(workdir)) == results
   assert_bit_equal(before, final_state(workdir))
   assert [r["step"] for r in log.read_metrics(workdir)] == [2, 4, 6, 6]
 
 
-def test_resumed_is_straight_bit_for_bit(digits, straight, tmp_path):
-  workdir, _ = straight
+def test_resumed_is_straight_bit_for_bit(configs, runs, family, tmp_path):
+  workdir, results = runs(family)
   shutil.copytree(workdir, tmp_path / "run")
   shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
   assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"3"}
-  train(tiny.config(digits, evals=True), str(tmp_path / "run"))
+  assert train(configs[family](evals=True), str(tmp_path / "run")) == results
   assert_bit_equal(final_state(workdir), final_state(tmp_path / "run"))
-  known = ("step", "train/loss", "train/grad_norm", "valid/t2i_r1")
-  rows = [[{k: r.get(k) for k in known} for r in log.read_metrics(d)]
-          for d in (workdir, tmp_path / "run")]  # fmt: skip
+  rows = [[{k: r.get(k) for k in ("step", "train/loss", "train/grad_norm")}
+           for r in log.read_metrics(d)] for d in (workdir, tmp_path / "run")]  # fmt: skip
   assert rows[0] == rows[1]
+
+
+def test_generated_texts_and_pictures_are_left_beside_the_metrics(shapes, tmp_path):
+  """After a run and after an evaluation alone."""
+  config = tiny.caption_config(shapes, evals=True, steps=1)
+  results = train(config, str(tmp_path / "run"))
+  assert set(results) == {"valid/cider", "valid/bleu4", "valid/rouge_l", "valid/exact"}
+  folder = tmp_path / "run" / "results"
+  assert {p.name for p in folder.iterdir()} == {"valid_captions.png", "valid_predict.json"}
+  found = json.loads((folder / "valid_predict.json").read_text())
+  assert [row["image_id"] for row in found[:2]] == ["valid0", "valid1"] and len(found) == 400
+  assert all(isinstance(row["caption"], str) for row in found)
+  assert (folder / "valid_captions.png").read_bytes().startswith(b"\x89PNG")
+  evaluate.run(config, str(tmp_path / "run"), results=str(tmp_path / "again"))
+  for path in folder.iterdir():
+    assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_run_goes_on_with_another_mesh_and_says_what_changed(digits, straight, tmp_path):

@@ -46,3 +46,9 @@ def test_split_batch_keeps_rows_on_their_device_and_joins_back():
   parts = trees.split_batch(rows, 3)
   np.testing.assert_array_equal(parts[1, :, 0] // 2, [1, 4, 7, 10])
   np.testing.assert_array_equal(trees.join_batch(parts), rows)
+
+
+def test_split_batch_gives_scalars_to_every_part():
+  parts = trees.split_batch({"rows": np.arange(4), "late": np.bool_(True)}, 2)
+  assert parts["late"].tolist() == [True, True]
+  assert parts["rows"].tolist() == [[0, 2], [1, 3]]

@@ -135,11 +135,11 @@ class Table:
     return f"expected {self.width} columns separated by tabs, found {found}"
 
   def _check_columns(self) -> None:
-    last = max(self.columns, key=self.columns.get)
-    if self.columns[last] >= self.width:
+    outside = [f"{n} ({name})" for name, n in self.columns.items() if not 0 <= n < self.width]
+    if outside:
       raise ValueError(
-        f"Expected column {self.columns[last]} ({last}), counted from 0, in {self.files[0]}, found "
-        f"{self.width} columns in most rows. Check the numbers of the columns."
+        f"Expected columns from 0 to {self.width - 1}, as most rows of {self.files[0]} have, found "
+        f"{', '.join(outside)}. Check the numbers of the columns."
       )
 
   def _shard(self, i: int) -> int:

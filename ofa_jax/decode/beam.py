@@ -26,9 +26,11 @@ Step = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
 Reorder = Callable[[Any, jax.Array], Any]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class Search:
   """What is searched for; the defaults are the original's, where it has any.
+
+  A static argument of jitted functions, and not frozen: fields of a config's are flags.
 
   Attributes:
     num_beams: hypotheses of an input, M.

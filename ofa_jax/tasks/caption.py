@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ofa_jax import pictures
 from ofa_jax.data import prompts
 from ofa_jax.data.text import REFERENCES, reference_captions, remove_punctuation, target_caption
 from ofa_jax.scoring.bleu import bleu
@@ -67,7 +68,12 @@ class Caption(Seq2Seq):
     rows = streams["examples"]
     captions = self._captions(predictions, streams)
     found = [{"image_id": rows.row(i)["id"], "caption": caption} for i, caption, _ in captions]
-    return {"predict.json": json.dumps(found, ensure_ascii=False).encode()}
+    files = {"predict.json": json.dumps(found, ensure_ascii=False).encode()}
+    if self.page:
+      shown = captions[: self.page]
+      images = [rows.image(i) for i, _, _ in shown]
+      files["captions.png"] = pictures.captions(images, *([c[k] for c in shown] for k in (1, 2)))
+    return files
 
   def _captions(self, predictions, streams):
     """(row, its caption, its references) of all rows that could be read."""

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax import losses
+from ofa_jax import hub, losses
 from ofa_jax.data import images
 from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
 from ofa_jax.data.tsv import Table
@@ -45,6 +45,7 @@ class Seq2Seq(Task):
       it.
     image_size: pixels a side.
     pixel_mean, pixel_std: what is taken out of the pixels' colours, from 0 to 1.
+    num_patches: cells of an image's grid that are drawn for each row in training; None: all.
     source_length, target_length: tokens of a source and a target; longer ones are cut.
     smoothing: of the labels.
     drop_worst, drop_worst_after: share of the tokens, those that cost most, that is left out once
@@ -68,6 +69,7 @@ class Seq2Seq(Task):
   image_size: int = 480
   pixel_mean: tuple[float, ...] = images.HALF_MEAN
   pixel_std: tuple[float, ...] = images.HALF_STD
+  num_patches: int | None = None
   source_length: int = 80
   target_length: int = 48
   smoothing: float = 0.0
@@ -170,6 +172,10 @@ class Seq2Seq(Task):
       if not 0 <= getattr(self, field) < 1:
         found = getattr(self, field)
         faults.append(f"task.{field}: expected a share from 0 to below 1, found {found}")
+    try:
+      dataclasses.replace(self.search)  # fields may have been overridden since it was made
+    except ValueError as e:
+      faults += [f"task.search: {line}" for line in str(e).splitlines()]
     return faults + _check_tokenizer(self, config)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -201,6 +207,7 @@ class Seq2Seq(Task):
       rows["previous"],
       **self.pictures(rows),
       code_mask=rows.get("code_mask"),
+      num_patches=self.num_patches,
       rngs=rngs,
     )
     return losses.label_smoothed(
@@ -310,9 +317,12 @@ class Rows:
 
 
 @functools.cache
-def load_tokenizer(directory: str) -> OFATokenizer:
-  """The tokenizer in a folder, read once; ValueError where there is none."""
-  return OFATokenizer.from_directory(directory)
+def load_tokenizer(name: str) -> OFATokenizer:
+  """The tokenizer in a folder, or of a model, read once; ValueError where there is none."""
+  folder = Path(name)
+  if folder.is_dir() and not (folder / "config.json").exists():
+    return OFATokenizer.from_directory(folder)
+  return hub.open_model(name).tokenizer
 
 
 def _check_tokenizer(task: Seq2Seq, config: Any) -> list[str]:

@@ -214,8 +214,8 @@ class ByteLevelBPE:
       raise ValueError(f"{encoder} and {merges}: {error}") from error
 
   def encode(self, text: str) -> list[int]:
-    """Returns the numbers of the pieces of a text."""
-    return self._bpe.encode(text).ids
+    """Returns the numbers of the pieces of a text; half an emoji (from broken JSON) becomes "?"."""
+    return self._bpe.encode(text.encode(errors="replace").decode()).ids
 
   def decode(self, symbols: Sequence[str]) -> str:
     """Returns the text of dictionary symbols; those that are no piece's number stay as they are."""
@@ -305,7 +305,7 @@ def _tail(num_codes: int, num_bins: int) -> tuple[str, ...]:
 def _read_dictionary(path: pathlib.Path) -> list[str]:
   """The symbols of a dict.txt, from `<s>` to the last bin."""
   symbols, faults = list(SPECIALS), []
-  with path.open("rb") as lines:  # text mode would also end a line at U+2028
+  with path.open("rb") as lines:  # decoded one by one, so that a fault has a place
     for number, raw in enumerate(lines, start=1):
       try:
         symbol, count = raw.decode("utf-8").rstrip("\r\n").rsplit(" ", 1)

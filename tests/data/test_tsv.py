@@ -227,7 +227,10 @@ def test_rows_of_another_width_than_most_are_named(tmp_path):
     table.encoded(4)
 
 
-def test_too_few_columns_for_those_selected_is_an_error_at_once(tmp_path):
-  (tmp_path / "a.tsv").write_bytes(b"1\ta\tQUJD\n2\tb\tQUJD\n3\n")
-  with pytest.raises(ValueError, match=r"column 4 \(image\).*a\.tsv, found 3 columns in most rows"):
-    Table([tmp_path / "a.tsv"], columns={"id": 0, "image": 4, "caption": 2})
+def test_columns_that_are_not_there_are_an_error_at_once(tmp_path):
+  path = tmp_path / "a.tsv"
+  path.write_bytes(b"1\ta\tQUJD\n2\tb\tQUJD\n3\n")
+  with pytest.raises(ValueError, match=r"0 to 2, as most rows of .*a\.tsv have, found 4 \(image\)"):
+    Table([path], columns={"id": 0, "image": 4, "caption": 2})
+  with pytest.raises(ValueError, match=r"found -1 \(image\)"):
+    Table([path], columns={"image": -1})

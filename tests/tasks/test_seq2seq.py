@@ -104,6 +104,7 @@ def test_faults_are_told_before_the_data_is_read():
   task = Entailment(
     columns=(0,), tokenizer="tests", source_length=2, target_length=2000, drop_worst=1.0
   )
+  task.search.num_beams = 0
   config = Config(model=OFA, task=task, batch_size=8, steps=1)
   with pytest.raises(ValueError) as e:
     validate(config, devices=1)
@@ -112,6 +113,7 @@ def test_faults_are_told_before_the_data_is_read():
     "task.source_length: expected 3 to 1024, found 2",
     "task.target_length: expected 2 to 1024, found 2000",
     "task.drop_worst: expected a share from 0 to below 1, found 1.0",
+    "task.search: Expected num_beams >= 1, found 0",
     "task.tokenizer: Expected the tokenizer of OFA in tests: dict.txt",
   ):
     assert text in str(e.value)

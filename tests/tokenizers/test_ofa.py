@@ -104,6 +104,12 @@ def test_decode_leaves_out_the_frame_and_keeps_other_symbols(tokenizer):
   assert tokenizer.decode(half) == "\ufffd"
 
 
+def test_broken_unicode_is_not_an_error(small, chinese):
+  assert small.decode(small.encode("a \ud83d dog")) == "a ? dog"
+  assert OFATokenizer.from_directory(chinese).decode([4, 104]) == "[PAD] [UNK]"
+  assert OFATokenizer.from_directory(chinese).encode("\ud83d") == []
+
+
 def test_the_dictionary_of_a_small_model_lists_its_own_codes_and_bins(tmp_path, directory):
   """The micro model of the goldens: 59 pieces, 32 codes, 16 bins."""
   shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
