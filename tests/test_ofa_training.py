@@ -6,9 +6,10 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ofa_jax import sharding, step
-from ofa_jax.config import Config, MeshShape, Optim, mesh_sizes
+from ofa_jax.config import Config, MeshShape, Optim
 from ofa_jax.convert import ofa as convert
 from ofa_jax.tasks.seq2seq import Seq2Seq
 from tests import test_step, tiny
