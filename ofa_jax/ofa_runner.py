@@ -70,7 +70,8 @@ class Runner:
     Those of an ensemble are the logarithms of the mean probabilities.
     """
     length = rows["decoder"].shape[1]
-    rows = {**rows, "decoder": widened(rows["decoder"], bucket(length, 8))}
+    if "code_mask" not in rows:  # behind the last code there are no positions
+      rows = {**rows, "decoder": widened(rows["decoder"], bucket(length, 8))}
     return self._run(self._forward, rows)[:, :length]
 
   def generate(

@@ -136,7 +136,5 @@ def test_every_answers_score_is_the_originals(prompt):
 def test_the_search_for_answers_is_the_originals(prompt):
   case = VQA[prompt]
   options = Search(num_beams=5, max_length=20, normalize_scores=False)
-  found = generate(
-    encoded("mm"), options, prefix=case["prefix_tokens"], answers=case["answer_ids"]
-  )
+  found = generate(encoded("mm"), options, prefix=case["prefix_tokens"], answers=case["answer_ids"])
   check(found, case["beam_hypos_prefix_tokens"])
