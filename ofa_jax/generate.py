@@ -13,6 +13,7 @@ object a row, in the order of the rows, with the keys of the original's results 
 was killed continues where it stopped and ends with the same bytes.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -205,12 +206,11 @@ def predict_file(
     ValueError: what the task needs is missing.
     TooManyBadRows: more rows are unreadable.
   """
-  bad = pipeline.BadRows(max_bad_rate, print)
   output = pathlib.Path(output)
   partial = output.with_name(f"{output.name}.partial")
   output.parent.mkdir(parents=True, exist_ok=True)
 
-  def batches(begin: int) -> Iterator[list[bytes]]:
+  def batches(begin: int, bad: pipeline.BadRows) -> Iterator[list[bytes]]:
     rows = TaskRows(table, size=model.image_size, begin=begin)
     with pipeline.eval_batches(rows, batch_size=batch_size, bad=bad) as found:
       for batch in found:
@@ -218,18 +218,25 @@ def predict_file(
 
   done = 0
   if partial.exists():
-    done = _taken_up(partial, next(batches(0)), multiple=batch_size)
+    lines = partial.read_bytes().splitlines(keepends=True)
+    done = sum(line.endswith(b"\n") for line in lines) // batch_size * batch_size
+    # What is there is taken up if today's first batch is the same.
+    if done:
+      with contextlib.closing(batches(0, pipeline.BadRows(1.0))) as first:
+        done *= next(first) == lines[:batch_size]
+    partial.write_bytes(b"".join(lines[:done]))
+  bad = pipeline.BadRows(max_bad_rate, print)
   with (
     open(partial, "ab") as file,
     cli.progress(task, total=len(table), done=done, unit="rows") as advance,
   ):
-    file.truncate(0 if not done else None)
-    for lines in batches(done) if done < len(table) else ():
+    for lines in batches(done, bad) if done < len(table) else ():
       file.writelines(lines)
       file.flush()
       advance(len(lines))
+  written = partial.read_bytes().splitlines()
   os.replace(partial, output)
-  return len(table) - len(bad.names)
+  return sum("error" not in json.loads(line) for line in written)
 
 
 def _lines(model, task, table, batch, *, begin, options, bad) -> list[bytes]:
@@ -269,17 +276,6 @@ def _id(task, table, row) -> str | int:
   except BadRow:
     return row
   return int(text) if task == "vqa" and text.isdecimal() else text
-
-
-def _taken_up(partial: pathlib.Path, first: list[bytes], *, multiple: int) -> int:
-  """How many rows of an unfinished file stay: whole batches, if the first one is today's too."""
-  lines = partial.read_bytes().splitlines(keepends=True)
-  done = sum(line.endswith(b"\n") for line in lines) // multiple * multiple
-  if lines[: len(first)] != first:
-    done = 0
-  with open(partial, "r+b") as file:
-    file.truncate(sum(map(len, lines[:done])))
-  return done
 
 
 def main() -> None:
@@ -332,6 +328,7 @@ def main() -> None:
       table = Table(input_.value, columns=_columns(task.value, columns.value))
     elif not image.value and not text.value:
       raise ValueError("Expected --input, or --image, --text or both, found none of them")
+    pictures = [_open(image.value)] if image.value else None
     choices = _read_candidates(candidates.value) if candidates.value else None
     model, _ = api.load_from_name(
       name.value, precision=precision.value, image_size=image_size.value
@@ -359,7 +356,6 @@ def main() -> None:
     texts = {"text": [text.value or ""]}
     if premise.value:
       texts["premise"] = [premise.value]
-    pictures = [_open(image.value)] if image.value else None
     (found,), scores = predict(model, task.value, pictures, texts, options=options)
     result = {TASKS[task.value].result: found, "score": float(scores[0])}
     print(json.dumps(result, ensure_ascii=False))

@@ -390,7 +390,9 @@ class OFAModel:
 
   def _prompted(self, images, texts, *, image_needed=True):
     """Rows of prompts and of images, which may be missing only where they are not needed."""
-    pictures = [None] * len(texts) if images is None else inputs.as_list("images", images)
+    if images is None and not image_needed:
+      images = [None] * len(texts)
+    pictures = inputs.as_list("images", images)
     if len(pictures) != len(texts):
       raise ValueError(f"Expected {len(texts)} images, one for each text, found {len(pictures)}")
     missing = [i for i, image in enumerate(pictures) if image is None]

@@ -121,7 +121,8 @@ def mask(name: str, values: Any, *, rows: int) -> np.ndarray:
 def as_list(name: str, values: Any) -> list:
   """Makes a list; ValueError for a single text or image, or none."""
   if values is None or isinstance(values, str | Image.Image):
-    raise ValueError(f"Expected a list of {name}, found one {type(values).__name__}")
+    found = "none" if values is None else f"one {type(values).__name__}"
+    raise ValueError(f"Expected a list of {name}, found {found}")
   return list(values)
 
 
