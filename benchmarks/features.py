@@ -120,7 +120,12 @@ def sides(folder: pathlib.Path, args: argparse.Namespace) -> dict:
   weights = convert.from_torch(state, config)
   huggingface.save(folder / "hf", config, weights[0], context_length=CONTEXT)
   hf = ChineseCLIPModel.from_pretrained(folder / "hf").eval()
-  source = hub.Source(config=config, load=functools.partial(params.place, *weights), form="torch")
+  source = hub.Source(
+    config=config,
+    load=functools.partial(params.place, *weights),
+    form="torch",
+    settings={"context_length": CONTEXT},
+  )
   ours = api.CNCLIPModel(source)
   data = PairData.of(folder, "train")
   images, texts = data.load_images(), data.load_texts()

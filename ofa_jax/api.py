@@ -103,8 +103,8 @@ class CNCLIPModel:
     """
     self.config: CNCLIPConfig = source.config
     self.image_size = source.config.vision.image_size
-    self.context_length = source.context_length
-    self.tokenizer = ChineseBertTokenizer(source.vocab)
+    self.context_length = source.settings["context_length"]
+    self.tokenizer = source.tokenizer
     self._mesh = sharding.make_mesh((jax.local_device_count(), 1, 1), devices=jax.local_devices())
     self._matmul = "highest" if precision == "fp32" else None
     params, rest = source.load(sharding.replicated(self._mesh))

@@ -5,49 +5,46 @@ Hugging Face directory, or a `.pt` file. It reads the sizes first and the weight
 they can go straight to where they are needed.
 
 A model directory is what everything else reads and writes: `config.json`, which describes the model
-in full, `params/` (Orbax), and the tokenizer's `vocab.txt`.
+in full, `params/` (Orbax), and the tokenizer's files. What differs between the families of models
+is in one module for each, with the same names (`FAMILIES`).
 """
 
 import dataclasses
 import difflib
-import hashlib
+import functools
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from ofa_jax import checkpoint, trees
-from ofa_jax.convert import cnclip as convert
-from ofa_jax.convert import huggingface, model_config, torch_files, towers
+from ofa_jax.convert import (
+  cnclip,
+  cnclip_family,
+  huggingface,
+  ofa,
+  ofa_family,
+  ofa_start,
+  releases,
+  torch_files,
+  towers,
+)
 from ofa_jax.convert.files import written_whole
-from ofa_jax.convert.params import Weights, abstract, place, placement
+from ofa_jax.convert.params import ModelConfig, Weights, abstract, place, placement
+from ofa_jax.convert.releases import Release
 from ofa_jax.models.cnclip import CNCLIPConfig
+from ofa_jax.models.ofa import OFAConfig
 from ofa_jax.step import State
-from ofa_jax.tokenizers.bert import CONTEXT_LENGTH, ChineseBertTokenizer
 
-FAMILY, FORMAT = "cnclip", 1
-
-
-class Release(NamedTuple):
-  """A released file on the Hugging Face Hub."""
-
-  repo: str
-  file: str
-
-
+FORMAT = 1
+FAMILIES: dict[str, ModuleType] = {family.NAME: family for family in (cnclip_family, ofa_family)}
 RELEASES: dict[str, Release] = {
-  "ViT-B-16": Release("OFA-Sys/chinese-clip-vit-base-patch16", "clip_cn_vit-b-16.pt"),
-  "ViT-L-14": Release("OFA-Sys/chinese-clip-vit-large-patch14", "clip_cn_vit-l-14.pt"),
-  "ViT-L-14-336": Release(
-    "OFA-Sys/chinese-clip-vit-large-patch14-336px", "clip_cn_vit-l-14-336.pt"
-  ),
-  "ViT-H-14": Release("OFA-Sys/chinese-clip-vit-huge-patch14", "clip_cn_vit-h-14.pt"),
-  "RN50": Release("OFA-Sys/chinese-clip-rn50", "clip_cn_rn50.pt"),
+  name: release for family in FAMILIES.values() for name, release in family.RELEASES.items()
 }
 
 
@@ -58,31 +55,55 @@ class Source:
   Attributes:
     config: its sizes.
     load: `load(shardings=None)` reads the weights, see `load_directory`.
-    context_length: tokens of a text that it was made for.
-    vocab: the tokenizer's file; None is the released models'.
     form: "directory", "run", "huggingface", "torch" or "towers".
+    settings: what it says besides the sizes, such as a Chinese-CLIP's "context_length".
+    files: the folder of the tokenizer's files; None: there are none beside the model.
   """
 
-  config: CNCLIPConfig
+  config: ModelConfig
   load: Callable[..., Weights]
   form: str
-  context_length: int = CONTEXT_LENGTH
-  vocab: pathlib.Path | None = None
+  settings: Mapping[str, Any]
+  files: pathlib.Path | None = None
+
+  @property
+  def family(self) -> ModuleType:
+    """The module of its family."""
+    return family_of(self.config)
+
+  @property
+  def tokenizer(self) -> Any:
+    """The model's tokenizer, read anew; ValueError where an OFA's files are missing."""
+    return self.family.read_tokenizer(self.files)
+
+  @property
+  def image_size(self) -> int:
+    """Side in pixels of the images that it was trained with."""
+    if isinstance(self.config, CNCLIPConfig):
+      return self.config.vision.image_size
+    return self.settings["image_size"]
+
+
+def family_of(config: ModelConfig) -> ModuleType:
+  """The module of the family that a config is of."""
+  return next(family for family in FAMILIES.values() if isinstance(config, family.CONFIG))
 
 
 def open_model(
   name: str | os.PathLike,
   *,
   download_root: str | os.PathLike | None = None,
-  config: CNCLIPConfig | None = None,
+  config: ModelConfig | None = None,
+  ema: bool = False,
 ) -> Source:
   """Finds a model and reads its sizes.
 
   Args:
     name: a public name, which is downloaded and converted once; a model directory; the workdir of
-      a run of `ofa_jax.train`; a Hugging Face directory of a `ChineseCLIPModel`; a `.pt` file.
+      a run of `ofa_jax.train`; a Hugging Face directory; a `.pt` file.
     download_root: folder for downloads; None is `~/.cache/ofa_jax`.
-    config: the sizes of a `.pt` file whose number of heads cannot be inferred.
+    config: the sizes of a `.pt` file where they cannot be inferred.
+    ema: of a `.pt` file take the moving average of the weights.
 
   Raises:
     ValueError: none of these, with near names; or the file's own faults.
@@ -94,13 +115,59 @@ def open_model(
   if path.is_dir():
     return _open_directory(path)
   if path.is_file():
-    return _open_torch(path, config)
+    return _open_torch(path, config, ema=ema)
   near = difflib.get_close_matches(str(name), RELEASES, n=2)
   hint = f"; did you mean {' or '.join(near)}?" if near else ""
   raise ValueError(
     f"Expected a model's name ({', '.join(RELEASES)}), a model directory, a Hugging Face "
     f"directory or a .pt file; found {str(name)!r}, which is none of them{hint}"
   )
+
+
+def open_start(
+  name: str | os.PathLike,
+  *,
+  config: ModelConfig,
+  seed: int,
+  download_root: str | os.PathLike | None = None,
+) -> Source:
+  """Finds the weights that a model starts training from.
+
+  An OFA may start from one that lacks parts of it, such as adapters or new tokens, and from BART's
+  `.pt`; see `ofa_start.complete`. Other models start from the same one only.
+
+  Args:
+    name: as for `open_model`.
+    config: the model that is trained.
+    seed: draws what is new.
+    download_root: as for `open_model`.
+
+  Raises:
+    ValueError: as `open_model`; the weights are of other sizes.
+  """
+  if not isinstance(config, OFAConfig):
+    return open_model(name, download_root=download_root)
+  path = pathlib.Path(name)
+  if path.is_file():
+    form, settings, files = "torch", ofa_family.SETTINGS, path.parent
+    read = functools.partial(torch_files.load_state_dict, path)
+  else:
+    stored = open_model(name, download_root=download_root)
+    if not isinstance(stored.config, OFAConfig):
+      raise ValueError(f"{name}: expected an OFA to start from, found a Chinese-CLIP")
+    if not trees.difference(abstract(config)[1:], abstract(stored.config)[1:]):
+      return dataclasses.replace(stored, config=config)
+    form, settings, files = stored.form, stored.settings, stored.files
+
+    def read():
+      return ofa.to_torch(*jax.device_get(stored.load()), stored.config)
+
+  def load(shardings=None):
+    complete = functools.partial(ofa_start.complete, seed=seed)
+    tensors = _explain(path, complete, read(), config)
+    return place(*_explain(path, ofa.from_torch, tensors, config), shardings)
+
+  return Source(config=config, load=load, form=form, settings=settings, files=files)
 
 
 def open_towers(
@@ -126,17 +193,16 @@ def open_towers(
     return towers.merge(torch_files.load_state_dict(clip), read_bert(bert), config=config)
 
   def load(shardings=None):
-    return place(*_explain(clip, convert.from_torch, *read()), shardings)
+    return place(*_explain(clip, cnclip.from_torch, *read()), shardings)
 
   _, config = read()
-  return Source(config=config, load=load, form="towers")
+  return Source(config=config, load=load, form="towers", settings=cnclip_family.SETTINGS)
 
 
 def fetch(name: str, root: pathlib.Path) -> pathlib.Path:
   """Returns the model directory `root/name`; the first call downloads and converts.
 
-  The released file stays beside it, under the name that the original gives it, and one that is
-  there already is used.
+  The released files stay beside it, and those that are there already are used.
 
   Raises:
     ValueError: PyTorch, which reads the released files, is missing; the download is damaged.
@@ -144,9 +210,11 @@ def fetch(name: str, root: pathlib.Path) -> pathlib.Path:
   directory = root / name
   if directory.exists():
     return directory
-  source = _open_torch(download(name, root), None)
+  path = download(name, root)
+  source = _open_torch(path) if len(RELEASES[name].files) == 1 else _open_directory(path.parent)
+  stored = {"settings": source.settings, "files": source.files}
   try:
-    save_directory(directory, source.config, *source.load())
+    save_directory(directory, source.config, *source.load(), **stored)
   except ValueError:
     if not directory.exists():  # else another process was faster
       raise
@@ -154,47 +222,27 @@ def fetch(name: str, root: pathlib.Path) -> pathlib.Path:
 
 
 def download(name: str, root: pathlib.Path) -> pathlib.Path:
-  """Returns the released file of a model in `root`, downloaded if it is not there.
+  """Returns the file of a released model's weights in `root`, downloaded if it is not there.
 
-  A download that was cut short goes on where it ended. The file is compared with the SHA-256 that
-  the hub keeps of it.
+  It is in `root` itself under the name that the original gives it; of a model that is several files
+  all are downloaded, to the folder `<name>-released`.
 
   Raises:
-    ValueError: the hub cannot be reached; the file is not the one on the hub and was removed.
+    ValueError: the hub cannot be reached; a file is not the one on the hub and was removed.
   """
-  repo, file = RELEASES[name]
-  path = root / file
-  if path.is_file():
-    return path
-  import huggingface_hub  # half a second that other uses need not wait for
-
-  try:
-    (info,) = huggingface_hub.HfApi().get_paths_info(repo, [file])
-    huggingface_hub.hf_hub_download(repo, file, local_dir=root)
-  except Exception as error:  # of the system or of whichever HTTP library is under it
-    raise ValueError(
-      f"Expected to download {file} from {repo}, found: {error}. Start again to go on where it "
-      f"ended, or put https://huggingface.co/{repo}/resolve/main/{file} into {root} yourself."
-    ) from error
-  with path.open("rb") as content:
-    found = hashlib.file_digest(content, "sha256").hexdigest()
-  if info.lfs is not None and found != info.lfs.sha256:
-    path.unlink()
-    raise ValueError(
-      f"{path}: expected SHA-256 {info.lfs.sha256}, found {found}; the damaged file was removed, "
-      "start again"
-    )
-  return path
+  release = RELEASES[name]
+  folder = root if len(release.files) == 1 else root / f"{name}-released"
+  return releases.download(release, folder)
 
 
 def save_directory(
   directory: str | os.PathLike,
-  config: CNCLIPConfig,
+  config: ModelConfig,
   params: Mapping[str, Any],
   rest: Mapping[str, Any],
   *,
-  context_length: int = CONTEXT_LENGTH,
-  vocab: pathlib.Path | None = None,
+  settings: Mapping[str, Any] | None = None,
+  files: pathlib.Path | None = None,
 ) -> None:
   """Writes a model directory, which appears whole or not at all.
 
@@ -202,22 +250,23 @@ def save_directory(
     directory: a new folder.
     config: the model's sizes.
     params, rest: nested dicts of arrays; JAX's take less memory on the way than NumPy's.
-    context_length: tokens of a text that the model was made for.
-    vocab: the tokenizer's file; None is the released models'.
+    settings: as `Source.settings`; what is left out is as in the released models.
+    files: the folder of the tokenizer's files; None: a Chinese-CLIP gets the released models'.
 
   Raises:
     ValueError: the folder is there already.
   """
+  family = family_of(config)
   described = {
-    "family": FAMILY,
+    "family": family.NAME,
     "format": FORMAT,
-    **model_config.to_json(config),
-    "context_length": context_length,
-    "tokenizer": "bert",  # of vocab.txt
+    **family.to_json(config),
+    **family.SETTINGS,
+    **(settings or {}),
   }
   with written_whole(directory) as made:
     made.mkdir()
-    shutil.copyfile(ChineseBertTokenizer(vocab).vocab, made / "vocab.txt")
+    described |= family.save_tokenizer(files, made)
     (made / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(made / "params", {"params": params, "rest": rest})
@@ -225,7 +274,7 @@ def save_directory(
 
 def load_directory(
   directory: str | os.PathLike, *, shardings: Any = None
-) -> tuple[CNCLIPConfig, dict[str, Any], dict[str, Any]]:
+) -> tuple[ModelConfig, dict[str, Any], dict[str, Any]]:
   """Reads a model directory.
 
   Args:
@@ -256,27 +305,32 @@ def _open_directory(path: pathlib.Path) -> Source:
     raise ValueError(f"{file}: expected JSON, found: {error}") from error
   if not isinstance(described, dict):
     raise ValueError(f"{file}: expected a JSON object, found {type(described).__name__}")
-  if described.get("family") == FAMILY:
-    return _open_own(path, described)
-  if described.get("model_type") == huggingface.MODEL_TYPE:
-    return _open_huggingface(path, described)
-  if str(described.get("model", {}).get("_class")).endswith(".CNCLIPConfig"):
-    return _open_run(path, described)
+  run = described.get("model") if isinstance(described.get("model"), dict) else {}
+  for family in FAMILIES.values():
+    if described.get("family") == family.NAME:
+      return _open_own(path, described, family)
+    if described.get("model_type") == family.MODEL_TYPE:
+      return _open_huggingface(path, described, family)
+    if str(run.get("_class")).endswith(f".{family.CONFIG.__name__}"):
+      return _open_run(path, described, family)
   found = {k: described[k] for k in ("family", "model_type", "name") if k in described}
+  families, types, configs = (
+    " or ".join(repr(getattr(value, "__name__", value)) for value in values)
+    for values in zip(*((f.NAME, f.MODEL_TYPE, f.CONFIG) for f in FAMILIES.values()), strict=True)
+  )
   raise ValueError(
-    f"{file}: expected family {FAMILY!r} (a model directory), model_type "
-    f"{huggingface.MODEL_TYPE!r} (a Hugging Face directory) or a run with a CNCLIPConfig; "
-    f"found {found}"
+    f"{file}: expected family {families} (a model directory), model_type {types} (a Hugging Face "
+    f"directory) or a run with a {configs}; found {found}"
   )
 
 
-def _open_own(path: pathlib.Path, described: Mapping[str, Any]) -> Source:
+def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: ModuleType) -> Source:
   if described.get("format") != FORMAT:
     raise ValueError(
       f"{path}: expected format {FORMAT}, found {described.get('format')!r}; it was written by "
       "another version of ofa_jax"
     )
-  config = _explain(path, model_config.from_json, described)
+  config = _explain(path, family.from_json, described)
 
   def load(shardings=None):
     _, *expected = abstract(config)
@@ -298,28 +352,24 @@ def _open_own(path: pathlib.Path, described: Mapping[str, Any]) -> Source:
     return found["params"], found["rest"]
 
   return Source(
-    config=config,
-    load=load,
-    form="directory",
-    context_length=described.get("context_length", CONTEXT_LENGTH),
-    vocab=path / "vocab.txt",
+    config=config, load=load, form="directory", settings=family.settings(described), files=path
   )
 
 
-def _open_huggingface(path: pathlib.Path, described: Mapping[str, Any]) -> Source:
-  config = _explain(path, huggingface.config_from_json, described)
-  vocab = path / "vocab.txt"
+def _open_huggingface(
+  path: pathlib.Path, described: Mapping[str, Any], family: ModuleType
+) -> Source:
+  config, settings = _explain(path, family.infer_huggingface, path, described)
 
   def load(shardings=None):
-    return place(*huggingface.load(path, config), shardings)
+    return place(*family.load_huggingface(path, config), shardings)
 
-  return Source(
-    config=config, load=load, form="huggingface", vocab=vocab if vocab.is_file() else None
-  )
+  return Source(config=config, load=load, form="huggingface", settings=settings, files=path)
 
 
-def _open_run(path: pathlib.Path, described: Mapping[str, Any]) -> Source:
-  config = _explain(path, model_config.from_json, described["model"])
+def _open_run(path: pathlib.Path, described: Mapping[str, Any], family: ModuleType) -> Source:
+  config = _explain(path, family.from_json, described["model"])
+  task = described.get("task") or {}
 
   def load(shardings=None):
     _, *expected = abstract(config)
@@ -330,22 +380,43 @@ def _open_run(path: pathlib.Path, described: Mapping[str, Any]) -> Source:
     _, params, rest = checkpoint.open_weights(str(path), abstract=shapes, shardings=places)
     return params, rest
 
-  context_length = described.get("task", {}).get("context_length", CONTEXT_LENGTH)
-  return Source(config=config, load=load, form="run", context_length=context_length)
+  files = task.get("tokenizer")  # a folder, or a model that has one
+  if files is not None:
+    files = pathlib.Path(files) if pathlib.Path(files).is_dir() else open_model(files).files
+  return Source(config=config, load=load, form="run", settings=family.settings(task), files=files)
 
 
-def _open_torch(path: pathlib.Path, config: CNCLIPConfig | None) -> Source:
+def _open_torch(
+  path: pathlib.Path, config: ModelConfig | None = None, *, ema: bool = False
+) -> Source:
   if config is None:
-    config = _explain(path, convert.infer_config, torch_files.load_state_dict(path))
+    family, config, settings = _infer(path, ema=ema)
+  else:
+    family = family_of(config)
+    settings = family.SETTINGS
 
   def load(shardings=None):
     # Read again: tensors kept since the sizes were read would stand beside the converted ones.
-    tensors = torch_files.load_state_dict(path)
-    weights = _explain(path, convert.from_torch, tensors, config)
+    tensors = torch_files.load_state_dict(path, ema=ema)
+    weights = _explain(path, family.from_torch, tensors, config)
     del tensors
     return place(*weights, shardings)
 
-  return Source(config=config, load=load, form="torch")
+  files = path.parent if family.FILES_BESIDE_WEIGHTS else None
+  return Source(config=config, load=load, form="torch", settings=settings, files=files)
+
+
+def _infer(path: pathlib.Path, *, ema: bool) -> tuple[ModuleType, ModelConfig, dict[str, Any]]:
+  """The family, sizes and settings of a PyTorch file."""
+  tensors = torch_files.load_state_dict(path, ema=ema)
+  for family in FAMILIES.values():
+    if family.is_state_dict(tensors):
+      options = torch_files.load_options(path)
+      return family, *_explain(path, family.infer, tensors, options)
+  raise ValueError(
+    f"{path}: expected the tensors of {' or '.join(f.TITLE for f in FAMILIES.values())}, found "
+    f"{len(tensors)} others, first {list(tensors)[:3]}"
+  )
 
 
 def _explain(path: pathlib.Path, function: Callable[..., Any], *args: Any) -> Any:

@@ -143,7 +143,10 @@ def test_the_whole_way_from_a_picture(micro):
 
 
 def test_unknown_names_and_precisions_are_errors():
-  assert ofa_jax.available_models() == ["ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "RN50"]
+  assert ofa_jax.available_models() == [
+    *("ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "RN50"),
+    *("OFA-tiny", "OFA-medium", "OFA-base", "OFA-large", "OFA-huge"),
+  ]
   with pytest.raises(ValueError, match="did you mean ViT-B-16"):
     ofa_jax.load_from_name("ViT-B16")
   with pytest.raises(ValueError, match="Expected precision bf16 or fp32, found 'fp16'"):

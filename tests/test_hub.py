@@ -16,7 +16,7 @@ from ofa_jax.checkpoint import Checkpoints
 from ofa_jax.config import to_dict
 from ofa_jax.convert import cnclip as convert
 from ofa_jax.convert.params import abstract
-from ofa_jax.models import cnclip
+from ofa_jax.models import cnclip, ofa
 from ofa_jax.step import State
 from ofa_jax.tokenizers.bert import CONTEXT_LENGTH
 from tests import cnclip_files, tiny
@@ -49,7 +49,7 @@ class FakeHub:
     monkeypatch.setattr("huggingface_hub.hf_hub_download", self.download)
 
   def get_paths_info(self, repo, paths):
-    assert (repo, paths) == (hub.RELEASES[self.name].repo, [hub.RELEASES[self.name].file])
+    assert repo == hub.RELEASES[self.name].repo and set(paths) <= set(hub.RELEASES[self.name].files)
     lfs = types.SimpleNamespace(sha256=hashlib.sha256(self.content).hexdigest())
     return [types.SimpleNamespace(lfs=lfs)]
 
@@ -65,14 +65,15 @@ def test_model_directories_round_trip(tmp_path, model):
   config = micro_config(model, dropout=0.1)
   config.name = "micro@micro"
   params, rest = weights(model)
-  hub.save_directory(tmp_path / "deep" / "x", config, params, rest, context_length=24)
+  hub.save_directory(tmp_path / "deep" / "x", config, params, rest, settings={"context_length": 24})
   found_config, found_params, found_rest = hub.load_directory(tmp_path / "deep" / "x")
   assert found_config == config
   assert_same(found_params, params)
   assert_same(found_rest, rest)
   source = hub.open_model(tmp_path / "deep" / "x")
-  assert (source.form, source.context_length) == ("directory", 24)
-  assert source.vocab.read_bytes().startswith(b"[PAD]")
+  assert (source.form, source.settings) == ("directory", {"context_length": 24})
+  assert source.tokenizer.vocab == tmp_path / "deep" / "x" / "vocab.txt"
+  assert source.tokenizer.vocab.read_bytes().startswith(b"[PAD]")
 
 
 def test_weights_go_where_they_are_wanted(directory):
@@ -107,7 +108,7 @@ def test_weights_that_are_not_those_of_the_config_are_listed(directory):
   [
     ({"family": "cnclip", "format": 2}, "expected format 1, found 2"),
     ({"model_type": "clip"}, "found {'model_type': 'clip'}"),
-    ({"family": "ofa"}, "found {'family': 'ofa'}"),
+    ({"family": "x"}, "found {'family': 'x'}"),
     ({"model_type": "chinese_clip", "vision_config": {"hidden_act": "gelu"}}, "quick_gelu"),
     ({"model": {"_class": "x.CNCLIPConfig"}}, "does not describe a Chinese-CLIP"),
     ({"family": "cnclip", "format": 1, "vision": {}}, "does not describe a Chinese-CLIP"),
@@ -138,7 +139,7 @@ def test_unknown_names_list_the_known_ones():
 
 
 def test_every_release_is_a_model():
-  assert list(hub.RELEASES) == list(cnclip.MODELS)
+  assert list(hub.RELEASES) == [*cnclip.MODELS, *(f"OFA-{size}" for size in ofa.SIZES)]
 
 
 @pytest.mark.parametrize("ema", [False, True])
@@ -160,7 +161,7 @@ def test_runs_are_read(tmp_path, digits, ema):
   source = hub.open_model(tmp_path)
   assert source.form == "run"
   assert source.config == config.model
-  assert source.context_length == config.task.context_length != CONTEXT_LENGTH
+  assert source.settings["context_length"] == config.task.context_length != CONTEXT_LENGTH
   found = source.load()
   assert_same(found[0], params)
   assert_same(found[1], rest)
@@ -190,8 +191,8 @@ def test_another_process_may_be_faster(tmp_path, monkeypatch):
     return weights()
 
   (tmp_path / "clip_cn_rn50.pt").touch()
-  source = hub.Source(config=config, load=load, form="torch")
-  monkeypatch.setattr(hub, "_open_torch", lambda *_: source)
+  source = hub.Source(config=config, load=load, form="torch", settings={})
+  monkeypatch.setattr(hub, "_open_torch", lambda *_, **__: source)
   assert_same(hub.open_model("RN50", download_root=tmp_path).load()[0], weights()[0])
 
 

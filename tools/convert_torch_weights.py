@@ -1,15 +1,18 @@
-r"""Converts Chinese-CLIP weights from PyTorch and Hugging Face to a model directory, and back.
+r"""Converts PyTorch and Hugging Face weights of both families to a model directory, and back.
 
   python tools/convert_torch_weights.py clip_cn_vit-b-16.pt models/ViT-B-16
   python tools/convert_torch_weights.py runs/muge muge.pt --to=torch
   python tools/convert_torch_weights.py models/ViT-B-16 hf/ViT-B-16 --to=hf --check
   python tools/convert_torch_weights.py ViT-B-16.pt start/ --bert=chinese-roberta-wwm-ext/
+  python tools/convert_torch_weights.py vqa_base_best.pt models/vqa --ema
 
-IN is a released `.pt` or one that the original's training wrote (fp32 or fp16, with or without
+IN is a released `.pt` or one that the originals' training wrote (fp32 or fp16, with or without
 optimizer, in FlashAttention's naming or the usual one), a Hugging Face directory of a
-ChineseCLIPModel, a model directory, or a workdir of ofa_jax.train. The sizes are read off the
-weights; where the number of heads cannot be (heads are neither 64 wide nor ViT-H-14's 80), give the
-original's JSON files with --model-config.
+ChineseCLIPModel or an OFAModel, a model directory, or a workdir of ofa_jax.train. The sizes are
+read off the weights; where a Chinese-CLIP's number of heads cannot be (heads are neither 64 wide
+nor ViT-H-14's 80), give the original's JSON files with --model-config. An OFA's tokenizer is copied
+from the folder of its weights: dict.txt, encoder.json, vocab.bpe; or dict.txt, vocab.txt; or
+vocab.json, merges.txt.
 """
 
 import argparse
@@ -24,8 +27,9 @@ import jax
 import numpy as np
 
 from ofa_jax import hub, trees
-from ofa_jax.convert import cnclip, huggingface, model_config, torch_files
+from ofa_jax.convert import cnclip, model_config, torch_files
 from ofa_jax.convert.files import written_whole
+from ofa_jax.models.cnclip import CNCLIPConfig
 
 TARGETS = ("orbax", "torch", "hf")
 
@@ -38,6 +42,7 @@ def convert(
   bert: str | None = None,
   model_config_files: tuple[str, ...] = (),
   check: bool = False,
+  ema: bool = False,
 ) -> None:
   """Converts one model; the arguments are the command's.
 
@@ -48,7 +53,7 @@ def convert(
   if bert:
     source = hub.open_towers(path, bert, config=config)
   else:
-    source = hub.open_model(path, config=config)
+    source = hub.open_model(path, config=config, ema=ema)
   if config and source.form not in ("torch", "towers"):
     raise ValueError(f"Expected --model-config only for a .pt; {path} describes its own sizes")
   with written_whole(out) as made:
@@ -63,18 +68,23 @@ def convert(
 
 
 def _write(out: pathlib.Path, source: hub.Source, params, rest, *, to: str) -> None:
-  texts = {"context_length": source.context_length, "vocab": source.vocab}
   if to == "orbax":
-    hub.save_directory(out, source.config, params, rest, **texts)
-  elif to == "hf":
-    huggingface.save(out, source.config, jax.device_get(params), **texts)
+    stored = {"settings": source.settings, "files": source.files}
+    hub.save_directory(out, source.config, params, rest, **stored)
+    return
+  weights = jax.device_get((params, rest))
+  if to == "torch":
+    source.family.save_torch(out, source.config, weights, settings=source.settings)
   else:
-    tensors = cnclip.to_torch(jax.device_get(params), jax.device_get(rest), source.config)
-    torch_files.save_checkpoint(out, tensors, name=source.config.name or "ofa_jax")
+    source.family.save_huggingface(
+      out, source.config, weights, settings=source.settings, files=source.files
+    )
 
 
 def _check(path: str, out: str, source: hub.Source, *, to: str) -> list[str]:
   """Lines on the largest differences between our features and PyTorch's, on random inputs."""
+  if not isinstance(source.config, CNCLIPConfig):
+    return ["not checked: PyTorch's OFA needs fairseq, which this command does not run"]
   forms = {path: source.form, out: {"orbax": "directory", "hf": "huggingface"}.get(to, to)}
   theirs = [p for p, form in forms.items() if form in ("torch", "huggingface")]
   if not theirs:
@@ -82,7 +92,8 @@ def _check(path: str, out: str, source: hub.Source, *, to: str) -> list[str]:
   rng = np.random.default_rng(0)
   size = source.config.vision.image_size
   image = rng.standard_normal((2, size, size, 3), np.float32)
-  tokens = rng.integers(1, source.config.text.vocab_size, (2, source.context_length), np.int32)
+  shape = (2, source.settings["context_length"])
+  tokens = rng.integers(1, source.config.text.vocab_size, shape, np.int32)
   from ofa_jax import api
 
   own = [p for p, form in forms.items() if form in ("directory", "run")] or [out]
@@ -152,8 +163,8 @@ def main() -> None:
     "--to",
     choices=TARGETS,
     default="orbax",
-    help="orbax: a model directory of ofa_jax; torch: a .pt that cn_clip loads; hf: a directory "
-    "that transformers.ChineseCLIPModel loads",
+    help="orbax: a model directory of ofa_jax; torch: a .pt that cn_clip or OFA's fairseq loads; "
+    "hf: a directory that transformers.ChineseCLIPModel loads, or OFA-Sys' OFAModel",
   )
   parser.add_argument(
     "--model-config",
@@ -170,6 +181,11 @@ def main() -> None:
     "Hugging Face BERT (directory or .bin)",
   )
   parser.add_argument(
+    "--ema",
+    action="store_true",
+    help="of a checkpoint of fairseq take the moving average of the weights, in fp32 if it has it",
+  )
+  parser.add_argument(
     "--check",
     action="store_true",
     help="run both models on random inputs and print the largest difference; needs cn_clip, or "
@@ -184,6 +200,7 @@ def main() -> None:
       bert=args.bert,
       model_config_files=tuple(args.model_config),
       check=args.check,
+      ema=args.ema,
     )
   except ValueError as error:
     sys.exit(f"error: {error}")

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ofa_jax.convert.ofa import CODES_AFTER, WORDS, standard_names
-from ofa_jax.models.ofa import SIZES, ClassifierConfig, OFAConfig
+from ofa_jax.models.ofa import BOS, EOS, PAD, SIZES, ClassifierConfig, OFAConfig
 from ofa_jax.models.ofa_config import CODE_PIXELS
+from ofa_jax.models.ofa_positions import MAX_TOKENS
 
 # The original's options that no tensor shows -> our fields.
 OPTIONS = {
@@ -132,6 +133,105 @@ def settings(options: Mapping[str, Any]) -> dict[str, Any]:
     "imagenet_normalization": bool(options.get("imagenet_default_mean_and_std")),
     "generation": {**DEFAULT_GENERATION, **generation},
   }
+
+
+def to_options(config: OFAConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the options of the original's model and task; `infer_config` and `settings` invert it.
+
+  Args:
+    config: the model's sizes.
+    settings: what else a model directory says.
+  """
+  options = {name: getattr(config, ours) for name, ours in OPTIONS.items()}
+  for side in ("encoder", "decoder"):
+    prompt = getattr(config, f"{side}_prompt")
+    options |= {
+      f"{side}_embed_dim": config.width,
+      f"{side}_ffn_embed_dim": config.mlp,
+      f"{side}_layers": getattr(config, f"{side}_layers"),
+      f"{side}_attention_heads": config.heads,
+      f"{side}_prompt": prompt > 0,
+      f"{side}_prompt_length": prompt,
+      f"{side}_prompt_projection": config.prompt_hidden > 0,
+      f"{side}_prompt_dim": config.prompt_hidden,
+    }
+  generation = {
+    theirs: settings["generation"][ours]
+    for theirs, ours in GENERATION.items()
+    if ours in settings["generation"]
+  }
+  return {
+    **{k: v for k, v in FIXED.items() if k not in ("scale_embedding", "activation_function")},
+    **options,
+    "_name": f"ofa_{config.name or 'base'}",
+    "arch": f"ofa_{config.name or 'base'}",
+    "resnet_type": resnet_type(config),
+    "scale_attn": config.scale_attn,
+    "scale_fc": config.scale_fc,
+    "scale_heads": config.scale_heads,
+    "scale_resids": config.scale_resids,
+    "adapter": config.adapter > 0,
+    "adapter_dim": config.adapter,
+    "token_bucket_size": config.token_bucket_size,
+    "image_bucket_size": config.image_bucket_size,
+    "code_image_size": config.code_image_size,
+    "sync_bn": config.batch_norm_eps == SYNC_BN_EPS,
+    "max_source_positions": MAX_TOKENS,
+    "max_target_positions": MAX_TOKENS,
+    "patch_image_size": settings["image_size"],
+    "imagenet_default_mean_and_std": settings["imagenet_normalization"],
+    "eval_args": json.dumps(generation),
+  }
+
+
+def to_huggingface(config: OFAConfig) -> dict[str, Any]:
+  """Returns the `config.json` of the `OFA-Sys/OFA-*` repositories."""
+  sides = {}
+  for side in ("encoder", "decoder"):
+    sides |= {
+      f"{side}_layers": getattr(config, f"{side}_layers"),
+      f"{side}_ffn_dim": config.mlp,
+      f"{side}_attention_heads": config.heads,
+      f"{side}_normalize_before": True,
+      f"{side}_drop_path_rate": getattr(config, f"{side}_drop_path"),
+    }
+  names = ("dropout", "attention_dropout", "activation_dropout", "entangle_position_embedding")
+  return {
+    "architectures": ["OFAModel"],
+    "model_type": "ofa",
+    "dtype": "float32",
+    "d_model": config.width,
+    "vocab_size": config.vocab_size,
+    "max_position_embeddings": MAX_TOKENS,
+    **sides,
+    **{name: getattr(config, name) for name in names},
+    "activation_function": "gelu",
+    "normformer": config.scale_attn,
+    "resnet_type": resnet_type(config),
+    "resnet_drop_path_rate": config.resnet_drop_path,
+    "token_bucket_size": config.token_bucket_size,
+    "image_bucket_size": config.image_bucket_size,
+    "code_image_size": config.code_image_size,
+    "attn_scale_factor": 2.0,
+    "layernorm_embedding": True,
+    "patch_layernorm_embedding": True,
+    "code_layernorm_embedding": True,
+    "add_type_embedding": True,
+    "share_decoder_input_output_embed": True,
+    "scale_embedding": False,
+    "is_encoder_decoder": True,
+    "bos_token_id": BOS,
+    "pad_token_id": PAD,
+    "eos_token_id": EOS,
+    "decoder_start_token_id": BOS,
+    "forced_eos_token_id": EOS,
+  }
+
+
+def resnet_type(config: OFAConfig) -> str:
+  """The original's name of a ResNet with these stages; "" if it has none."""
+  types = {(3, 4, 6): "resnet50", (3, 4, 23): "resnet101", (3, 8, 36): "resnet152"}
+  return types.get(tuple(config.stages), "")
 
 
 def _sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -143,6 +143,25 @@ def from_torch(
   Raises:
     ValueError: missing and unexpected names and differing shapes, all of them.
   """
+  needed = match(state_dict, rules, shapes=shapes, ignored=ignored)
+  params = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
+  for tensor in needed:
+    part = params[tensor.path]
+    part[tensor.index] = tensor.transform.to_ours(state_dict[tensor.name], part[tensor.index].shape)
+  return params
+
+
+def match(
+  state_dict: Mapping[str, np.ndarray],
+  rules: Iterable[Rule],
+  *,
+  shapes: Mapping[str, tuple[int, ...]],
+  ignored: Iterable[tuple[str, str]] = (),
+) -> list[Tensor]:
+  """Returns the tensors that fill the parameters, all of which the state dict has.
+
+  Reads nothing but names and shapes; the arguments and errors are those of `from_torch`.
+  """
   needed = {tensor.name: tensor for tensor in needed_tensors(rules, shapes)}
   skip = [pattern for pattern, _ in ignored]
   extra = [n for n in state_dict if n not in needed and not any(re.search(p, n) for p in skip)]
@@ -162,11 +181,7 @@ def from_torch(
       f"{len(problems)} differences. Is the config the one of these weights?\n  "
       + "\n  ".join(problems)
     )
-  params = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
-  for name, tensor in needed.items():
-    part = params[tensor.path]
-    part[tensor.index] = tensor.transform.to_ours(state_dict[name], part[tensor.index].shape)
-  return params
+  return list(needed.values())
 
 
 def to_torch(params: Mapping[str, np.ndarray], rules: Iterable[Rule]) -> dict[str, np.ndarray]:

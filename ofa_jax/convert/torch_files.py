@@ -4,6 +4,7 @@ Tensors are memory-mapped where the file allows it, so that reading a file costs
 tensor is looked at.
 """
 
+import argparse
 import pathlib
 import pickle
 import re
@@ -20,26 +21,55 @@ INSTALL = (
 )
 
 
-def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+def load_state_dict(path: str | pathlib.Path, *, ema: bool = False) -> dict[str, np.ndarray]:
   """Reads the tensors of a file by name, as read-only views of the file where possible.
 
-  Takes a state dict, a training checkpoint that holds one under "state_dict" (its optimizer is not
-  looked at), or a TorchScript archive such as OpenAI's CLIP files.
+  Takes a state dict, a training checkpoint that holds one under "state_dict" or, as fairseq's,
+  "model" (its optimizer is not looked at), or a TorchScript archive such as OpenAI's CLIP files.
+
+  Args:
+    path: the file.
+    ema: read the moving average that fairseq keeps of the weights, in float32 if it has that.
 
   Raises:
-    ValueError: PyTorch is missing, the file is damaged or no PyTorch file, holds no tensors, or
-      its pickle asks for more than tensors and NumPy scalars.
+    ValueError: PyTorch is missing, the file is damaged or no PyTorch file, holds no tensors or no
+      average, or its pickle asks for more than tensors, NumPy scalars and options.
   """
   path = pathlib.Path(path)
   content = _load(path)
-  if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-    content = content["state_dict"]
   named = content if isinstance(content, Mapping) else {}
+  for key in ("state_dict", "model"):
+    if isinstance(named.get(key), Mapping):
+      named = named[key]
+      break
+  if ema:
+    named = {**named, **_average(path, content)}
   tensors = {k: _to_numpy(v) for k, v in named.items() if hasattr(v, "detach")}
   if not tensors:
     found = sorted(map(str, named))[:5] or type(content).__name__
-    raise ValueError(f'{path}: expected tensors by name, or such under "state_dict"; found {found}')
+    raise ValueError(
+      f'{path}: expected tensors by name, or such under "state_dict" or "model"; found {found}'
+    )
   return tensors
+
+
+def load_options(path: str | pathlib.Path) -> dict[str, Any]:
+  """Reads the options that a fairseq checkpoint was trained with, by name; others have none.
+
+  They are under "cfg", in sections of which the model's count most, or in an old `args`.
+
+  Raises:
+    ValueError: as `load_state_dict`.
+  """
+  content = _load(pathlib.Path(path))
+  if not isinstance(content, Mapping):
+    return {}
+  sections = content.get("cfg") or {}
+  found = {}
+  for options in (sections.get("task"), sections.get("model"), content.get("args")):
+    options = vars(options) if isinstance(options, argparse.Namespace) else options
+    found |= options if isinstance(options, Mapping) else {}
+  return found
 
 
 def save_checkpoint(
@@ -66,6 +96,51 @@ def save_checkpoint(
   torch.save({"epoch": epoch, "step": step, "name": name, "state_dict": tensors}, path)
 
 
+def save_fairseq(
+  path: str | pathlib.Path, state_dict: Mapping[str, np.ndarray], *, options: Mapping[str, Any]
+) -> None:
+  """Writes a checkpoint as fairseq's trainer does, at the start of training.
+
+  Args:
+    path: the new file.
+    state_dict: arrays by name; one that is there under several names is stored once.
+    options: of the model, the "arch" among them, and of the task.
+
+  Raises:
+    ValueError: PyTorch is missing.
+  """
+  torch = _torch()
+  tensors, made = {}, {}
+  for name, x in state_dict.items():
+    made[id(x)] = tensors[name] = made.get(id(x), torch.from_numpy(x))
+  started = {"epoch": 1, "iterations_in_epoch": 0, "shuffle": True, "version": 2}
+  torch.save(
+    {
+      "args": None,
+      "cfg": {"model": argparse.Namespace(**options), "task": dict(options)},
+      "model": tensors,
+      "criterion": None,
+      "optimizer_history": [],
+      "task_state": {},
+      "extra_state": {"train_iterator": started},
+    },
+    path,
+  )
+
+
+def _average(path: pathlib.Path, content: Any) -> dict[str, Any]:
+  """fairseq's moving average of the weights; what it has not, such as buffers, is as trained."""
+  extra = content.get("extra_state") if isinstance(content, Mapping) else None
+  found = {}
+  for key in ("ema", "ema_fp32_params"):
+    found |= (extra or {}).get(key) or {}
+  if not found:
+    raise ValueError(
+      f"{path}: expected a moving average of the weights, found none; convert it without --ema"
+    )
+  return found
+
+
 def _load(path: pathlib.Path) -> Any:
   torch = _torch()
   if not path.is_file():
@@ -75,7 +150,7 @@ def _load(path: pathlib.Path) -> Any:
     if archive and _is_torchscript(path):
       # Its loader is C++ and cannot reach Python; the parameters are all that we take.
       return torch.jit.load(path, map_location="cpu").state_dict()
-    with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
+    with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
       warnings.simplefilter("ignore")  # about the protocol of pickles that are then refused
       return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
   except pickle.UnpicklingError as error:
@@ -97,10 +172,11 @@ def _is_torchscript(path: pathlib.Path) -> bool:
     return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def _numpy_scalars() -> list[tuple[Any, str]]:
-  """What a NumPy float64 is pickled as, under the names of NumPy 1 and 2.
+def _harmless() -> list[Any]:
+  """What the originals' checkpoints hold besides tensors, and what runs no code.
 
-  The original's training keeps its learning rate as one, in the optimizer.
+  Options in a Namespace, and the learning rate as a NumPy float64 (under the names of NumPy 1 and
+  2), which Chinese-CLIP keeps in the optimizer.
   """
   scalar = np.float64().__reduce__()[0]
   return [
@@ -108,6 +184,7 @@ def _numpy_scalars() -> list[tuple[Any, str]]:
     (scalar, "numpy.core.multiarray.scalar"),
     (np.dtype, "numpy.dtype"),
     (np.dtypes.Float64DType, "numpy.dtypes.Float64DType"),
+    argparse.Namespace,
   ]
 
 
