@@ -1,8 +1,10 @@
-"""Chinese-CLIP from Python: the names that its users know, NumPy in and out.
+"""The models from Python, and Chinese-CLIP's names that its users know, NumPy in and out.
 
   model, preprocess = load_from_name("ViT-B-16")
   image = preprocess(Image.open("pokemon.jpeg"))[None]
   per_image, per_text = model.get_similarity(image, tokenize(["杰尼龟", "皮卡丘"]))
+
+What an OFA gives is in `ofa_jax.ofa_api`.
 
 Unlike the original's `load_from_name`, this one does not round fp32 weights to fp16 on the way (a
 file stored in fp16 gives that one's very numbers), and there is no training mode to leave: nothing
@@ -12,7 +14,7 @@ here is random.
 import collections
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,8 @@ from ofa_jax.config import PRECISIONS
 from ofa_jax.convert.params import abstract
 from ofa_jax.data import images
 from ofa_jax.models.cnclip import CNCLIPConfig
+from ofa_jax.models.ofa_config import OFAConfig
+from ofa_jax.ofa_api import OFAModel
 from ofa_jax.tokenizers.bert import CONTEXT_LENGTH, ChineseBertTokenizer
 
 MAX_BATCH = 256  # rows that one device computes at once
@@ -47,29 +51,44 @@ def tokenize(texts: str | Iterable[str], context_length: int = CONTEXT_LENGTH) -
 
 
 def load_from_name(
-  name: str | os.PathLike,
+  name: str | os.PathLike | Sequence[str | os.PathLike],
   *,
   download_root: str | os.PathLike | None = None,
   precision: str = "fp32",
-) -> tuple["CNCLIPModel", Callable[[Image.Image], np.ndarray]]:
+  image_size: int | None = None,
+) -> tuple["CNCLIPModel | OFAModel", Callable[[Image.Image], np.ndarray]]:
   """Loads a model on all devices of this machine.
 
   Args:
     name: one of `available_models()`, which is downloaded and converted once; or a model directory,
-      a workdir of `ofa_jax.train`, a Hugging Face directory, or a `.pt` file.
+      a workdir of `ofa_jax.train`, a Hugging Face directory, or a `.pt` file. A list of several
+      OFAs is an ensemble.
     download_root: folder for downloads; None is `~/.cache/ofa_jax`.
     precision: "fp32", the original's numbers; or "bf16", for accelerators: half the memory, and
       features that differ in the third digit.
+    image_size: side in pixels that an OFA's images are resized to; None: what it was trained with.
 
   Returns:
-    The model, and a function that makes a Pillow image float32[S, S, 3], ready for `encode_image`.
+    The model, and a function that makes a Pillow image float32[S, S, 3], ready for `encode_image`
+    or the methods of an OFA.
 
   Raises:
-    ValueError: an unknown name or precision, with what there is; a faulty file.
+    ValueError: an unknown name or precision, with what there is; a faulty file; an ensemble or
+      another image size of Chinese-CLIPs.
   """
   if precision not in PRECISIONS:
     raise ValueError(f"Expected precision {' or '.join(PRECISIONS)}, found {precision!r}")
-  model = CNCLIPModel(hub.open_model(name, download_root=download_root), precision=precision)
+  names = [name] if isinstance(name, str | os.PathLike) else list(name)
+  sources = [hub.open_model(x, download_root=download_root) for x in names]
+  if sources and all(isinstance(source.config, OFAConfig) for source in sources):
+    model = OFAModel(*sources, precision=precision, image_size=image_size)
+    return model, model.preprocess
+  if len(sources) != 1 or image_size is not None:
+    raise ValueError(
+      f"Expected one Chinese-CLIP with its own image size, or OFAs; found {len(sources)} models, "
+      f"image_size {image_size}"
+    )
+  model = CNCLIPModel(sources[0], precision=precision)
   return model, functools.partial(preprocess, size=model.image_size)
 
 

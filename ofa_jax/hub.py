@@ -342,7 +342,10 @@ def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: ModuleTy
     target = dict(zip(("params", "rest"), target, strict=True))
     stored = path.resolve() / "params"
     with ocp.StandardCheckpointer() as checkpointer:
-      problems = trees.difference(target, checkpointer.metadata(stored).item_metadata.tree)
+      metadata = checkpointer.metadata(stored).item_metadata
+      if metadata is None:
+        raise ValueError(f"{stored}: expected the parameters, found no checkpoint of them")
+      problems = trees.difference(target, metadata.tree)
       if problems:
         raise ValueError(
           f"{stored}: expected the parameters of config.json, found {len(problems)} differences\n  "

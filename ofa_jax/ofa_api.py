@@ -9,6 +9,7 @@ generated the search's score, of what was chosen the logarithm of its probabilit
 Prompts, searches and the cleaning of texts are the original's.
 """
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from PIL import Image
 from ofa_jax import hub
 from ofa_jax import ofa_inputs as inputs
 from ofa_jax.data import prompts
+from ofa_jax.data.boxes import from_bins
 from ofa_jax.decode import candidates
 from ofa_jax.decode.beam import BOS, EOS, PAD, Search
 from ofa_jax.decode.trie import Trie
@@ -27,12 +29,13 @@ from ofa_jax.ofa_inputs import Picture
 from ofa_jax.ofa_runner import Runner, bucket
 
 MAX_TOKENS = 1024  # of a text: the original's --max-source-positions
-MAX_ANSWER = 30  # tokens of a free answer
-BOX_SIZE = 512  # what coordinates are parts of, whatever the image's size: --max-image-size
 
-# How the original's scripts search.
-CAPTION = Search(num_beams=5, max_length=16, no_repeat_ngram_size=3)
-REGION = Search(num_beams=5, min_length=4, max_length=4, no_repeat_ngram_size=3)
+# How the original's scripts search; the length of answers is ours, theirs is 200 with the question.
+SEARCHES: dict[str, Search] = {
+  "caption": Search(num_beams=5, max_length=16, no_repeat_ngram_size=3),
+  "answer": Search(num_beams=5, max_length=30, normalize_scores=False),
+  "ground": Search(num_beams=5, min_length=4, max_length=4, no_repeat_ngram_size=3),
+}
 
 Results: TypeAlias = list | tuple[list, np.ndarray]
 
@@ -47,6 +50,8 @@ class OFAModel:
     config: sizes of the (first) model.
     tokenizer: the (first) model's own.
     image_size: side in pixels that images are resized to.
+    searches: how "caption", "answer" and "ground" search; captions as the model says itself.
+    preprocess: makes a Pillow image float32[S, S, 3], as the model wants it.
     num_params: scalars of all models.
   """
 
@@ -65,6 +70,11 @@ class OFAModel:
     self.config, self.num_params = self._runner.config, self._runner.num_params
     self.tokenizer = sources[0].tokenizer
     self.image_size = image_size or sources[0].image_size
+    self.preprocess = functools.partial(
+      inputs.preprocess, size=self.image_size, colours=self._runner.colours
+    )
+    caption = dataclasses.replace(SEARCHES["caption"], **sources[0].settings["generation"])
+    self.searches = SEARCHES | {"caption": caption}
     self._chinese = self.tokenizer.kind == "bert-chinese"
     self._plan = functools.lru_cache(maxsize=8)(self._make_plan)
 
@@ -179,7 +189,7 @@ class OFAModel:
     seed: int = 0,
     return_scores: bool = False,
   ) -> Results:
-    """Answers prompts in the user's own words, of each the best hypothesis.
+    """Answers prompts in the user's own words.
 
     Args:
       images: one for each text; None where, or if nowhere, there is one.
@@ -212,16 +222,21 @@ class OFAModel:
     self,
     images: Sequence[Picture] | np.ndarray,
     *,
-    search: Search = CAPTION,
+    search: Search | None = None,
     return_scores: bool = False,
   ) -> Results:
     """Describes images.
 
+    Args:
+      images: what to describe.
+      search: how; None: as in `searches`.
+      return_scores: whether to return (captions, scores).
+
     Raises:
       ValueError: an image is missing.
     """
-    rows = self._prompted(images, [prompts.caption(chinese=self._chinese)] * len(images))
-    return self._texts(self._search(rows, search), return_scores)
+    rows = self._described(images)
+    return self._texts(self._search(rows, search or self.searches["caption"]), return_scores)
 
   def answer(
     self,
@@ -229,7 +244,7 @@ class OFAModel:
     questions: Sequence[str],
     candidates: Sequence[str] | None = None,
     *,
-    num_beams: int = 5,
+    search: Search | None = None,
     prompt_decoder: bool = True,
     return_scores: bool = False,
   ) -> Results:
@@ -239,7 +254,7 @@ class OFAModel:
       images: one for each question.
       questions: a missing question mark is added; words beyond 80 are cut, with a warning.
       candidates: the answers to choose from, all of which are scored; None: any answer.
-      num_beams: of the search for any answer.
+      search: of any answer; its lengths do not count the question. None: as in `searches`.
       prompt_decoder: whether the decoder, too, reads the question before it answers, as it does in
         models that were fine-tuned by the original's scripts, but not in pretrained ones.
       return_scores: whether to return (answers, scores).
@@ -253,17 +268,17 @@ class OFAModel:
       best, scores = self._choose(rows, candidates, prompt_decoder=prompt_decoder)
       answers = [candidates[i] for i in best]
       return (answers, scores) if return_scores else answers
-    length = 0
+    search, begins = search or self.searches["answer"], [0] * len(rows["source"])
     if prompt_decoder:
       rows["prefix"] = _prompt(rows["source"])[:, 1:]
-      length = bucket(rows["prefix"].shape[1], 8)
-    search = Search(num_beams=num_beams, max_length=length + MAX_ANSWER, normalize_scores=False)
-    found = self._search(rows, search)
-    if prompt_decoder:
       begins = np.sum(rows["prefix"] != PAD, axis=1)
-      for hypotheses, begin in zip(found, begins, strict=True):
-        for each in hypotheses:
-          each["tokens"] = each["tokens"][begin:]
+      length = bucket(rows["prefix"].shape[1], 8) + search.max_length
+      search = dataclasses.replace(search, max_length=length)
+    found = self._search(rows, search)
+    for hypotheses, begin in zip(found, begins, strict=True):
+      for each in hypotheses:
+        each["tokens"] = each["tokens"][begin:]
+        each["score"] = each["positional_scores"][begin:].sum()
     return self._texts(found, return_scores)
 
   def ground(
@@ -271,7 +286,7 @@ class OFAModel:
     images: Sequence[Picture] | np.ndarray,
     phrases: Sequence[str],
     *,
-    search: Search = REGION,
+    search: Search | None = None,
     return_scores: bool = False,
   ) -> Results:
     """Finds the boxes that phrases describe.
@@ -279,8 +294,8 @@ class OFAModel:
     Args:
       images: one for each phrase.
       phrases: words beyond 80 are cut, with a warning.
-      search: of four coordinates. Nothing keeps the model to them, as in the original; of its
-        hypotheses the best that is a box counts.
+      search: of four coordinates; None: as in `searches`. Nothing keeps the model to coordinates,
+        as in the original: of its hypotheses the best that is a box counts.
       return_scores: whether to return (boxes, scores).
 
     Returns:
@@ -292,7 +307,7 @@ class OFAModel:
     inputs.check_texts("phrases", phrases)
     texts = [prompts.region(text, chinese=self._chinese) for text in phrases]
     rows = self._prompted(images, texts)
-    found = self._search(rows, search)
+    found = self._search(rows, search or self.searches["ground"])
     boxes, scores = [], np.full(len(found), -np.inf, np.float32)
     for i, (image, hypotheses) in enumerate(zip(images, found, strict=True)):
       boxes.append(np.full(4, np.nan, np.float32))
@@ -300,7 +315,9 @@ class OFAModel:
         bins = each["tokens"][:-1] - self.tokenizer.bin_id(0)
         if len(bins) == 4 and bins.min() >= 0:
           size = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
-          boxes[-1], scores[i] = self._box(bins, size, rows["image"].shape[1:3]), each["score"]
+          scale = np.divide(size, rows["image"].shape[2:0:-1])
+          boxes[-1] = from_bins(bins, num_bins=self.tokenizer.num_bins, scale=scale)
+          scores[i] = each["score"]
           break
     return (boxes, scores) if return_scores else boxes
 
@@ -347,7 +364,7 @@ class OFAModel:
     Raises:
       ValueError: no class, one without a name, or an image is missing.
     """
-    rows = self._prompted(images, [prompts.caption(chinese=self._chinese)] * len(images))
+    rows = self._described(images)
     best, scores = self._choose(rows, classes, prompt_decoder=False)
     names = [classes[i] for i in best]
     return (names, scores) if return_scores else names
@@ -366,9 +383,16 @@ class OFAModel:
       name, tokens, rows=rows, longest=MAX_TOKENS, vocab_size=self.config.vocab_size
     )
 
+  def _described(self, images):
+    """Rows of images and of the question what they are."""
+    images = inputs.as_list("images", images)
+    return self._prompted(images, [prompts.caption(chinese=self._chinese)] * len(images))
+
   def _prompted(self, images, texts, *, image_needed=True):
     """Rows of prompts and of images, which may be missing only where they are not needed."""
-    pictures = [None] * len(texts) if images is None else inputs.as_list("images", images)
+    if images is None and not image_needed:
+      images = [None] * len(texts)
+    pictures = inputs.as_list("images", images)
     if len(pictures) != len(texts):
       raise ValueError(f"Expected {len(texts)} images, one for each text, found {len(pictures)}")
     missing = [i for i, image in enumerate(pictures) if image is None]
@@ -428,12 +452,6 @@ class OFAModel:
   def _make_plan(self, answers):
     space = "" if self._chinese else " "
     return candidates.plan([self.tokenizer.encode(space + text) for text in answers])
-
-  def _box(self, bins, size, resized):
-    """Bins of coordinates to pixels of an image of `size` (w, h) that was resized to (h, w)."""
-    scale = np.divide(size, resized[::-1]).astype(np.float32)
-    box = bins.astype(np.float32) / (self.tokenizer.num_bins - 1) * BOX_SIZE
-    return box * np.tile(scale, 2)
 
 
 def _prompt(source):

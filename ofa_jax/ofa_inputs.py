@@ -1,7 +1,7 @@
 """What users hand to an OFA: checked, and made the arrays that it runs on."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -12,12 +12,19 @@ from ofa_jax.decode.beam import PAD
 Picture: TypeAlias = Image.Image | np.ndarray
 
 
-def preprocess(image: Image.Image, *, size: int) -> np.ndarray:
+class Colours(NamedTuple):
+  """What is taken out of the pixels' colours, from 0 to 1: (red, green, blue) each."""
+
+  mean: tuple[float, ...] = images.HALF_MEAN
+  std: tuple[float, ...] = images.HALF_STD
+
+
+def preprocess(image: Image.Image, *, size: int, colours: Colours) -> np.ndarray:
   """Resizes and normalises an image as the original does, float32[size, size, 3].
 
   It is converted to RGB, and the whole of it is squashed to a square.
   """
-  return images.normalize(resized(image, size), mean=images.HALF_MEAN, std=images.HALF_STD)
+  return images.normalize(resized(image, size), **colours._asdict())
 
 
 def resized(image: Picture, size: int) -> np.ndarray:
@@ -112,9 +119,10 @@ def mask(name: str, values: Any, *, rows: int) -> np.ndarray:
 
 
 def as_list(name: str, values: Any) -> list:
-  """Makes a list; ValueError for a single text or image."""
-  if isinstance(values, str | Image.Image):
-    raise ValueError(f"Expected a list of {name}, found one {type(values).__name__}")
+  """Makes a list; ValueError for a single text or image, or none."""
+  if values is None or isinstance(values, str | Image.Image):
+    found = "none" if values is None else f"one {type(values).__name__}"
+    raise ValueError(f"Expected a list of {name}, found {found}")
   return list(values)
 
 

@@ -21,6 +21,7 @@ from ofa_jax.decode import beam, candidates
 from ofa_jax.decode.beam import EOS, PAD
 from ofa_jax.decode.trie import Trie
 from ofa_jax.models.layers import BATCH_AXES
+from ofa_jax.ofa_inputs import Colours
 
 MAX_BATCH = 16  # rows that one device computes at once
 MAX_POSITIONS = 1 << 16  # of all hypotheses in a device's cache: in Base 37 kB each, in fp32
@@ -36,6 +37,7 @@ class Runner:
 
   Attributes:
     config: sizes of the first model.
+    colours: how it wants pixels normalised.
     num_params: scalars of all models.
   """
 
@@ -48,7 +50,9 @@ class Runner:
     sizes = sorted({source.config.vocab_size for source in sources})
     if len(sizes) > 1:
       raise ValueError(f"Expected an ensemble with one vocabulary, found sizes {sizes}")
-    self.config = sources[0].config
+    self.config, self.colours = sources[0].config, Colours()
+    if sources[0].settings["imagenet_normalization"]:
+      self.colours = Colours(images.IMAGENET_MEAN, images.IMAGENET_STD)
     self._mesh = sharding.make_mesh((jax.local_device_count(), 1, 1), devices=jax.local_devices())
     self._matmul = "highest" if precision == "fp32" else None
     weights = [source.load(sharding.replicated(self._mesh)) for source in sources]
@@ -66,7 +70,8 @@ class Runner:
     Those of an ensemble are the logarithms of the mean probabilities.
     """
     length = rows["decoder"].shape[1]
-    rows = {**rows, "decoder": widened(rows["decoder"], bucket(length, 8))}
+    if "code_mask" not in rows:  # behind the last code there are no positions
+      rows = {**rows, "decoder": widened(rows["decoder"], bucket(length, 8))}
     return self._run(self._forward, rows)[:, :length]
 
   def generate(
@@ -174,7 +179,7 @@ class Runner:
   def _encode(self, model, rows):
     image = rows.get("image")
     if image is not None and image.dtype == jnp.uint8:
-      mean, std = jnp.float32(images.HALF_MEAN), jnp.float32(images.HALF_STD)
+      mean, std = map(jnp.float32, self.colours)
       image = (image.astype(jnp.float32) / 255 - mean) / std
     return model.encode(rows["source"], image=image, image_mask=rows.get("image_mask"))
 

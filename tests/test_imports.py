@@ -17,7 +17,7 @@ NUMPY = {"tokenizers", "data", "scoring"}
 PURE = {"losses", "models", "decode"}
 COMMANDS = {
   *("train", "evaluate", "extract_features", "retrieve", "zeroshot", "compile_ahead"),
-  *("api", "cli"),
+  *("generate", "api", "ofa_api", "ofa_inputs", "ofa_runner", "cli"),
 }
 ALLOWED = {
   **dict.fromkeys(NUMPY, NUMPY),

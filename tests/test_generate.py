@@ -1,0 +1,147 @@
+"""The command: files in, predictions out."""
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ofa_jax import generate
+from ofa_jax.data.tsv import Table
+from ofa_jax.decode.beam import Search
+from tests.ofa_directory import save_micro
+
+COLUMNS = {"id": 0, "image": 1, "text": 2}
+ROWS = 11
+BROKEN = 4
+
+
+class Model:
+  """Stands for an OFA: says what it was given, and counts the batches."""
+
+  image_size = 16
+
+  def __init__(self):
+    self.batches = 0
+
+  def caption(self, images, *, search, return_scores):
+    assert return_scores and search.num_beams == 3
+    self.batches += 1
+    assert all(x.shape == (16, 16, 3) and x.dtype == np.uint8 for x in images)
+    return [f" grey, {x.mean():.0f}!" for x in images], -np.arange(len(images), dtype=np.float32)
+
+  def answer(self, images, questions, candidates, *, search, prompt_decoder, return_scores):
+    assert candidates == ("yes", "no") and not prompt_decoder
+    return [f"{x} yes" for x in questions], np.zeros(len(images))
+
+  def ground(self, images, phrases, *, search, return_scores):
+    return [np.float32([0, 4, 8, 16])] * len(images), np.zeros(len(images))
+
+
+OPTIONS = generate.Options(
+  search=Search(num_beams=3, max_length=5), candidates=("yes", "no"), prompt_decoder=False
+)
+
+
+@pytest.fixture
+def table(tmp_path):
+  """Grey images 40 x 20, the fifth of them broken."""
+  lines = []
+  for i in range(ROWS):
+    file = io.BytesIO()
+    Image.new("RGB", (40, 20), (i, i, i)).save(file, "PNG")
+    image = file.getvalue()[: 30 if i == BROKEN else None]
+    lines.append(f"{100 + i}\t{base64.urlsafe_b64encode(image).decode()}\tquestion {i}\n")
+  (tmp_path / "in.tsv").write_text("".join(lines))
+  return Table([tmp_path / "in.tsv"], columns=COLUMNS)
+
+
+def run(model, task, table, output, **options):
+  count = generate.predict_file(
+    model, task, table, output=output, options=OPTIONS, batch_size=4, **options
+  )
+  return count, [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def test_every_row_has_a_line_in_its_place(table, tmp_path, capsys):
+  count, lines = run(Model(), "caption", table, tmp_path / "out" / "caption.jsonl")
+  assert count == ROWS - 1
+  assert [line["image_id"] for line in lines] == [str(100 + i) for i in range(ROWS)]
+  for i, line in enumerate(lines):
+    if i == BROKEN:
+      assert line.keys() == {"image_id", "error"} and "in.tsv:5 104" in line["error"]
+    else:
+      assert line["caption"] == f"grey {i}"  # no punctuation, as the original writes it
+  assert [line.get("score") for line in lines[4:8]] == [None, 0, -1, -2]
+  assert "Skipped a bad row" in capsys.readouterr().out
+  assert [x.name for x in (tmp_path / "out").iterdir()] == ["caption.jsonl"]
+
+
+def test_results_have_the_originals_keys(table, tmp_path):
+  _, lines = run(Model(), "vqa", table, tmp_path / "vqa.jsonl")
+  assert lines[1] == {"question_id": 101, "answer": "question 1 yes", "score": 0.0}
+  _, lines = run(Model(), "refcoco", table, tmp_path / "box.jsonl")
+  assert lines[1] == {"uniq_id": "101", "box": [0, 5, 20, 20], "score": 0.0}
+
+
+def test_a_run_that_was_killed_goes_on(table, tmp_path):
+  output = tmp_path / "caption.jsonl"
+  run(Model(), "caption", table, output)
+  whole = output.read_bytes()
+  partial = tmp_path / "caption.jsonl.partial"
+  # Lines that were written -> batches that are computed, the first once more to compare it.
+  for kept, batches in ((0, 3), (2, 3), (4, 3), (6, 3), (9, 2)):
+    output.unlink(missing_ok=True)
+    lines = whole.splitlines(keepends=True)
+    partial.write_bytes(b"".join(lines[:kept]) + lines[kept][:10])
+    model = Model()
+    run(model, "caption", table, output)
+    assert output.read_bytes() == whole
+    assert model.batches == batches
+    assert not partial.exists()
+  # What another model wrote is not taken up.
+  partial.write_bytes(b"".join([b'{"image_id": "100", "caption": "black"}\n', *lines[1:9]]))
+  run(Model(), "caption", table, output)
+  assert output.read_bytes() == whole
+
+
+def test_too_many_bad_rows_end_the_run(table, tmp_path):
+  with pytest.raises(ValueError, match="bad rows"):
+    run(Model(), "caption", table, tmp_path / "x.jsonl", max_bad_rate=0.0)
+  assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_columns_are_given_by_name():
+  assert generate._columns("vqa", None) == {"id": 0, "image": 5, "text": 2}
+  assert generate._columns("vqa", ["text:1", "image:0"]) == {"text": 1, "image": 0}
+  for bad in ("words:1", "text", "text:x"):
+    with pytest.raises(ValueError, match="--columns=name:place"):
+      generate._columns("vqa", [bad])
+
+
+def test_candidates_are_lines(tmp_path):
+  path = tmp_path / "answers.txt"
+  path.write_text("yes\n\n no \n")
+  assert generate._read_candidates(path) == ("yes", "no")
+  path.write_text("\n")
+  with pytest.raises(ValueError, match="one answer a line"):
+    generate._read_candidates(path)
+
+
+def test_the_command_says_what_it_found_or_what_is_wrong(tmp_path):
+  model = save_micro(tmp_path)
+  Image.new("RGB", (40, 20), (200, 0, 0)).save(tmp_path / "red.png")
+  command = [sys.executable, "-m", "ofa_jax.generate", f"--model={model}", "--task=vqa"]
+  inputs = [f"--image={tmp_path / 'red.png'}", "--text=is it red?", "--num-beams=2"]
+  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+  done = subprocess.run([*command, *inputs], env=environment, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert json.loads(done.stdout).keys() == {"answer", "score"}
+  done = subprocess.run([*command, inputs[1]], env=environment, capture_output=True, text=True)
+  assert done.returncode == 1
+  assert done.stderr.startswith("error: Expected a list of images, found none")
