@@ -113,17 +113,22 @@ def run(config: Config, name: str, *, results: str | None = None) -> dict[str, f
   return run_all(evaluators(program), *load_weights(program, name), folder=folder)
 
 
-def load_weights(program: step.Program, name: str) -> tuple[Any, Any]:
+def load_weights(program: step.Program, name: str, *, start: bool = False) -> tuple[Any, Any]:
   """(params, rest) of a stored model, laid out for the program.
 
   Args:
     program: from `step.build`.
     name: whatever `hub.open_model` takes: a run, a model directory, a released name, a file.
+    start: training starts from it, so that it may lack parts; see `hub.open_start`.
 
   Raises:
     ValueError: there is no such model, or it has other parameters than the config's; all of them.
   """
-  source = hub.open_model(name)
+  config = program.config
+  if start:
+    source = hub.open_start(name, config=config.model, seed=config.seed)
+  else:
+    source = hub.open_model(name)
   _, params, rest = abstract(source.config)
   lines = trees.difference(program.abstract.params, params)
   lines += trees.difference(program.abstract.rest, rest)

@@ -11,7 +11,7 @@ is in one module for each, with the same names (`FAMILIES`).
 
 import dataclasses
 import difflib
-import hashlib
+import functools
 import json
 import os
 import pathlib
@@ -23,10 +23,22 @@ import jax
 import orbax.checkpoint as ocp
 
 from ofa_jax import checkpoint, trees
-from ofa_jax.convert import cnclip, cnclip_family, huggingface, ofa_family, torch_files, towers
+from ofa_jax.convert import (
+  cnclip,
+  cnclip_family,
+  huggingface,
+  ofa,
+  ofa_family,
+  ofa_start,
+  releases,
+  torch_files,
+  towers,
+)
 from ofa_jax.convert.files import written_whole
-from ofa_jax.convert.params import ModelConfig, Release, Weights, abstract, place, placement
+from ofa_jax.convert.params import ModelConfig, Weights, abstract, place, placement
+from ofa_jax.convert.releases import Release
 from ofa_jax.models.cnclip import CNCLIPConfig
+from ofa_jax.models.ofa import OFAConfig
 from ofa_jax.step import State
 
 FORMAT = 1
@@ -112,6 +124,52 @@ def open_model(
   )
 
 
+def open_start(
+  name: str | os.PathLike,
+  *,
+  config: ModelConfig,
+  seed: int,
+  download_root: str | os.PathLike | None = None,
+) -> Source:
+  """Finds the weights that a model starts training from.
+
+  An OFA may start from one that lacks parts of it, such as adapters or new tokens, and from BART's
+  `.pt`; see `ofa_start.complete`. Other models start from the same one only.
+
+  Args:
+    name: as for `open_model`.
+    config: the model that is trained.
+    seed: draws what is new.
+    download_root: as for `open_model`.
+
+  Raises:
+    ValueError: as `open_model`; the weights are of other sizes.
+  """
+  if not isinstance(config, OFAConfig):
+    return open_model(name, download_root=download_root)
+  path = pathlib.Path(name)
+  if path.is_file():
+    form, settings, files = "torch", ofa_family.SETTINGS, path.parent
+    read = functools.partial(torch_files.load_state_dict, path)
+  else:
+    stored = open_model(name, download_root=download_root)
+    if not isinstance(stored.config, OFAConfig):
+      raise ValueError(f"{name}: expected an OFA to start from, found a Chinese-CLIP")
+    if not trees.difference(abstract(config)[1:], abstract(stored.config)[1:]):
+      return dataclasses.replace(stored, config=config)
+    form, settings, files = stored.form, stored.settings, stored.files
+
+    def read():
+      return ofa.to_torch(*jax.device_get(stored.load()), stored.config)
+
+  def load(shardings=None):
+    complete = functools.partial(ofa_start.complete, seed=seed)
+    tensors = _explain(path, complete, read(), config)
+    return place(*_explain(path, ofa.from_torch, tensors, config), shardings)
+
+  return Source(config=config, load=load, form=form, settings=settings, files=files)
+
+
 def open_towers(
   clip: str | os.PathLike,
   bert: str | os.PathLike,
@@ -172,40 +230,9 @@ def download(name: str, root: pathlib.Path) -> pathlib.Path:
   Raises:
     ValueError: the hub cannot be reached; a file is not the one on the hub and was removed.
   """
-  repo, files = RELEASES[name]
-  folder = root if len(files) == 1 else root / f"{name}-released"
-  weights, *_ = (_download(repo, file, folder) for file in files)
-  return weights
-
-
-def _download(repo: str, file: str, folder: pathlib.Path) -> pathlib.Path:
-  """Returns a file of the hub in a folder.
-
-  A download that was cut short goes on where it ended. A large file is compared with the SHA-256
-  that the hub keeps of it.
-  """
-  path = folder / file
-  if path.is_file():
-    return path
-  import huggingface_hub  # half a second that other uses need not wait for
-
-  try:
-    (info,) = huggingface_hub.HfApi().get_paths_info(repo, [file])
-    huggingface_hub.hf_hub_download(repo, file, local_dir=folder)
-  except Exception as error:  # of the system or of whichever HTTP library is under it
-    raise ValueError(
-      f"Expected to download {file} from {repo}, found: {error}. Start again to go on where it "
-      f"ended, or put https://huggingface.co/{repo}/resolve/main/{file} into {folder} yourself."
-    ) from error
-  with path.open("rb") as content:
-    found = hashlib.file_digest(content, "sha256").hexdigest()
-  if info.lfs is not None and found != info.lfs.sha256:
-    path.unlink()
-    raise ValueError(
-      f"{path}: expected SHA-256 {info.lfs.sha256}, found {found}; the damaged file was removed, "
-      "start again"
-    )
-  return path
+  release = RELEASES[name]
+  folder = root if len(release.files) == 1 else root / f"{name}-released"
+  return releases.download(release, folder)
 
 
 def save_directory(

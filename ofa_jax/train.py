@@ -265,7 +265,7 @@ def _first_state(program, checkpoints):
   state = step.init(program)
   if config.init is None:
     return state, f"from scratch, seed {config.seed}"
-  params, rest = evaluate.load_weights(program, config.init)
+  params, rest = evaluate.load_weights(program, config.init, start=True)
   ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
   return dataclasses.replace(state, params=params, rest=rest, ema=ema), (
     f"weights of {config.init}; fresh optimizer"

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ofa_jax.convert import cnclip, huggingface, model_config, torch_files
-from ofa_jax.convert.params import Release, Weights
+from ofa_jax.convert.params import Weights
+from ofa_jax.convert.releases import Release
 from ofa_jax.models.cnclip import CNCLIPConfig
 from ofa_jax.tokenizers.bert import CONTEXT_LENGTH, ChineseBertTokenizer
 

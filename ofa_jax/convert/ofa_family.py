@@ -10,7 +10,8 @@ import numpy as np
 import safetensors.numpy
 
 from ofa_jax.convert import huggingface, ofa, ofa_sizes, torch_files
-from ofa_jax.convert.params import Release, Weights
+from ofa_jax.convert.params import Weights
+from ofa_jax.convert.releases import Release
 from ofa_jax.models.ofa import SIZES, OFAConfig
 from ofa_jax.tokenizers.ofa import LAYOUTS, OFATokenizer
 

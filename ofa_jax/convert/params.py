@@ -1,6 +1,6 @@
 """A model's parameters without computing them: their shapes, and moving them to devices."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from flax import nnx, traverse_util
@@ -10,13 +10,6 @@ from ofa_jax.models.ofa import OFAConfig
 
 ModelConfig = CNCLIPConfig | OFAConfig
 Weights = tuple[dict[str, Any], dict[str, Any]]  # nested dicts: parameters, running statistics
-
-
-class Release(NamedTuple):
-  """A released model on the Hugging Face Hub: the file of its weights, then what belongs to it."""
-
-  repo: str
-  files: tuple[str, ...]
 
 
 def abstract(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:

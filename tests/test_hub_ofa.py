@@ -1,0 +1,243 @@
+"""OFA in every form that it is stored in, from fairseq's checkpoint to a run."""
+
+import argparse
+import hashlib
+import json
+import pathlib
+import runpy
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ofa_jax import hub
+from ofa_jax.checkpoint import Checkpoints
+from ofa_jax.config import to_dict
+from ofa_jax.convert import ofa as convert
+from ofa_jax.convert import ofa_family, ofa_sizes, torch_files
+from ofa_jax.models.ofa import OFAConfig
+from ofa_jax.step import State
+from tests.ofa_golden import micro_config, micro_state_dict
+
+torch = pytest.importorskip("torch")
+
+TOOL = pathlib.Path(__file__).parents[1] / "tools" / "convert_torch_weights.py"
+SETTINGS = {
+  "image_size": 64,
+  "imagenet_normalization": False,
+  "generation": {"num_beams": 4, "max_length": 20, "no_repeat_ngram_size": 3},
+}
+OPTIONS = {
+  **ofa_sizes.to_options(micro_config(), SETTINGS),
+  "eval_args": '{"beam":4,"max_len_b":20,"no_repeat_ngram_size":3}',
+}
+
+
+def weights():
+  return convert.from_torch(micro_state_dict(), micro_config())
+
+
+def assert_same(found, expected):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(np.asarray(a), b, strict=True),
+    tuple(found),
+    tuple(expected),
+  )
+
+
+def tensors(**changes):
+  released = {k: torch.from_numpy(np.array(x)) for k, x in micro_state_dict().items()}
+  return {**released, **changes}
+
+
+def save_fairseq(path, *, old=False, **more):
+  """A checkpoint as fairseq's trainer leaves it, with `cfg` or with the older `args`."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  options = argparse.Namespace(**OPTIONS)
+  task = {"_name": "caption", "orig_patch_image_size": 256, "patch_image_size": 64}
+  content = {
+    "args": options if old else None,
+    "cfg": None if old else {"_name": None, "common": {"seed": 1}, "task": task, "model": options},
+    "model": tensors(),
+    "criterion": None,
+    "optimizer_history": [{"criterion_name": "C", "num_updates": 3, "lr_scheduler_state": {}}],
+    "task_state": {},
+    "extra_state": {"metrics": {}, "val_loss": np.float64(0.5)},
+    **more,
+  }
+  torch.save(content, path)
+  return path
+
+
+def write_tokenizer(folder):
+  for name in ("dict.txt", "encoder.json", "vocab.bpe"):
+    (folder / name).write_text(name)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+  """Runs the command and returns what it printed; `SystemExit` passes through."""
+  tool = runpy.run_path(str(TOOL), run_name="tool")
+
+  def run(*args):
+    monkeypatch.setattr(sys, "argv", ["convert_torch_weights.py", *map(str, args)])
+    tool["main"]()
+    return capsys.readouterr().out
+
+  return run
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_fairseqs_checkpoints_there_and_back(command, tmp_path, old):
+  path = save_fairseq(tmp_path / "in" / "checkpoint_best.pt", old=old)
+  write_tokenizer(path.parent)
+  said = command(path, tmp_path / "ours")
+  assert f"{path} (torch) -> {tmp_path / 'ours'} (orbax): unnamed sizes, " in said
+  source = hub.open_model(tmp_path / "ours")
+  assert (source.config, source.settings) == (micro_config(), SETTINGS)
+  assert (source.form, source.image_size) == ("directory", 64)
+  assert_same(source.load(), weights())
+  described = json.loads((tmp_path / "ours" / "config.json").read_text())
+  assert (described["family"], described["format"]) == ("ofa", 1)
+  assert described["tokenizer"] == {"kind": "gpt2"}
+  assert (tmp_path / "ours" / "vocab.bpe").read_text() == "vocab.bpe"
+
+  command(tmp_path / "ours", tmp_path / "back.pt", "--to=torch")
+  back = torch.load(tmp_path / "back.pt", weights_only=False)
+  assert back["model"].keys() == tensors().keys()
+  for name, x in tensors().items():
+    if name.endswith(("_rp_bucket", "image_position_idx", "num_batches_tracked")):
+      assert back["model"][name].dtype == x.dtype, name
+    else:
+      assert torch.equal(back["model"][name], x), name
+  again = hub.open_model(tmp_path / "back.pt")
+  assert (again.config, again.settings) == (source.config, source.settings)
+  # The tied table is stored once.
+  one, two = (back["model"][name] for name in convert.TIED)
+  assert one.data_ptr() == two.data_ptr() == back["model"][convert.WORDS].data_ptr()
+
+
+def test_the_moving_average_is_read_in_the_precision_there_is(command, tmp_path):
+  words = tensors()[convert.WORDS]
+  half = {name: (2 * words).half() for name in (convert.WORDS, *convert.TIED)}
+  full = {name: 2 * words for name in (convert.WORDS, *convert.TIED)}
+  for name, extra, expected in (
+    ("half", {"ema": half}, (2 * words).half().float()),
+    ("full", {"ema": half, "ema_fp32_params": full}, 2 * words),
+  ):
+    path = save_fairseq(tmp_path / f"{name}.pt", extra_state=extra)
+    command(path, tmp_path / name, "--ema")
+    found = hub.load_directory(tmp_path / name)[1]["tokens"]["embedding"]
+    np.testing.assert_array_equal(np.asarray(found), expected.numpy())
+    command(path, tmp_path / f"{name}-trained")
+    assert_same(hub.load_directory(tmp_path / f"{name}-trained")[1:], weights())
+  with pytest.raises(SystemExit, match="expected a moving average"):
+    command(save_fairseq(tmp_path / "none.pt"), tmp_path / "x", "--ema")
+
+
+def test_options_may_be_in_a_namespace_but_run_no_code(tmp_path):
+  class Malicious:
+    def __reduce__(self):
+      return exec, ("raise SystemExit('ran')",)
+
+  path = save_fairseq(tmp_path / "x.pt", task_state={"x": Malicious()})
+  with pytest.raises(ValueError, match="may run code"):
+    hub.open_model(path)
+  assert torch_files.load_options(save_fairseq(tmp_path / "y.pt"))["num_bins"] == 16
+
+
+def test_state_dicts_without_options_are_as_released(tmp_path):
+  torch.save(tensors(), tmp_path / "x.pt")
+  config = hub.open_model(tmp_path / "x.pt").config
+  assert (config.num_codes, config.num_bins, config.width) == (8192, 1000, 32)
+  with pytest.raises(ValueError, match="expected the tensors of a Chinese-CLIP or an OFA"):
+    torch.save({"x": torch.zeros(3)}, tmp_path / "z.pt")
+    hub.open_model(tmp_path / "z.pt")
+
+
+def test_transformers_directories_there_and_back(command, tmp_path):
+  hub.save_directory(tmp_path / "ours", micro_config(), *weights(), settings=SETTINGS)
+  command(tmp_path / "ours", tmp_path / "hf", "--to=hf")
+  described = json.loads((tmp_path / "hf" / "config.json").read_text())
+  assert described["model_type"] == "ofa" and described["d_model"] == 32
+  described |= {k: OPTIONS[k] for k in ("code_dict_size", "num_bins", "orig_patch_image_size")}
+  (tmp_path / "hf" / "config.json").write_text(json.dumps(described))
+  source = hub.open_model(tmp_path / "hf")
+  assert (source.form, source.config) == ("huggingface", micro_config())
+  assert_same(source.load(), weights())
+
+
+def test_a_name_is_downloaded_and_converted_once(tmp_path, monkeypatch):
+  released = convert.to_huggingface(tensors())
+  torch.save(released, tmp_path / "pytorch_model.bin")
+  described = {"model_type": "ofa", "code_dict_size": 32, "num_bins": 16}
+  (tmp_path / "config.json").write_text(json.dumps({**described, "orig_patch_image_size": 64}))
+  (tmp_path / "vocab.json").write_text("{}")
+  (tmp_path / "merges.txt").write_text("#")
+  downloads = []
+
+  def get(repo, file, *, local_dir):
+    assert repo == "OFA-Sys/OFA-tiny"
+    downloads.append(file)
+    local_dir.mkdir(parents=True, exist_ok=True)
+    (local_dir / file).write_bytes((tmp_path / file).read_bytes())
+
+  def info(repo, paths):
+    sha = hashlib.sha256((tmp_path / paths[0]).read_bytes()).hexdigest()
+    large = paths[0].endswith(".bin")  # the hub keeps small files without a sum
+    return [types.SimpleNamespace(lfs=types.SimpleNamespace(sha256=sha) if large else None)]
+
+  monkeypatch.setattr("huggingface_hub.hf_hub_download", get)
+  monkeypatch.setattr("huggingface_hub.HfApi", lambda: types.SimpleNamespace(get_paths_info=info))
+  for _ in range(2):
+    source = hub.open_model("OFA-tiny", download_root=tmp_path / "cache")
+    assert (source.form, source.config) == ("directory", micro_config())
+    assert_same(source.load(), weights())
+  assert downloads == list(ofa_family.RELEASES["OFA-tiny"].files)
+  assert (tmp_path / "cache" / "OFA-tiny" / "merges.txt").read_text() == "#"
+
+
+def test_runs_are_read(tmp_path):
+  (tmp_path / "words").mkdir()
+  write_tokenizer(tmp_path / "words")
+  task = {"tokenizer": str(tmp_path / "words"), "image_size": 96}
+  config = {"model": to_dict(micro_config()), "task": task}
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  params, rest = weights()
+  state = State(
+    step=np.int32(3), params=params, opt={}, rest=rest, ema=None, bad=np.zeros(2, np.int32)
+  )
+  with Checkpoints(str(tmp_path)) as checkpoints:
+    checkpoints.save(jax.tree.map(jnp.asarray, state))
+  source = hub.open_model(tmp_path)
+  assert (source.form, source.config, source.image_size) == ("run", micro_config(), 96)
+  assert source.files == tmp_path / "words"
+  assert_same(source.load(), weights())
+
+
+def test_training_starts_from_a_model_that_lacks_parts(tmp_path):
+  hub.save_directory(tmp_path / "ours", micro_config(), *weights(), settings=SETTINGS)
+  path = save_fairseq(tmp_path / "x.pt")
+  config = micro_config(scale_resids=True)
+  for name in (tmp_path / "ours", path):
+    source = hub.open_start(name, config=config, seed=0)
+    assert isinstance(source.config, OFAConfig) and source.config is config
+    params, rest = source.load()
+    factors = params["encoder"]["blocks"]["mlp"].pop("residual_scale")
+    assert set(np.asarray(factors).ravel()) == {1.0}
+    params["decoder"]["blocks"]["mlp"].pop("residual_scale")
+    assert_same((params, rest), weights())
+  # Options that change no parameter are the config's, not the stored model's.
+  source = hub.open_start(tmp_path / "ours", config=micro_config(dropout=0.1), seed=0)
+  assert source.config.dropout == 0.1
+  assert_same(source.load(), weights())
+
+
+def test_a_tokenizer_that_is_not_there_is_asked_for(tmp_path):
+  hub.save_directory(tmp_path / "ours", micro_config(), *weights())
+  assert json.loads((tmp_path / "ours" / "config.json").read_text())["tokenizer"] is None
+  with pytest.raises(ValueError, match=r"dict\.txt \+ encoder\.json \+ vocab\.bpe"):
+    _ = hub.open_model(tmp_path / "ours").tokenizer
