@@ -90,7 +90,6 @@ def ofa(folder: str | Path) -> Config:
     image_size=quickstart_ofa.SIZE,
     target_length=12,
     search=Search(num_beams=3, max_length=10),
-    cache_dir=str(data / "cache"),
   )
   return Config(
     name="quickstart: captions of drawn shapes",

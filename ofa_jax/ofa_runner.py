@@ -1,8 +1,8 @@
 """Runs an OFA over any number of inputs, on all local devices.
 
 Inputs are cut into batches of 1, 2, 4, ... rows for each device, and their texts filled up to 16,
-32, 64, ... tokens, so that little is compiled. A batch is split over the devices, each of which
-decodes its rows alone: no search waits for another device's.
+32, 64, 128, 192, ... tokens, so that little is compiled. A batch is split over the devices, each of
+which decodes its rows alone: no search waits for another device's.
 """
 
 import collections
@@ -200,7 +200,9 @@ class Runner:
   def _run(self, function, rows, *, shared=None, static=None, most=MAX_BATCH):
     """Calls a function batch by batch; the next is on its way while a result is copied back."""
     number = len(rows["source"])
-    rows = {**rows, "source": widened(rows["source"], bucket(rows["source"].shape[1], 16))}
+    length = rows["source"].shape[1]
+    length = bucket(length, 16) if length <= 64 else -(-length // 64) * 64
+    rows = {**rows, "source": widened(rows["source"], length)}
     rows["active"] = np.ones(number, bool)
     devices = self._mesh.size
     largest = devices * (1 << (min(max(most, 1), MAX_BATCH).bit_length() - 1))

@@ -28,8 +28,8 @@ from ofa_jax.data.quickstart import make_once, write_lines
 from ofa_jax.data.text import REFERENCES
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
-VERSION = 1  # a part of the folder's name: raise it with every change of what is written
-SIZE = 64  # pixels
+VERSION = 2  # a part of the folder's name: raise it with every change of what is written
+SIZE = 48  # pixels
 COLOURS = {
   "red": (220, 30, 30),
   "green": (30, 160, 60),
@@ -41,7 +41,7 @@ COLOURS = {
 SHAPES = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
 NUMBERS = ("a", "two", "three", "four")
 
-_GRID = 3  # shapes stand in the cells of a grid, so that none hides another
+_GRID = 2  # shapes stand in the cells of a grid, so that none hides another
 _FINER = 4  # drawn so many times larger, for smooth edges
 _PICTURES = {"train": 6000, "valid": 400}
 _HELD_OUT = 6  # one of so many combinations
@@ -101,7 +101,7 @@ def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
   for (row, column), (colour, shape) in zip(
     _cells(scene, rng), scene.things * scene.count, strict=True
   ):
-    radius = rng.uniform(6, 9)
+    radius = rng.uniform(7.5, 10.5)
     room = SIZE / _GRID / 2 - radius - 0.5
     x = (column + 0.5) * SIZE / _GRID + rng.uniform(-room, room)
     y = (row + 0.5) * SIZE / _GRID + rng.uniform(-room, room)

@@ -75,7 +75,7 @@ def test_pictures_show_what_the_captions_say():
   single, double = scenes()
   for i in rng.choice(len(single), 40):
     image = draw(single[i], rng)
-    assert (image.size, image.mode) == ((64, 64), "RGB")
+    assert (image.size, image.mode) == ((48, 48), "RGB")
     assert len(blobs(image, single[i].things[0][0])) == single[i].count
   for i in rng.choice(len(double), 40):
     (first, _), (second, _) = double[i].things
@@ -102,7 +102,7 @@ def test_files_are_in_the_originals_format(path):
     assert table.text(7, "image_id") == f"{split}7.png"
     assert all(thing in table.text(1, "objects") for thing in ("&&", " "))
     image = Image.open(io.BytesIO(table.encoded(3)))
-    assert (image.size, image.format) == ((64, 64), "PNG")
+    assert (image.size, image.format) == ((48, 48), "PNG")
     # Nothing is lost by the clean-up before training.
     assert all(target_caption(c, max_words=20) == c for group in said for c in group)
 
@@ -139,7 +139,7 @@ def test_a_change_of_the_recipe_needs_a_new_version(path):
     for i, group in enumerate(said):
       digest.update("&&".join(group).encode())
       digest.update(Image.open(io.BytesIO(table.encoded(i))).tobytes())
-  assert (quickstart_ofa.VERSION, digest.hexdigest()[:16]) == (1, "1b2921c8f5974dbd")
+  assert (quickstart_ofa.VERSION, digest.hexdigest()[:16]) == (2, "68385cf026f59a98")
 
 
 def test_two_processes_at_once(tmp_path):
