@@ -17,6 +17,7 @@ from flax import nnx
 
 from ofa_jax.convert import ofa as convert
 from ofa_jax.convert.params import abstract
+from ofa_jax.models import ofa
 from ofa_jax.models.ofa import OFA, OFAConfig
 
 _DIR = pathlib.Path(__file__).parent / "golden" / "ofa"
@@ -128,6 +129,14 @@ def micro_split(variant: str | None = None, **options):
 def micro_model(variant: str | None = None, **options) -> OFA:
   """The micro model, or a variant of it, with the weights of the rule."""
   return nnx.merge(*micro_split(variant, **options))
+
+
+def realsize_model(size: str) -> OFA:
+  """A released size whose weights follow the rule."""
+  lists = golden_json("realsize/state_dicts")[size]["state_dict"]
+  config = ofa.config(size)
+  weights = rule_state_dict({name: shape for name, (shape, _) in lists.items()})
+  return nnx.merge(abstract(config)[0], *convert.from_torch(weights, config))
 
 
 def images(seed: int, shape: tuple[int, ...]) -> np.ndarray:
