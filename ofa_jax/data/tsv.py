@@ -8,18 +8,16 @@ for line offsets, the offsets are kept in a small index file, and a row is then 
 
 import binascii
 import dataclasses
-import hashlib
 import io
 import json
 import mmap
 import os
-import pathlib
-import uuid
-import zipfile
 from collections.abc import Sequence
 
 import numpy as np
 import pybase64
+
+from ofa_jax.data import index
 
 INDEX_VERSION = 1
 MAX_ID_BYTES = 256  # more means that the columns are swapped
@@ -226,12 +224,6 @@ def check_files(paths: Sequence[str]) -> None:
     )
 
 
-def cache_home() -> pathlib.Path:
-  """The user's cache folder of this package (`$XDG_CACHE_HOME/ofa_jax`, `~/.cache/ofa_jax`)."""
-  base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-  return pathlib.Path(base) / "ofa_jax"
-
-
 _FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
@@ -244,43 +236,8 @@ class _Index:
 
 
 def _load_index(path: str, index_dir: str | None) -> _Index:
-  stat = os.stat(path)
-  stamp = np.array([INDEX_VERSION, stat.st_size, stat.st_mtime_ns], np.int64)
-  places = _index_places(path, index_dir)
-  for place in places:
-    try:
-      with np.load(place) as file:  # allow_pickle is off
-        if np.array_equal(file["stamp"], stamp):
-          return _Index(*(file[field.name] for field in dataclasses.fields(_Index)))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-      continue  # absent, half-written by another tool, or of another format: scan again
-  index = _scan(path)
-  for place in places:
-    try:
-      _save_atomically(place, stamp=stamp, **vars(index))
-      break
-    except OSError:
-      continue  # cannot be written here; without any place the scan is repeated at each start
-  return index
-
-
-def _index_places(path: str, index_dir: str | None) -> list[pathlib.Path]:
-  name = pathlib.Path(path).name + ".index.npz"
-  own = f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{name}"
-  if index_dir is not None:
-    return [pathlib.Path(index_dir) / own]
-  return [pathlib.Path(path).with_name(name), cache_home() / "index" / own]
-
-
-def _save_atomically(place: pathlib.Path, **arrays: np.ndarray) -> None:
-  place.parent.mkdir(parents=True, exist_ok=True)
-  temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.tmp")
-  try:
-    with open(temporary, "xb") as file:
-      np.savez(file, **arrays)
-    os.replace(temporary, place)
-  finally:
-    temporary.unlink(missing_ok=True)
+  version = (INDEX_VERSION,)
+  return index.load(path, form=_Index, scan=_scan, version=version, index_dir=index_dir)
 
 
 def _scan(path: str) -> _Index:
