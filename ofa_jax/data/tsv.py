@@ -141,6 +141,7 @@ class Texts:
       unknown.
     files: where they came from.
     places: int64[N, 2], file number and line (from 1) of each caption.
+    notes: what a person should know of rows that were left out, one line each.
   """
 
   text_ids: list[int | str]
@@ -148,6 +149,7 @@ class Texts:
   image_ids: list[tuple[str, ...]]
   files: tuple[str, ...]
   places: np.ndarray
+  notes: tuple[str, ...] = ()
 
   def __len__(self) -> int:
     return len(self.texts)

@@ -147,8 +147,7 @@ class Contrastive(Task):
     sources = self._sources(split)
     rows = [
       pairs.PairRows(
-        source.load_images(),
-        source.load_texts(),
+        *source.load(),
         size=self.image_size,
         tokenize=tokenizer(self.context_length),
         augment=self.augment,
@@ -206,7 +205,7 @@ class Contrastive(Task):
 
   def streams(self, split: str) -> dict[str, Any]:
     (source,) = self._sources(split, most=1)
-    images, texts = source.load_images(), source.load_texts()
+    images, texts = source.load()
     images_of = [[] for _ in range(len(texts))]
     for text, image in pairs.find_edges(images, texts):
       images_of[text].append(image)
