@@ -32,6 +32,11 @@ class Evaluator:
     self._streams = evaluation.task.streams(evaluation.split)
     self._predict = step.predict_step(program, evaluation.task)
 
+  @property
+  def notes(self) -> list[str]:
+    """What a person should know of rows that were left out."""
+    return [note for rows in self._streams.values() for note in getattr(rows, "notes", ())]
+
   def __call__(self, params: Any, rest: Any) -> dict[str, float]:
     """Metrics as `name/metric`, the same on every host."""
     predictions = {name: self._run(rows, params, rest) for name, rows in self._streams.items()}

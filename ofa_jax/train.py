@@ -51,6 +51,8 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     with log.Log(workdir, steps=steps, start=int(state.step)) as out:
       out.show(overview.table(program, num_rows=len(rows), steps=steps, origin=origin))
       _save_config(config, workdir, out)
+      for note in (*getattr(rows, "notes", ()), *(n for e in evaluators for n in e.notes)):
+        out.line(note, level="WARNING")
       last_words = functools.partial(out.line, level="ERROR")
       with watchdog.Watchdog(config.step_timeout, write=last_words) as watch:
         run = _Run(

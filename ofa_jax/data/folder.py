@@ -1,4 +1,4 @@
-"""Images that are files of their own; labelled by their folders, as zero-shot classification has it."""
+"""Images that are files of their own; those of a folder of classes have labels."""
 
 import os
 import pathlib

@@ -17,10 +17,11 @@ from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
 from ofa_jax.data.folder import ImageFiles
 from ofa_jax.data.lmdb import LmdbImages, read_lmdb_pairs
 from ofa_jax.data.table import CAPTION, EXTENSIONS, IMAGE, read_table
+from ofa_jax.data.tar import TarImages, read_tar
 from ofa_jax.data.tsv import ImageTable, Texts, read_texts
 
 Tokenize = Callable[[str], np.ndarray]  # str -> int32[T]
-Images = ImageTable | ImageFiles | LmdbImages
+Images = ImageTable | ImageFiles | TarImages | LmdbImages
 
 
 @dataclasses.dataclass
@@ -29,12 +30,14 @@ class PairData:
 
   Attributes:
     images: TSV files, or one LMDB `imgs` folder; or files that hold the captions too: tables
-      (`.csv`, `.tsv`) of image paths. A name may be a pattern: `{000..123}`, `{a,b}`, `*`.
+      (`.csv`, `.tsv`) of image paths, WebDataset shards (`.tar`). A name may be a pattern:
+      `{000..123}`, `{a,b}`, `*`.
     texts: JSONL files, or one LMDB `pairs` folder; nothing where the captions are beside the
       images.
     weight: share of the data set in a mixture.
     image: a table's column of image paths.
-    caption: a table's column of captions. None: "title".
+    caption: a table's column of captions (None: "title"); the field of a shard's `.json` members
+      (None: its `.txt` members).
     root: the folder that a table's paths are relative to. None: the table's.
   """
 
@@ -59,7 +62,8 @@ class PairData:
     """Finds the files of a split in a data folder, or takes a file or pattern as it is.
 
     Looks for `{split}_imgs*.tsv` with `{split}_texts*.jsonl`, then for LMDB folders in
-    `lmdb/{split}` and `{split}`, for a table `{split}.csv` or `{split}.tsv`.
+    `lmdb/{split}` and `{split}`, for a table `{split}.csv` or `{split}.tsv`, and for shards
+    `{split}*.tar` or `{split}/*.tar`.
 
     Args:
       path: the folder; without `split` a file, or a pattern of files, that holds captions too.
@@ -80,13 +84,14 @@ class PairData:
     for lmdb in (folder / "lmdb" / split, folder / split):
       if (lmdb / "imgs").is_dir() and (lmdb / "pairs").is_dir():
         return cls((str(lmdb / "imgs"),), (str(lmdb / "pairs"),), **rest)
-    for files in ([folder / f"{split}{extension}"] for extension in EXTENSIONS):
-      if files and files[0].is_file():
+    for pattern in (*(f"{split}{e}" for e in EXTENSIONS), f"{split}*.tar", f"{split}/*.tar"):
+      files = sorted(folder.glob(pattern))
+      if files:
         return cls(tuple(map(str, files)), **rest)
     splits = sorted(p.name.removesuffix("_texts.jsonl") for p in folder.glob("*_texts.jsonl"))
     raise ValueError(
-      f"Expected {split}_imgs.tsv and {split}_texts.jsonl, lmdb/{split}/{{imgs,pairs}}, or "
-      f"{split}.csv, found none of these in {folder} (splits there: "
+      f"Expected {split}_imgs.tsv and {split}_texts.jsonl, lmdb/{split}/{{imgs,pairs}}, "
+      f"{split}.csv or {split}*.tar, found none of these in {folder} (splits there: "
       f"{', '.join(splits) or 'none'}). Check folder and split."
     )
 
@@ -95,12 +100,14 @@ class PairData:
     if self.texts:
       return self.load_images(index_dir=index_dir), self.load_texts()
     files = expand(self.images)
-    if not all(file.endswith(EXTENSIONS) for file in files):
-      raise ValueError(
-        f"Expected tables ({', '.join(EXTENSIONS)}), which hold captions too, or `texts` beside "
-        f"the images, found no texts and {', '.join(files[:3])}."
-      )
-    return read_table(files, image=self.image, caption=self.caption or CAPTION, root=self.root)
+    if all(file.endswith(EXTENSIONS) for file in files):
+      return read_table(files, image=self.image, caption=self.caption or CAPTION, root=self.root)
+    if all(".tar" in file or file.endswith(".tgz") for file in files):
+      return read_tar(files, caption=self.caption, index_dir=index_dir)
+    raise ValueError(
+      f"Expected tables ({', '.join(EXTENSIONS)}) or .tar shards, which hold captions too, or "
+      f"`texts` beside the images, found no texts and {', '.join(files[:3])}."
+    )
 
   def load_images(self, *, index_dir: str | None = None) -> Images:
     """Opens the images."""
@@ -238,6 +245,7 @@ class TextRows:
     texts: captions or prompts.
     tokenize: str -> int32[T].
     images_of: for each text the rows of the image pool that it describes, for scoring.
+    notes: see `ofa_jax.data.pipeline`.
   """
 
   def __init__(
@@ -246,8 +254,10 @@ class TextRows:
     *,
     tokenize: Tokenize,
     images_of: Sequence[Sequence[int]] | None = None,
+    notes: Sequence[str] = (),
   ):
     self.images_of = images_of
+    self.notes = notes
     self._texts = texts
     self._tokenize = tokenize
 

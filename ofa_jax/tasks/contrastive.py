@@ -212,7 +212,10 @@ class Contrastive(Task):
     return {
       "image": pairs.ImageRows(images, size=self.image_size),
       "text": pairs.TextRows(
-        texts.texts, tokenize=tokenizer(self.context_length), images_of=images_of
+        texts.texts,
+        tokenize=tokenizer(self.context_length),
+        images_of=images_of,
+        notes=texts.notes,
       ),
     }
 
