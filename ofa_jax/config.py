@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from ofa_jax import writers
+
 PRECISIONS = ("bf16", "fp32")
 REMAT = ("none", "dots", "full")
 SCHEDULES = ("constant", "cosine", "linear")
@@ -87,6 +89,7 @@ class Config:
     accum: chunks in which one update is computed, with the result of the whole batch.
     ema: decay of the exponential moving average of the parameters, which is then what is
       evaluated; None: off.
+    log_to: where metrics go beside `metrics.jsonl`: "tensorboard", "wandb".
     max_bad_rate: share of undecodable rows above which the run stops.
     workers: decoding threads per host; None: one a core.
     step_timeout: seconds without the end of a step after which a process shows where it stands and
@@ -104,6 +107,7 @@ class Config:
   log_every: int = 50
   save_every: int = 1000
   keep: int = 3
+  log_to: tuple[str, ...] = ()
   evals: tuple[Eval, ...] = ()
   optim: Optim = dataclasses.field(default_factory=Optim)
   mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
@@ -217,6 +221,7 @@ def _check_run(c: Config) -> list[str]:
   for field, allowed in (("precision", PRECISIONS), ("remat", REMAT)):
     if getattr(c, field) not in allowed:
       faults.append(f"{field}: expected one of {', '.join(allowed)}, found {getattr(c, field)!r}")
+  faults += writers.faults(c.log_to)
   if c.ema is not None and not 0 < c.ema < 1:
     faults.append(f"ema: expected None or a decay between 0 and 1, found {c.ema}")
   if c.step_timeout is not None and c.step_timeout <= 0:

@@ -16,6 +16,8 @@ import rich.progress
 import rich.table
 from etils import epath
 
+from ofa_jax import writers
+
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
 
@@ -26,7 +28,16 @@ class Log:
   Lines are `2026-01-31,12:00:00 | INFO | Rank 0 | text`. The bar shows only on a terminal.
   """
 
-  def __init__(self, workdir: str, *, steps: int, start: int, unit: str = "images"):
+  def __init__(
+    self,
+    workdir: str,
+    *,
+    steps: int,
+    start: int,
+    unit: str = "images",
+    log_to: Sequence[str] = (),
+    described: Mapping[str, Any] | None = None,
+  ):
     """Opens the run's files.
 
     Args:
@@ -34,6 +45,8 @@ class Log:
       steps: updates of the whole run.
       start: updates already done; metrics of later ones, left by a killed run, are removed.
       unit: what a row of the batch is, for the rate.
+      log_to: where metrics go besides, see `ofa_jax.writers`.
+      described: the config as JSON-able data, for those.
     """
     self._main = jax.process_index() == 0
     self._dir = epath.Path(workdir)
@@ -52,17 +65,24 @@ class Log:
     self._task = self._bar.add_task("train", total=steps, completed=start, loss=math.nan, rate=0.0)
     self._start = start
     self._rows: list[dict[str, float]] = []
+    self._log_to, self._described = log_to, described or {}
+    self._writers: list[writers.Writer] = []
 
   def __enter__(self):
     if self._main:
       self._dir.mkdir(parents=True, exist_ok=True)
       self._rows = [r for r in read_metrics(self._dir) if r["step"] <= self._start]
       (self._dir / METRICS).write_text("".join(json.dumps(r) + "\n" for r in self._rows))
+      self._writers = writers.open_writers(
+        self._log_to, self._dir, start=self._start, described=self._described
+      )
     self._bar.start()
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, error, *_):
     self._bar.stop()
+    for writer in self._writers:
+      writer.close(failed=error is not None)
 
   @property
   def history(self) -> list[dict[str, float]]:
@@ -92,6 +112,8 @@ class Log:
       return
     self._rows.append(row)
     append(self._dir / METRICS, json.dumps(row) + "\n")
+    for writer in self._writers:
+      writer.row(step, {k: v for k, v in row.items() if k != "step"})
 
   def progress(self, step: int, *, loss: float | None = None, rate: float | None = None) -> None:
     """Moves the bar to a step."""

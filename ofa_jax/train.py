@@ -48,7 +48,10 @@ def train(config: Config, workdir: str) -> dict[str, float]:
 
   with checkpoint.Checkpoints(workdir, keep=config.keep) as checkpoints:
     state, origin = _first_state(program, checkpoints)
-    with log.Log(workdir, steps=steps, start=int(state.step)) as out:
+    start, described = int(state.step), to_dict(config)
+    with log.Log(
+      workdir, steps=steps, start=start, log_to=config.log_to, described=described
+    ) as out:
       out.show(overview.table(program, num_rows=len(rows), steps=steps, origin=origin))
       _save_config(config, workdir, out)
       for note in (*getattr(rows, "notes", ()), *(n for e in evaluators for n in e.notes)):
