@@ -169,7 +169,8 @@ def plot(rows: Sequence[Mapping[str, float]], path: Any) -> None:
 
   names = sorted({k for r in rows for k in r if k != "step"})
   losses = [n for n in names if n.startswith("train/") and n.endswith("loss")]
-  scores = [n for n in names if not n.startswith("train/")]
+  # Ranks go to thousands, where the others are shares.
+  scores = [n for n in names if not n.startswith("train/") and not n.endswith("_rank")]
   figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")
   panels = ((losses, "training loss"), (scores, "evaluation"))
   for axes, (group, title) in zip(figure.subplots(1, 2), panels, strict=True):

@@ -27,6 +27,7 @@ from ofa_jax.tasks.base import Task
 from ofa_jax.tokenizers.bert import ChineseBertTokenizer
 
 _STUCK_ROWS = 5  # log rows near ln(batch) before a hint
+_TOP5_CLASSES = 10  # of fewer classes, half and more are among the first five anyway
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -223,7 +224,7 @@ class Contrastive(Task):
     return {"features": encode_either(model, batch)}
 
   def score(self, predictions, streams):
-    """Full-pool recalls as fractions; what could not be read is not found and finds nothing."""
+    """Full-pool recalls as fractions, and ranks from 1; what could not be read comes last."""
     image, text = predictions["image"], predictions["text"]
     return retrieval.recall_both_ways(
       image["features"],
@@ -304,7 +305,10 @@ class ZeroShot(Task):
     return {"features": encode_either(model, batch)}
 
   def score(self, predictions, streams):
-    """Top-1 as a fraction of all images; an unreadable image counts as wrong."""
+    """Top-1, and top-5 of 10 classes and more, as fractions of all images.
+
+    An unreadable image counts as wrong.
+    """
     prompts = predictions["text"]["features"]
     prompts = prompts.reshape(-1, len(self.templates), prompts.shape[-1]).mean(1)
     classifier = prompts / np.linalg.norm(prompts, axis=-1, keepdims=True)
@@ -312,7 +316,10 @@ class ZeroShot(Task):
     scores = image["features"] @ classifier.T
     unreadable = np.flatnonzero(~image["valid"])
     scores[unreadable, labels[unreadable]] = -np.inf
-    return {"zeroshot_top1": zeroshot.top1(scores, labels)}
+    values = {"zeroshot_top1": zeroshot.top1(scores, labels)}
+    if len(classifier) >= _TOP5_CLASSES:
+      values["zeroshot_top5"] = zeroshot.top_k(scores, labels, k=5)
+    return values
 
 
 @functools.cache
