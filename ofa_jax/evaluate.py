@@ -7,7 +7,8 @@ Prints one line per metric, the same numbers that training printed at that step,
 """
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -97,17 +98,21 @@ def run(config: Config, name: str) -> dict[str, float]:
   return run_all(evaluators(program), *load_weights(program, name))
 
 
-def load_weights(program: step.Program, name: str) -> tuple[Any, Any]:
+def load_weights(
+  program: step.Program, name: str, *, say: Callable[[str], None] | None = None
+) -> tuple[Any, Any]:
   """(params, rest) of a stored model, laid out for the program.
 
   Args:
     program: from `step.build`.
-    name: whatever `hub.open_model` takes: a run, a model directory, a released name, a file.
+    name: whatever `hub.open_model` takes: a run, a model directory, a released name, a file; also
+      of another image size, see `hub.fitted`.
+    say: called with a line on whatever was changed; None: process 0 prints it to stderr.
 
   Raises:
     ValueError: there is no such model, or it has other parameters than the config's; all of them.
   """
-  source = hub.open_model(name)
+  source, changes = hub.fitted(hub.open_model(name), program.config.model)
   _, params, rest = abstract(source.config)
   lines = trees.difference(program.abstract.params, params)
   lines += trees.difference(program.abstract.rest, rest)
@@ -117,6 +122,11 @@ def load_weights(program: step.Program, name: str) -> tuple[Any, Any]:
       + "\n  ".join(lines[:20])
       + "\nChange config.model, or take other weights."
     )
+  for line in changes:
+    if say is not None:
+      say(line)
+    elif jax.process_index() == 0:
+      print(f"{name}: {line}", file=sys.stderr)
   return source.load((program.shardings.params, program.shardings.rest))
 
 

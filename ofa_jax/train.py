@@ -53,6 +53,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
       workdir, steps=steps, start=start, log_to=config.log_to, described=described
     ) as out:
       out.show(overview.table(program, num_rows=len(rows), steps=steps, origin=origin))
+      out.line(f"Weights: {origin}")
       _save_config(config, workdir, out)
       for note in (*getattr(rows, "notes", ()), *(n for e in evaluators for n in e.notes)):
         out.line(note, level="WARNING")
@@ -270,10 +271,11 @@ def _first_state(program, checkpoints):
   state = step.init(program)
   if config.init is None:
     return state, f"from scratch, seed {config.seed}"
-  params, rest = evaluate.load_weights(program, config.init)
+  changes = []
+  params, rest = evaluate.load_weights(program, config.init, say=changes.append)
   ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
   return dataclasses.replace(state, params=params, rest=rest, ema=ema), (
-    f"weights of {config.init}; fresh optimizer"
+    "; ".join([f"weights of {config.init}", *changes, "fresh optimizer"])
   )
 
 
