@@ -6,7 +6,9 @@ Prints one line per metric, the same numbers that training printed at that step,
 `--output` as JSON where given.
 """
 
+import functools
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 from etils import epath
+from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from ofa_jax import cli, hub, log, sharding, step, trees
@@ -89,22 +92,30 @@ def run(config: Config, name: str) -> dict[str, float]:
     raise ValueError("Expected a config with evals, found none")
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
   program = step.build(config, mesh, steps=1)
-  return run_all(evaluators(program), *load_weights(program, name))
+  params, rest, _ = load_weights(program, name)
+  return run_all(evaluators(program), params, rest)
 
 
-def load_weights(program: step.Program, name: str) -> tuple[Any, Any]:
-  """(params, rest) of a stored model, laid out for the program.
+def load_weights(
+  program: step.Program, name: str, *, initial: Any = None
+) -> tuple[Any, Any, list[str]]:
+  """(params, rest, absent) of a stored model, laid out for the program.
 
   Args:
     program: from `step.build`.
     name: whatever `hub.open_model` takes: a run, a model directory, a released name, a file.
+    initial: parameters of a fresh model, from which those are taken that the stored one lacks and
+      the config's model calls optional; `absent` are their paths. None: all must be there.
 
   Raises:
     ValueError: there is no such model, or it has other parameters than the config's; all of them.
   """
   source = hub.open_model(name)
   _, params, rest = abstract(source.config)
-  lines = trees.difference(program.abstract.params, params)
+  wanted, stored = trees.flatten(program.abstract.params), trees.flatten(params)
+  may = () if initial is None else getattr(program.config.model, "optional", ())
+  absent = [p for p in wanted if p not in stored and any(re.search(o, p) for o in may)]
+  lines = trees.difference({p: x for p, x in wanted.items() if p not in absent}, stored)
   lines += trees.difference(program.abstract.rest, rest)
   if lines:
     raise ValueError(
@@ -112,7 +123,13 @@ def load_weights(program: step.Program, name: str) -> tuple[Any, Any]:
       + "\n  ".join(lines[:20])
       + "\nChange config.model, or take other weights."
     )
-  return source.load((program.shardings.params, program.shardings.rest))
+  places = {p: s for p, s in trees.flatten(program.shardings.params).items() if p in stored}
+  nest = functools.partial(traverse_util.unflatten_dict, sep="/")
+  params, rest = source.load((nest(places), program.shardings.rest))
+  if absent:
+    fresh = trees.flatten(initial)
+    params = nest(trees.flatten(params) | {p: fresh[p] for p in absent})
+  return params, rest, absent
 
 
 def _collect(found, outputs, size):

@@ -50,6 +50,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     state, origin = _first_state(program, checkpoints)
     with log.Log(workdir, steps=steps, start=int(state.step)) as out:
       out.show(overview.table(program, num_rows=len(rows), steps=steps, origin=origin))
+      out.line(f"Weights: {origin}")
       _save_config(config, workdir, out)
       last_words = functools.partial(out.line, level="ERROR")
       with watchdog.Watchdog(config.step_timeout, write=last_words) as watch:
@@ -265,10 +266,11 @@ def _first_state(program, checkpoints):
   state = step.init(program)
   if config.init is None:
     return state, f"from scratch, seed {config.seed}"
-  params, rest = evaluate.load_weights(program, config.init)
+  params, rest, absent = evaluate.load_weights(program, config.init, initial=state.params)
   ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+  fresh = ", ".join(["optimizer", *absent])
   return dataclasses.replace(state, params=params, rest=rest, ema=ema), (
-    f"weights of {config.init}; fresh optimizer"
+    f"of {config.init}; fresh {fresh}"
   )
 
 
