@@ -10,11 +10,8 @@ R@5 88.7, R@10 93.1, mean 83.6 (zero-shot: 63.0, 84.1, 89.2, 78.8).
   :pod   a batch of 32,768 split over all chips, parameters over 16 of them
 """
 
-import os
-from pathlib import Path
-
+from configs.cnclip_finetune import pairs
 from ofa_jax.config import Config, Eval, MeshShape, Optim
-from ofa_jax.data.pairs import PairData
 from ofa_jax.models import cnclip
 from ofa_jax.tasks.contrastive import Contrastive
 
@@ -25,12 +22,7 @@ def get_config(variant: str = "") -> Config:
   if variant not in VARIANTS:
     raise ValueError(f"Expected one of the variants {VARIANTS}, found {variant!r}")
   pod = variant == "pod"
-  data = Path(os.environ.get("OFA_JAX_DATA", "datasets")) / "MUGE"
-  files = {
-    split: (PairData((f"{data}/{split}_imgs.tsv",), (f"{data}/{split}_texts.jsonl",)),)
-    for split in ("train", "valid")
-  }
-  task = Contrastive(image_size=224, augment="auto", **files)
+  task = Contrastive(image_size=224, augment="auto", **pairs("MUGE", splits=("train", "valid")))
   return Config(
     name="Chinese-CLIP ViT-H-14 on MUGE",
     model=cnclip.config(*cnclip.MODELS["ViT-H-14"]),

@@ -76,7 +76,8 @@ class Config:
   """Everything that a run is made of.
 
   Attributes:
-    model: sizes, with `build(rngs, remat, unroll)`, `sharding` and `towers`.
+    model: sizes, with `build(rngs, remat, unroll)`, `sharding` and `towers`, and perhaps with
+      `optional`, path regexes of parameters that the weights to start from may lack.
     task: what is learnt; see `ofa_jax/tasks/base.py`.
     batch_size: rows of one update over all devices.
     steps, epochs: the length of the run; an epoch is ceil(rows / batch_size) updates, and steps

@@ -6,15 +6,18 @@ Prints one line per metric, the same numbers that training printed at that step,
 `--output` as JSON where given.
 """
 
+import functools
 import json
+import re
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
 from etils import epath
+from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from ofa_jax import cli, hub, log, sharding, step, trees
@@ -95,26 +98,47 @@ def run(config: Config, name: str) -> dict[str, float]:
     raise ValueError("Expected a config with evals, found none")
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
   program = step.build(config, mesh, steps=1)
-  return run_all(evaluators(program), *load_weights(program, name))
+  loaded = load_weights(program, name)
+  if jax.process_index() == 0:
+    for line in loaded.resized:
+      print(f"{name}: {line}", file=sys.stderr)
+  return run_all(evaluators(program), loaded.params, loaded.rest)
 
 
-def load_weights(
-  program: step.Program, name: str, *, say: Callable[[str], None] | None = None
-) -> tuple[Any, Any]:
-  """(params, rest) of a stored model, laid out for the program.
+class Loaded(NamedTuple):
+  """Weights that were stored, laid out for a program.
+
+  Attributes:
+    params, rest: nested dicts of arrays.
+    absent: paths of the parameters that were not stored.
+    resized: a line on each that was made for another image size or text length.
+  """
+
+  params: Any
+  rest: Any
+  absent: list[str]
+  resized: list[str]
+
+
+def load_weights(program: step.Program, name: str, *, initial: Any = None) -> Loaded:
+  """The weights of a stored model.
 
   Args:
     program: from `step.build`.
     name: whatever `hub.open_model` takes: a run, a model directory, a released name, a file; also
       of another image size, see `hub.fitted`.
-    say: called with a line on whatever was changed; None: process 0 prints it to stderr.
+    initial: parameters of a fresh model, from which those are taken that the stored one lacks and
+      the config's model calls optional. None: all must be there.
 
   Raises:
     ValueError: there is no such model, or it has other parameters than the config's; all of them.
   """
-  source, changes = hub.fitted(hub.open_model(name), program.config.model)
+  source, resized = hub.fitted(hub.open_model(name), program.config.model)
   _, params, rest = abstract(source.config)
-  lines = trees.difference(program.abstract.params, params)
+  wanted, stored = trees.flatten(program.abstract.params), trees.flatten(params)
+  may = () if initial is None else getattr(program.config.model, "optional", ())
+  absent = [p for p in wanted if p not in stored and any(re.search(o, p) for o in may)]
+  lines = trees.difference({p: x for p, x in wanted.items() if p not in absent}, stored)
   lines += trees.difference(program.abstract.rest, rest)
   if lines:
     raise ValueError(
@@ -122,12 +146,13 @@ def load_weights(
       + "\n  ".join(lines[:20])
       + "\nChange config.model, or take other weights."
     )
-  for line in changes:
-    if say is not None:
-      say(line)
-    elif jax.process_index() == 0:
-      print(f"{name}: {line}", file=sys.stderr)
-  return source.load((program.shardings.params, program.shardings.rest))
+  places = {p: s for p, s in trees.flatten(program.shardings.params).items() if p in stored}
+  nest = functools.partial(traverse_util.unflatten_dict, sep="/")
+  params, rest = source.load((nest(places), program.shardings.rest))
+  if absent:
+    fresh = trees.flatten(initial)
+    params = nest(trees.flatten(params) | {p: fresh[p] for p in absent})
+  return Loaded(params, rest, absent, resized)
 
 
 def _collect(found, outputs, size):

@@ -271,11 +271,11 @@ def _first_state(program, checkpoints):
   state = step.init(program)
   if config.init is None:
     return state, f"from scratch, seed {config.seed}"
-  changes = []
-  params, rest = evaluate.load_weights(program, config.init, say=changes.append)
-  ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-  return dataclasses.replace(state, params=params, rest=rest, ema=ema), (
-    "; ".join([f"weights of {config.init}", *changes, "fresh optimizer"])
+  loaded = evaluate.load_weights(program, config.init, initial=state.params)
+  ema = None if state.ema is None else jax.tree.map(jnp.copy, loaded.params)
+  fresh = ", ".join(["optimizer", *loaded.absent])
+  return dataclasses.replace(state, params=loaded.params, rest=loaded.rest, ema=ema), (
+    "; ".join([f"of {config.init}", *loaded.resized, f"fresh {fresh}"])
   )
 
 

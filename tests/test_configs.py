@@ -63,7 +63,8 @@ def lower(config, shape):
 
 
 def test_every_file_has_its_size_here():
-  assert {p.name for p in CONFIGS.glob("*.py")} == {name for name, _ in SIZES}
+  files = {p.name for p in CONFIGS.glob("*.py") if "def get_config" in p.read_text()}
+  assert files == {name for name, _ in SIZES}
 
 
 @pytest.mark.parametrize(("name", "argument"), SIZES, ids=str)

@@ -96,7 +96,7 @@ def test_a_run_starts_from_another_size(digits, small, tmp_path, capsys):
   config.evals = (dataclasses.replace(tiny.config(digits, evals=True).evals[0], task=config.task),)
   results = train(config, str(tmp_path / "run"))
   said = f"{IMAGE} resized from 5 to 17 positions"
-  line = f"Weights: weights of {small}; {TEXT} resized from 16 to 10 positions; {said}; fresh"
+  line = f"Weights: of {small}; {TEXT} resized from 16 to 10 positions; {said}; fresh"
   assert line in (tmp_path / "run" / "log.txt").read_text()
 
   stored = trees.flatten(jax.device_get(hub.open_model(small).load()[0]))
