@@ -1,13 +1,16 @@
 """Starting from weights that were made for another image size or text length."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ofa_jax import evaluate, hub, sharding, trees
+from ofa_jax import evaluate, hub, sharding, step, trees
+from ofa_jax.checkpoint import Checkpoints
+from ofa_jax.config import to_dict
 from ofa_jax.convert import huggingface
 from ofa_jax.convert.params import abstract
 from ofa_jax.convert.positions import resize_positions
@@ -79,11 +82,16 @@ def test_a_model_of_this_size_is_left_alone(tmp_path):
     assert hub.fitted(source, config) == (source, [])
 
 
-@pytest.fixture(scope="module")
-def small(digits, tmp_path_factory):
-  """A trained model of 16 pixels and texts of up to 16 tokens."""
-  workdir = tmp_path_factory.mktemp("small")
-  train(tiny.config(digits, steps=2), str(workdir))
+@pytest.fixture
+def small(digits, tmp_path):
+  """A run of a model for 16 pixels and texts of up to 16 tokens, as training leaves it."""
+  config = tiny.config(digits)
+  workdir = tmp_path / "small"
+  workdir.mkdir()
+  (workdir / "config.json").write_text(json.dumps(to_dict(config)))
+  state = step.init(step.build(config, sharding.make_mesh((8, 1, 1)), steps=1))
+  with Checkpoints(str(workdir)) as checkpoints:
+    checkpoints.save(state)
   return workdir
 
 

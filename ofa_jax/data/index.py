@@ -5,6 +5,7 @@ An index belongs to one state of its file (size and time of change) and is made 
 
 import dataclasses
 import hashlib
+import io
 import os
 import pathlib
 import uuid
@@ -15,6 +16,44 @@ from typing import TypeVar
 import numpy as np
 
 T = TypeVar("T")
+
+
+class Shards:
+  """Rows that lie in several files, in order, and are read by position.
+
+  Args:
+    files: their paths.
+    counts: rows of each.
+  """
+
+  def __init__(self, files: Sequence[str], counts: Sequence[int]):
+    self.files = tuple(files)
+    self._begins = np.cumsum([0, *counts])
+    self._open_files = {}
+
+  def __len__(self) -> int:
+    return int(self._begins[-1])
+
+  def close(self) -> None:
+    """Closes the files; the next read opens them again."""
+    self._open_files = {}
+
+  def __getstate__(self) -> dict:
+    return self.__dict__ | {"_open_files": {}}  # a spawned process opens its own
+
+  def _shard(self, i: int) -> int:
+    return int(np.searchsorted(self._begins, i, side="right")) - 1
+
+  def _read(self, i: int, start: int, size: int) -> bytes:
+    """Bytes of the file of row `i`."""
+    file = self._file(self._shard(i))  # this reference keeps it open should `close` be called now
+    return os.pread(file.fileno(), int(size), int(start))
+
+  def _file(self, shard: int) -> io.FileIO:
+    file = self._open_files.get(shard)
+    if file is None:
+      file = self._open_files.setdefault(shard, io.FileIO(self.files[shard]))
+    return file
 
 
 def load(

@@ -100,7 +100,7 @@ class PairData:
     if self.texts:
       return self.load_images(index_dir=index_dir), self.load_texts()
     files = expand(self.images)
-    if all(file.endswith(EXTENSIONS) for file in files):
+    if all(file.lower().endswith(EXTENSIONS) for file in files):
       return read_table(files, image=self.image, caption=self.caption or CAPTION, root=self.root)
     if all(".tar" in file or file.endswith(".tgz") for file in files):
       return read_tar(files, caption=self.caption, index_dir=index_dir)

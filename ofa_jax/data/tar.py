@@ -8,7 +8,6 @@ members (`ofa_jax.data.index`), and every row can be read at any time, as from t
 
 import dataclasses
 import functools
-import io
 import itertools
 import json
 import os
@@ -32,7 +31,7 @@ _COMPRESSED = (
 )
 
 
-class TarImages:
+class TarImages(index.Shards):
   """The images of complete samples, shard after shard.
 
   Has the methods of `ofa_jax.data.tsv.ImageTable`; the id of an image is `shard/key`, the number of
@@ -44,15 +43,10 @@ class TarImages:
   """
 
   def __init__(self, files: Sequence[str], shards: Sequence["_Index"]):
-    self.files = tuple(files)
-    self._begins = np.cumsum([0] + [len(shard.keys) for shard in shards])
+    super().__init__(files, [len(shard.keys) for shard in shards])
     self._keys = np.concatenate([shard.keys for shard in shards])
     self._starts = np.concatenate([shard.starts for shard in shards])
     self._sizes = np.concatenate([shard.sizes for shard in shards])
-    self._open_files = {}
-
-  def __len__(self) -> int:
-    return len(self._keys)
 
   @property
   def ids(self) -> list[str]:
@@ -72,27 +66,10 @@ class TarImages:
 
   def encoded(self, i: int) -> bytes:
     """The bytes of image file `i`; BadRow when the shard cannot be read."""
-    file = self._file(self._shard(i))  # this reference keeps it open should `close` be called now
     try:
-      return os.pread(file.fileno(), int(self._sizes[i]), int(self._starts[i]))
+      return self._read(i, self._starts[i], self._sizes[i])
     except OSError as error:
       raise BadRow(self.name(i), str(error)) from error
-
-  def close(self) -> None:
-    """Closes the files; the next read opens them again."""
-    self._open_files = {}
-
-  def __getstate__(self) -> dict:
-    return self.__dict__ | {"_open_files": {}}  # a spawned process opens its own
-
-  def _shard(self, i: int) -> int:
-    return int(np.searchsorted(self._begins, i, side="right")) - 1
-
-  def _file(self, shard: int) -> io.FileIO:
-    file = self._open_files.get(shard)
-    if file is None:
-      file = self._open_files.setdefault(shard, io.FileIO(self.files[shard]))
-    return file
 
 
 def read_tar(
@@ -128,7 +105,9 @@ def read_tar(
   for number, shard in enumerate(shards):
     for row, (key, text) in enumerate(zip(shard.keys.tolist(), shard.captions(), strict=True)):
       captions.add(text, image=_id(number, key.decode()), place=(number, row))
-    faults += [f"{files[number]}:{fault}" for fault in shard.faults.tobytes().decode().splitlines()]
+    if shard.faults.size:
+      lines = shard.faults.tobytes().decode().split("\n")
+      faults += [f"{files[number]}:{line}" for line in lines]
   note = ""
   if faults:
     note = f"Left out {len(faults)} incomplete samples: {'; '.join(faults[:5])}"
@@ -165,7 +144,7 @@ def _scan(path: str, *, caption: str | None) -> _Index:
   samples = {}  # key -> extension -> its members; keys in the order of their first one
   with tarfile.open(path, "r:") as tar:
     for member in tar:
-      folder, _, name = member.name.rpartition("/")
+      folder, _, name = member.name.removeprefix("./").rpartition("/")
       key, dot, extension = name.partition(".")
       if member.isreg() and not member.issparse() and dot and key:
         members = samples.setdefault(f"{folder}/{key}" if folder else key, {})

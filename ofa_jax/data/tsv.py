@@ -8,7 +8,6 @@ for line offsets, the offsets are kept in a small index file, and a row is then 
 
 import binascii
 import dataclasses
-import io
 import json
 import mmap
 import os
@@ -35,7 +34,7 @@ class BadRow(Exception):  # noqa: N818 (a fault of the data, not of the program)
     return f"{self.name}: {self.reason}"
 
 
-class ImageTable:
+class ImageTable(index.Shards):
   """The images of one data set in one or more base64 TSV files.
 
   Args:
@@ -48,16 +47,16 @@ class ImageTable:
   """
 
   def __init__(self, paths: Sequence[str | os.PathLike], *, index_dir: str | None = None):
-    self.files = tuple(os.path.abspath(path) for path in paths)
-    check_files(self.files)
-    shards = [_load_index(path, index_dir) for path in self.files]
-    empty = [path for path, shard in zip(self.files, shards, strict=True) if not len(shard.ids)]
+    files = tuple(os.path.abspath(path) for path in paths)
+    check_files(files)
+    shards = [_load_index(path, index_dir) for path in files]
+    empty = [path for path, shard in zip(files, shards, strict=True) if not len(shard.ids)]
     if empty:
       raise ValueError(
         f"Expected TSV files with image rows, found {len(empty)} without any: "
         f"{', '.join(empty[:5])}. Remove them from the list, or write them again."
       )
-    self._begins = np.cumsum([0] + [len(shard.ids) for shard in shards])
+    super().__init__(files, [len(shard.ids) for shard in shards])
     self._starts = np.concatenate([shard.starts for shard in shards])
     self._sizes = np.concatenate([shard.sizes for shard in shards])
     self._lines = np.concatenate([shard.lines for shard in shards])
@@ -65,10 +64,6 @@ class ImageTable:
     self._order = np.argsort(self._ids, kind="stable")
     self._sorted = self._ids[self._order]
     self._check_duplicates()
-    self._open_files = {}
-
-  def __len__(self) -> int:
-    return len(self._ids)
 
   @property
   def ids(self) -> list[str]:
@@ -96,28 +91,10 @@ class ImageTable:
     """
     if self._sizes[i] < 0:
       raise BadRow(self.name(i), "expected 2 columns separated by one tab: id, base64 of the image")
-    file = self._file(self._shard(i))  # this reference keeps it open should `close` be called now
-    text = os.pread(file.fileno(), int(self._sizes[i]), int(self._starts[i]))
     try:
-      return decode_base64(text)
+      return decode_base64(self._read(i, self._starts[i], self._sizes[i]))
     except binascii.Error as error:
       raise BadRow(self.name(i), f"broken base64: {error}") from error
-
-  def close(self) -> None:
-    """Closes the files; the next read opens them again."""
-    self._open_files = {}
-
-  def __getstate__(self) -> dict:
-    return self.__dict__ | {"_open_files": {}}  # a spawned process opens its own
-
-  def _shard(self, i: int) -> int:
-    return int(np.searchsorted(self._begins, i, side="right")) - 1
-
-  def _file(self, shard: int) -> io.FileIO:
-    file = self._open_files.get(shard)
-    if file is None:
-      file = self._open_files.setdefault(shard, io.FileIO(self.files[shard]))
-    return file
 
   def _check_duplicates(self) -> None:
     repeated = np.flatnonzero((self._sorted[1:] == self._sorted[:-1]) & (self._sorted[1:] != b""))

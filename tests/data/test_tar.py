@@ -117,6 +117,7 @@ def test_shards_of_the_tar_command(tmp_path):
   subprocess.run(["tar", "--sort=name", "-cf", "../s.tar", "."], cwd=folder, check=True)
   images, texts = read_tar([tmp_path / "s.tar"])
   assert texts.texts == ["number 0", "number 1", "number 2"]
+  assert images.ids == ["0/0", "0/1", "0/2"]
   assert [images.encoded(i) for i in range(3)] == [plain_jpeg(i) for i in range(3)]
 
 
@@ -207,3 +208,7 @@ def test_a_damaged_image_is_a_bad_row(tmp_path):
   rows = PairRows(*read_tar([path]), size=SIZE, tokenize=tokenize)
   with pytest.raises(BadRow, match=rf"{path}:1: cannot be decoded"):
     rows.example(0, None)
+  images, _ = read_tar([path])
+  path.unlink()
+  with pytest.raises(BadRow, match=rf"{path}:1: .*No such file"):
+    images.encoded(0)
