@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from ofa_jax import writers
+
 PRECISIONS = ("bf16", "fp32")
 REMAT = ("none", "dots", "full")
 SCHEDULES = ("constant", "cosine", "linear", "polynomial")
@@ -79,7 +81,8 @@ class Config:
   """Everything that a run is made of.
 
   Attributes:
-    model: sizes, with `build(rngs, remat, unroll)`, `sharding` and `towers`.
+    model: sizes, with `build(rngs, remat, unroll)`, `sharding` and `towers`, and perhaps with
+      `optional`, path regexes of parameters that the weights to start from may lack.
     task: what is learnt; see `ofa_jax/tasks/base.py`.
     batch_size: rows of one update over all devices.
     steps, epochs: the length of the run; an epoch is ceil(rows / batch_size) updates, and steps
@@ -92,6 +95,7 @@ class Config:
     accum: chunks in which one update is computed, with the result of the whole batch.
     ema: decay of the exponential moving average of the parameters, which is then what is
       evaluated; None: off.
+    log_to: where metrics go beside `metrics.jsonl`: "tensorboard", "wandb".
     max_bad_rate: share of undecodable rows above which the run stops.
     workers: decoding threads per host; None: one a core.
     step_timeout: seconds without the end of a step after which a process shows where it stands and
@@ -109,6 +113,7 @@ class Config:
   log_every: int = 50
   save_every: int = 1000
   keep: int = 3
+  log_to: tuple[str, ...] = ()
   evals: tuple[Eval, ...] = ()
   optim: Optim = dataclasses.field(default_factory=Optim)
   mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
@@ -222,6 +227,7 @@ def _check_run(c: Config) -> list[str]:
   for field, allowed in (("precision", PRECISIONS), ("remat", REMAT)):
     if getattr(c, field) not in allowed:
       faults.append(f"{field}: expected one of {', '.join(allowed)}, found {getattr(c, field)!r}")
+  faults += writers.faults(c.log_to)
   if c.ema is not None and not 0 < c.ema < 1:
     faults.append(f"ema: expected None or a decay between 0 and 1, found {c.ema}")
   if c.step_timeout is not None and c.step_timeout <= 0:

@@ -6,14 +6,18 @@ Prints one line per metric, the same numbers that training printed at that step,
 `--output` as JSON where given; predictions of tasks that generate go to `--results`.
 """
 
+import functools
 import json
+import re
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
 from etils import epath
+from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from ofa_jax import cli, hub, log, sharding, step, trees
@@ -31,6 +35,11 @@ class Evaluator:
     self._program = program
     self._streams = evaluation.task.streams(evaluation.split)
     self._predict = step.predict_step(program, evaluation.task)
+
+  @property
+  def notes(self) -> list[str]:
+    """What a person should know of rows that were left out."""
+    return [note for rows in self._streams.values() for note in getattr(rows, "notes", ())]
 
   def __call__(
     self, params: Any, rest: Any, *, folder: epath.Path | None = None
@@ -109,28 +118,54 @@ def run(config: Config, name: str, *, results: str | None = None) -> dict[str, f
     raise ValueError("Expected a config with evals, found none")
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
   program = step.build(config, mesh, steps=1)
+  loaded = load_weights(program, name)
+  if jax.process_index() == 0:
+    for line in loaded.resized:
+      print(f"{name}: {line}", file=sys.stderr)
   folder = None if results is None else epath.Path(results)
-  return run_all(evaluators(program), *load_weights(program, name), folder=folder)
+  return run_all(evaluators(program), loaded.params, loaded.rest, folder=folder)
 
 
-def load_weights(program: step.Program, name: str, *, start: bool = False) -> tuple[Any, Any]:
-  """(params, rest) of a stored model, laid out for the program.
+class Loaded(NamedTuple):
+  """Weights that were stored, laid out for a program.
+
+  Attributes:
+    params, rest: nested dicts of arrays.
+    absent: paths of the parameters that were not stored.
+    resized: a line on each that was made for another image size or text length.
+  """
+
+  params: Any
+  rest: Any
+  absent: list[str]
+  resized: list[str]
+
+
+def load_weights(program: step.Program, name: str, *, initial: Any = None) -> Loaded:
+  """The weights of a stored model.
 
   Args:
     program: from `step.build`.
-    name: whatever `hub.open_model` takes: a run, a model directory, a released name, a file.
-    start: training starts from it, so that it may lack parts; see `hub.open_start`.
+    name: whatever `hub.open_model` takes: a run, a model directory, a released name, a file; also
+      of another image size, see `hub.fitted`.
+    initial: parameters of a fresh model that starts training from it. What the stored one lacks and
+      the config's model calls optional is taken from these; of an OFA see `hub.open_start`. None:
+      all must be there.
 
   Raises:
     ValueError: there is no such model, or it has other parameters than the config's; all of them.
   """
   config = program.config
-  if start:
-    source = hub.open_start(name, config=config.model, seed=config.seed)
-  else:
+  if initial is None:
     source = hub.open_model(name)
+  else:
+    source = hub.open_start(name, config=config.model, seed=config.seed)
+  source, resized = hub.fitted(source, config.model)
   _, params, rest = abstract(source.config)
-  lines = trees.difference(program.abstract.params, params)
+  wanted, stored = trees.flatten(program.abstract.params), trees.flatten(params)
+  may = () if initial is None else getattr(config.model, "optional", ())
+  absent = [p for p in wanted if p not in stored and any(re.search(o, p) for o in may)]
+  lines = trees.difference({p: x for p, x in wanted.items() if p not in absent}, stored)
   lines += trees.difference(program.abstract.rest, rest)
   if lines:
     raise ValueError(
@@ -138,7 +173,13 @@ def load_weights(program: step.Program, name: str, *, start: bool = False) -> tu
       + "\n  ".join(lines[:20])
       + "\nChange config.model, or take other weights."
     )
-  return source.load((program.shardings.params, program.shardings.rest))
+  places = {p: s for p, s in trees.flatten(program.shardings.params).items() if p in stored}
+  nest = functools.partial(traverse_util.unflatten_dict, sep="/")
+  params, rest = source.load((nest(places), program.shardings.rest))
+  if absent:
+    fresh = trees.flatten(initial)
+    params = nest(trees.flatten(params) | {p: fresh[p] for p in absent})
+  return Loaded(params, rest, absent, resized)
 
 
 def _collect(found, outputs, size):

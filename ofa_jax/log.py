@@ -16,6 +16,8 @@ import rich.progress
 import rich.table
 from etils import epath
 
+from ofa_jax import writers
+
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
 
@@ -29,7 +31,16 @@ class Log:
     folder: the workdir.
   """
 
-  def __init__(self, workdir: str, *, steps: int, start: int, unit: str = "images"):
+  def __init__(
+    self,
+    workdir: str,
+    *,
+    steps: int,
+    start: int,
+    unit: str = "images",
+    log_to: Sequence[str] = (),
+    described: Mapping[str, Any] | None = None,
+  ):
     """Opens the run's files.
 
     Args:
@@ -37,6 +48,8 @@ class Log:
       steps: updates of the whole run.
       start: updates already done; metrics of later ones, left by a killed run, are removed.
       unit: what a row of the batch is, for the rate.
+      log_to: where metrics go besides, see `ofa_jax.writers`.
+      described: the config as JSON-able data, for those.
     """
     self._main = jax.process_index() == 0
     self.folder = epath.Path(workdir)
@@ -55,17 +68,24 @@ class Log:
     self._task = self._bar.add_task("train", total=steps, completed=start, loss=math.nan, rate=0.0)
     self._start = start
     self._rows: list[dict[str, float]] = []
+    self._log_to, self._described = log_to, described or {}
+    self._writers: list[writers.Writer] = []
 
   def __enter__(self):
     if self._main:
       self.folder.mkdir(parents=True, exist_ok=True)
       self._rows = [r for r in read_metrics(self.folder) if r["step"] <= self._start]
       (self.folder / METRICS).write_text("".join(json.dumps(r) + "\n" for r in self._rows))
+      self._writers = writers.open_writers(
+        self._log_to, self.folder, start=self._start, described=self._described
+      )
     self._bar.start()
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, error, *_):
     self._bar.stop()
+    for writer in self._writers:
+      writer.close(failed=error is not None)
 
   @property
   def history(self) -> list[dict[str, float]]:
@@ -95,6 +115,8 @@ class Log:
       return
     self._rows.append(row)
     append(self.folder / METRICS, json.dumps(row) + "\n")
+    for writer in self._writers:
+      writer.row(step, {k: v for k, v in row.items() if k != "step"})
 
   def progress(self, step: int, *, loss: float | None = None, rate: float | None = None) -> None:
     """Moves the bar to a step."""
@@ -150,7 +172,8 @@ def plot(rows: Sequence[Mapping[str, float]], path: Any) -> None:
 
   names = sorted({k for r in rows for k in r if k != "step"})
   losses = [n for n in names if n.startswith("train/") and n.endswith("loss")]
-  scores = [n for n in names if not n.startswith("train/")]
+  # Ranks go to thousands, where the others are shares.
+  scores = [n for n in names if not n.startswith("train/") and not n.endswith("_rank")]
   figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")
   panels = ((losses, "training loss"), (scores, "evaluation"))
   for axes, (group, title) in zip(figure.subplots(1, 2), panels, strict=True):

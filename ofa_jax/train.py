@@ -48,9 +48,15 @@ def train(config: Config, workdir: str) -> dict[str, float]:
 
   with checkpoint.Checkpoints(workdir, keep=config.keep) as checkpoints:
     state, origin = _first_state(program, checkpoints)
-    with log.Log(workdir, steps=steps, start=int(state.step)) as out:
+    start, described = int(state.step), to_dict(config)
+    with log.Log(
+      workdir, steps=steps, start=start, log_to=config.log_to, described=described
+    ) as out:
       out.show(overview.table(program, num_rows=len(rows), steps=steps, origin=origin))
+      out.line(f"Weights: {origin}")
       _save_config(config, workdir, out)
+      for note in (*getattr(rows, "notes", ()), *(n for e in evaluators for n in e.notes)):
+        out.line(note, level="WARNING")
       last_words = functools.partial(out.line, level="ERROR")
       with watchdog.Watchdog(config.step_timeout, write=last_words) as watch:
         run = _Run(
@@ -265,10 +271,11 @@ def _first_state(program, checkpoints):
   state = step.init(program)
   if config.init is None:
     return state, f"from scratch, seed {config.seed}"
-  params, rest = evaluate.load_weights(program, config.init, start=True)
-  ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-  return dataclasses.replace(state, params=params, rest=rest, ema=ema), (
-    f"weights of {config.init}; fresh optimizer"
+  loaded = evaluate.load_weights(program, config.init, initial=state.params)
+  ema = None if state.ema is None else jax.tree.map(jnp.copy, loaded.params)
+  fresh = ", ".join(["optimizer", *loaded.absent])
+  return dataclasses.replace(state, params=loaded.params, rest=loaded.rest, ema=ema), (
+    "; ".join([f"of {config.init}", *loaded.resized, f"fresh {fresh}"])
   )
 
 

@@ -148,6 +148,29 @@ def test_another_run_starts_from_these_weights(digits, straight, tmp_path):
       np.testing.assert_allclose(x, start[path], atol=1e-7, err_msg=path)
 
 
+def test_only_what_is_declared_optional_may_be_absent_from_the_weights(digits, straight, tmp_path):
+  """SigLIP starts from a model that was trained with softmax: all of it, and a fresh bias."""
+  workdir = str(straight[0])
+  siglip = dataclasses.replace(tiny.MODEL, logit_bias=-7.0)
+  options = {"model": siglip, "task": {"loss_kind": "sigmoid"}, "init": workdir}
+  config = tiny.config(digits, steps=1, ema=0.9, **options)
+  config.optim = dataclasses.replace(config.optim, lr=1e-12)
+  train(config, str(tmp_path / "run"))
+  text = (tmp_path / "run" / "log.txt").read_text()
+  assert f"Weights: of {workdir}; fresh optimizer, logit_bias\n" in text
+  expected = {p: x for p, x in final_state(straight[0]).items() if p.startswith("model/")}
+  found = final_state(tmp_path / "run")
+  for path, x in (expected | {"model/params/logit_bias": np.float32(-7)}).items():
+    np.testing.assert_allclose(found[path], x, atol=1e-7, err_msg=path)
+
+  # Scoring a stored model invents nothing, and other parameters are never optional.
+  with pytest.raises(ValueError, match=r"missing: logit_bias \(\)"):
+    evaluate.run(tiny.config(digits, evals=True, **options), workdir)
+  config.model = dataclasses.replace(siglip, text=dataclasses.replace(tiny.BERT, layers=3))
+  with pytest.raises(ValueError, match=r"bert/blocks/\S+: expected \(3, "):
+    train(config, str(tmp_path / "other"))
+
+
 def test_a_checkpoint_of_another_model_is_refused_before_compiling(digits, straight, tmp_path):
   model = dataclasses.replace(tiny.MODEL, embed_dim=24)
   with pytest.raises(ValueError, match="is not of this config"):

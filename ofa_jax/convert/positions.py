@@ -1,9 +1,14 @@
-"""Position embeddings of a ViT for images of another size, as the original interpolates them."""
+"""Position embeddings for images of another size, as the original interpolates them."""
 
+import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
+from ofa_jax.models.cnclip import CNCLIPConfig
+
+_TEXT = "bert/position/embedding"
 _A = -0.75  # PyTorch's bicubic kernel; Pillow's, OpenCV's default and `jax.image` differ
 
 
@@ -34,6 +39,33 @@ def resize_positions(embedding: np.ndarray, grid: int) -> np.ndarray:
   patches = embedding[1:].reshape(old, old, -1)
   patches = np.einsum("yi,xj,ijd->yxd", matrix, matrix, patches, optimize=True)
   return np.concatenate([embedding[:1], patches.reshape(grid * grid, -1)])
+
+
+def fit(stored: CNCLIPConfig, wanted: CNCLIPConfig) -> CNCLIPConfig:
+  """The sizes of a stored model after `resize`: another's image size, and at most its text length.
+
+  The image towers must be alike but for that. A text tower gets no new positions, which nothing
+  would have taught it.
+  """
+  vision = dataclasses.replace(wanted.vision, image_size=stored.vision.image_size)
+  shortest = min(stored.text.max_positions, wanted.text.max_positions)
+  return dataclasses.replace(
+    stored,
+    vision=wanted.vision if vision == stored.vision else stored.vision,
+    text=dataclasses.replace(stored.text, max_positions=shortest),
+  )
+
+
+def resize(path: str, embedding: Any, *, rows: int) -> np.ndarray:
+  """Positions of one of our parameters for another number of rows.
+
+  Args:
+    path: of the parameter; a text tower's first positions are kept, others are interpolated.
+    embedding: float[N, D].
+    rows: 1 + grid * grid, or the text positions.
+  """
+  embedding = np.asarray(embedding)
+  return embedding[:rows] if path == _TEXT else resize_positions(embedding, math.isqrt(rows - 1))
 
 
 def _interpolation(old: int, new: int) -> np.ndarray:

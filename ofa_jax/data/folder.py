@@ -1,7 +1,8 @@
-"""A folder of labelled images, one sub-folder a class, as zero-shot classification reads it."""
+"""Images that are files of their own; those of a folder of classes have labels."""
 
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,7 +14,44 @@ from ofa_jax.data.tsv import BadRow
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
-class ImageFolder:
+class ImageFiles:
+  """Image files in a given order; their ids are their paths.
+
+  Has the methods of `ofa_jax.data.tsv.ImageTable`.
+
+  Args:
+    files: different paths.
+  """
+
+  def __init__(self, files: Sequence[str]):
+    self.files = tuple(files)
+
+  def __len__(self) -> int:
+    return len(self.files)
+
+  @property
+  def ids(self) -> list[str]:
+    """The path of every image."""
+    return list(self.files)
+
+  def find(self, ids: Sequence[str]) -> np.ndarray:
+    """The row of each path: int64[N], -1 where there is no such image."""
+    row = {path: i for i, path in enumerate(self.files)}
+    return np.array([row.get(path, -1) for path in ids], np.int64)
+
+  def name(self, i: int) -> str:
+    """The path of image `i`."""
+    return self.files[i]
+
+  def encoded(self, i: int) -> bytes:
+    """The bytes of image file `i`; BadRow when it cannot be read."""
+    try:
+      return pathlib.Path(self.files[i]).read_bytes()
+    except OSError as error:
+      raise BadRow(self.name(i), str(error)) from error
+
+
+class ImageFolder(ImageFiles):
   """Image files below the class folders of a directory; the class of a file is its folder's rank.
 
   Args:
@@ -37,22 +75,8 @@ class ImageFolder:
         f"{len(self.classes)} class folders, {len(empty)} of them without any: "
         f"{', '.join(empty[:5])}. Add images or remove these folders."
       )
-    self.files = tuple(path for group in groups for path in group)
+    super().__init__([path for group in groups for path in group])
     self.labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-
-  def __len__(self) -> int:
-    return len(self.files)
-
-  def name(self, i: int) -> str:
-    """The path of image `i`."""
-    return self.files[i]
-
-  def encoded(self, i: int) -> bytes:
-    """The bytes of image file `i`; BadRow when it cannot be read."""
-    try:
-      return pathlib.Path(self.files[i]).read_bytes()
-    except OSError as error:
-      raise BadRow(self.name(i), str(error)) from error
 
 
 class FolderRows:

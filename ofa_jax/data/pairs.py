@@ -5,17 +5,23 @@
 """
 
 import dataclasses
+import glob
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
+from ofa_jax.data.folder import ImageFiles
 from ofa_jax.data.lmdb import LmdbImages, read_lmdb_pairs
+from ofa_jax.data.table import CAPTION, EXTENSIONS, IMAGE, read_table
+from ofa_jax.data.tar import TarImages, read_tar
 from ofa_jax.data.tsv import ImageTable, Texts, read_texts
 
 Tokenize = Callable[[str], np.ndarray]  # str -> int32[T]
+Images = ImageTable | ImageFiles | TarImages | LmdbImages
 
 
 @dataclasses.dataclass
@@ -23,47 +29,98 @@ class PairData:
   """The files of one data set.
 
   Attributes:
-    images: TSV files, or one LMDB `imgs` folder.
-    texts: JSONL files, or one LMDB `pairs` folder.
+    images: TSV files, or one LMDB `imgs` folder; or files that hold the captions too: tables
+      (`.csv`, `.tsv`) of image paths, WebDataset shards (`.tar`). A name may be a pattern:
+      `{000..123}`, `{a,b}`, `*`.
+    texts: JSONL files, or one LMDB `pairs` folder; nothing where the captions are beside the
+      images.
     weight: share of the data set in a mixture.
+    image: a table's column of image paths.
+    caption: a table's column of captions (None: "title"); the field of a shard's `.json` members
+      (None: its `.txt` members).
+    root: the folder that a table's paths are relative to. None: the table's.
   """
 
   images: tuple[str, ...]
-  texts: tuple[str, ...]
+  texts: tuple[str, ...] = ()
   weight: float = 1.0
+  image: str = IMAGE
+  caption: str | None = None
+  root: str | None = None
 
   @classmethod
-  def of(cls, directory: str | os.PathLike, split: str, *, weight: float = 1.0) -> "PairData":
-    """Finds the files of a split in a Chinese-CLIP data folder.
+  def of(
+    cls,
+    path: str | os.PathLike,
+    split: str | None = None,
+    *,
+    weight: float = 1.0,
+    image: str = IMAGE,
+    caption: str | None = None,
+    root: str | None = None,
+  ) -> "PairData":
+    """Finds the files of a split in a data folder, or takes a file or pattern as it is.
 
     Looks for `{split}_imgs*.tsv` with `{split}_texts*.jsonl`, then for LMDB folders in
-    `lmdb/{split}` and `{split}`.
+    `lmdb/{split}` and `{split}`, for a table `{split}.csv` or `{split}.tsv`, and for shards
+    `{split}*.tar` or `{split}/*.tar`.
+
+    Args:
+      path: the folder; without `split` a file, or a pattern of files, that holds captions too.
+      split: such as "train".
+      weight, image, caption, root: the fields of that name.
 
     Raises:
       ValueError: none of these is there.
     """
-    root = pathlib.Path(directory)
-    images = sorted(root.glob(f"{split}_imgs*.tsv"))
-    texts = sorted(p for p in root.glob(f"{split}_texts*.jsonl") if not p.match("*.tr.jsonl"))
+    rest = {"weight": weight, "image": image, "caption": caption, "root": root}
+    if split is None:
+      return cls((os.fspath(path),), **rest)
+    folder = pathlib.Path(path)
+    images = sorted(folder.glob(f"{split}_imgs*.tsv"))
+    texts = sorted(p for p in folder.glob(f"{split}_texts*.jsonl") if not p.match("*.tr.jsonl"))
     if images and texts:
-      return cls(tuple(map(str, images)), tuple(map(str, texts)), weight)
-    for folder in (root / "lmdb" / split, root / split):
-      if (folder / "imgs").is_dir() and (folder / "pairs").is_dir():
-        return cls((str(folder / "imgs"),), (str(folder / "pairs"),), weight)
-    splits = sorted(p.name.removesuffix("_texts.jsonl") for p in root.glob("*_texts.jsonl"))
+      return cls(tuple(map(str, images)), tuple(map(str, texts)), **rest)
+    for lmdb in (folder / "lmdb" / split, folder / split):
+      if (lmdb / "imgs").is_dir() and (lmdb / "pairs").is_dir():
+        return cls((str(lmdb / "imgs"),), (str(lmdb / "pairs"),), **rest)
+    for pattern in (*(f"{split}{e}" for e in EXTENSIONS), f"{split}*.tar", f"{split}/*.tar"):
+      files = sorted(folder.glob(pattern))
+      if files:
+        return cls(tuple(map(str, files)), **rest)
+    splits = sorted(p.name.removesuffix("_texts.jsonl") for p in folder.glob("*_texts.jsonl"))
     raise ValueError(
-      f"Expected {split}_imgs.tsv and {split}_texts.jsonl, or lmdb/{split}/{{imgs,pairs}}, found "
-      f"neither in {root} (splits there: {', '.join(splits) or 'none'}). Check folder and split."
+      f"Expected {split}_imgs.tsv and {split}_texts.jsonl, lmdb/{split}/{{imgs,pairs}}, "
+      f"{split}.csv or {split}*.tar, found none of these in {folder} (splits there: "
+      f"{', '.join(splits) or 'none'}). Check folder and split."
     )
 
-  def load_images(self, *, index_dir: str | None = None) -> ImageTable | LmdbImages:
-    """Opens the images; errors of the files are raised here."""
+  def load(self, *, index_dir: str | None = None) -> tuple[Images, Texts]:
+    """Opens the images and reads the captions; errors of the files are raised here."""
+    if self.texts:
+      return self.load_images(index_dir=index_dir), self.load_texts()
+    files = expand(self.images)
+    if all(file.lower().endswith(EXTENSIONS) for file in files):
+      return read_table(files, image=self.image, caption=self.caption or CAPTION, root=self.root)
+    if all(".tar" in file or file.endswith(".tgz") for file in files):
+      return read_tar(files, caption=self.caption, index_dir=index_dir)
+    raise ValueError(
+      f"Expected tables ({', '.join(EXTENSIONS)}) or .tar shards, which hold captions too, or "
+      f"`texts` beside the images, found no texts and {', '.join(files[:3])}."
+    )
+
+  def load_images(self, *, index_dir: str | None = None) -> Images:
+    """Opens the images."""
+    if not self.texts:
+      return self.load(index_dir=index_dir)[0]
     if _is_folder(self.images):
       return LmdbImages(self.images[0])
-    return ImageTable(self.images, index_dir=index_dir)
+    return ImageTable(expand(self.images), index_dir=index_dir)
 
   def load_texts(self) -> Texts:
-    """Reads the captions; errors of the files are raised here."""
+    """Reads the captions."""
+    if not self.texts:
+      return self.load()[1]
     return read_lmdb_pairs(self.texts[0]) if _is_folder(self.texts) else read_texts(self.texts)
 
 
@@ -83,7 +140,7 @@ class PairRows:
 
   def __init__(
     self,
-    images: ImageTable | LmdbImages,
+    images: Images,
     texts: Texts,
     *,
     size: int,
@@ -94,6 +151,7 @@ class PairRows:
     cache_bytes: int = DEFAULT_MAX_BYTES,
   ):
     self.texts = texts
+    self.notes = texts.notes
     self.edges = find_edges(images, texts)
     numbers = {}
     captions = np.array([numbers.setdefault(text, len(numbers)) for text in texts.texts])
@@ -152,7 +210,7 @@ class ImageRows:
 
   def __init__(
     self,
-    images: ImageTable | LmdbImages,
+    images: Images,
     *,
     size: int,
     exact: bool = True,
@@ -187,6 +245,7 @@ class TextRows:
     texts: captions or prompts.
     tokenize: str -> int32[T].
     images_of: for each text the rows of the image pool that it describes, for scoring.
+    notes: see `ofa_jax.data.pipeline`.
   """
 
   def __init__(
@@ -195,9 +254,11 @@ class TextRows:
     *,
     tokenize: Tokenize,
     images_of: Sequence[Sequence[int]] | None = None,
+    notes: Sequence[str] = (),
   ):
     self.images_of = images_of
     self.texts = texts
+    self.notes = notes
     self._tokenize = tokenize
 
   def __len__(self) -> int:
@@ -215,7 +276,7 @@ class TextRows:
     """Nothing is cached."""
 
 
-def find_edges(images: ImageTable | LmdbImages, texts: Texts) -> np.ndarray:
+def find_edges(images: Images, texts: Texts) -> np.ndarray:
   """int32[E, 2]: the row of the caption and of the image of every edge, in file order.
 
   Raises:
@@ -240,6 +301,40 @@ def find_edges(images: ImageTable | LmdbImages, texts: Texts) -> np.ndarray:
       "Training pairs need at least one image a caption."
     )
   return np.stack([captions, rows], axis=1).astype(np.int32)
+
+
+def expand(patterns: Sequence[str]) -> list[str]:
+  """File names from patterns with `{000..123}`, `{a,b}`, `*`, `?` and `[...]`, in order.
+
+  A name without any of these is given as it is, whether there is such a file or not.
+
+  Raises:
+    ValueError: a pattern with `*`, `?` or `[...]` that no file has.
+  """
+  names = []
+  for pattern in patterns:
+    for name in _braces(os.fspath(pattern)):
+      found = [name]
+      if glob.has_magic(name) and not os.path.exists(name):
+        found = sorted(glob.glob(name, recursive=True))
+      if not found:
+        raise ValueError(f"Expected files like {name}, found none. Check the pattern.")
+      names += found
+  return names
+
+
+def _braces(pattern: str) -> list[str]:
+  """`a{01..03}` -> a01, a02, a03; `a{b,c}` -> ab, ac; several braces are combined."""
+  found = re.search(r"\{([^{}]*)\}", pattern)
+  if not found:
+    return [pattern]
+  ends = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+  parts = found[1].split(",")
+  if ends:
+    width = len(ends[1]) if ends[1].startswith("0") else 0
+    parts = [f"{i:0{width}}" for i in range(int(ends[1]), int(ends[2]) + 1)]
+  before, after = pattern[: found.start()], pattern[found.end() :]
+  return [name for part in parts for name in _braces(f"{before}{part}{after}")]
 
 
 def _first_row(values: np.ndarray) -> np.ndarray:

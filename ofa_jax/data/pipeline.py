@@ -18,6 +18,7 @@ Rows are objects with
                                                may raise BadRow
     blank() -> dict[str, np.ndarray]           zeros of the same shapes and dtypes
     close()                                    writes out what is cached
+    notes                                      optional: lines for the log about rows left out
 
 and a field called `*_index` is the number of a row of theirs.
 """
@@ -116,6 +117,7 @@ class Mixture:
 
   def __init__(self, parts: Sequence, weights: Sequence[float]):
     self.parts = tuple(parts)
+    self.notes = [note for rows in self.parts for note in getattr(rows, "notes", ())]
     if len(weights) != len(self.parts) or not self.parts or min(weights) <= 0:
       raise ValueError(
         f"Expected one positive weight for each of {len(self.parts)} data sets, found {weights}."

@@ -10,18 +10,15 @@ file, and a column of a row is then one positioned read.
 
 import binascii
 import dataclasses
-import hashlib
-import io
 import json
 import mmap
 import os
-import pathlib
-import uuid
-import zipfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pybase64
+
+from ofa_jax.data import index
 
 INDEX_VERSION = 2
 MAX_COLUMNS = 16
@@ -40,7 +37,7 @@ class BadRow(Exception):  # noqa: N818 (a fault of the data, not of the program)
     return f"{self.name}: {self.reason}"
 
 
-class Table:
+class Table(index.Shards):
   """The rows of one or more TSV files, column by column.
 
   Args:
@@ -63,28 +60,24 @@ class Table:
     width: int | None = None,
     index_dir: str | None = None,
   ):
-    self.files = tuple(os.path.abspath(path) for path in paths)
-    check_files(self.files)
-    shards = [_load_index(path, index_dir) for path in self.files]
-    empty = [path for path, shard in zip(self.files, shards, strict=True) if not len(shard.starts)]
+    files = tuple(os.path.abspath(path) for path in paths)
+    check_files(files)
+    shards = [_load_index(path, index_dir) for path in files]
+    empty = [path for path, shard in zip(files, shards, strict=True) if not len(shard.starts)]
     if empty:
       raise ValueError(
         f"Expected TSV files with rows, found {len(empty)} without any: {', '.join(empty[:5])}. "
         "Remove them from the list, or write them again."
       )
+    super().__init__(files, [len(shard.starts) for shard in shards])
     self.columns = dict(columns)
-    self._begins = np.cumsum([0] + [len(shard.starts) for shard in shards])
     self._starts = np.concatenate([shard.starts for shard in shards])
     self._lines = np.concatenate([shard.lines for shard in shards])
     self._ids = np.concatenate([shard.ids for shard in shards])
     self._widths = np.concatenate([shard.widths for shard in shards])
     self.width = int(np.bincount(self._widths).argmax()) if width is None else width
     self._ends = np.concatenate([_to_width(shard.ends, self.width) for shard in shards])
-    self._open_files = {}
     self._check_columns()
-
-  def __len__(self) -> int:
-    return len(self._starts)
 
   def name(self, i: int) -> str:
     """`file:line id` of a row, for messages; the id is the first column."""
@@ -99,7 +92,7 @@ class Table:
       BadRow: the line has a wrong number of columns, or the text is not UTF-8.
     """
     try:
-      return self._read(i, column).decode("utf-8")
+      return self._column(i, column).decode("utf-8")
     except UnicodeDecodeError as error:
       raise BadRow(self.name(i), f"{column} is not UTF-8: {error.reason}") from error
 
@@ -109,26 +102,18 @@ class Table:
     Raises:
       BadRow: the line has a wrong number of columns, or its base64 is broken.
     """
-    text = self._read(i, "image")
+    text = self._column(i, "image")
     try:
       return decode_base64(text)
     except binascii.Error as error:
       raise BadRow(self.name(i), f"broken base64: {error}") from error
 
-  def close(self) -> None:
-    """Closes the files; the next read opens them again."""
-    self._open_files = {}
-
-  def __getstate__(self) -> dict:
-    return self.__dict__ | {"_open_files": {}}  # a spawned process opens its own
-
-  def _read(self, i: int, column: str) -> bytes:
+  def _column(self, i: int, column: str) -> bytes:
     if self._widths[i] != self.width:
       raise BadRow(self.name(i), self._expected(i))
     number = self.columns[column]
     begin = self._ends[i, number - 1] + 1 if number else 0
-    file = self._file(self._shard(i))  # this reference keeps it open should `close` be called now
-    return os.pread(file.fileno(), int(self._ends[i, number] - begin), int(self._starts[i] + begin))
+    return self._read(i, self._starts[i] + begin, self._ends[i, number] - begin)
 
   def _expected(self, i: int) -> str:
     found = f"{self._widths[i]}{' or more' if self._widths[i] > MAX_COLUMNS else ''}"
@@ -141,15 +126,6 @@ class Table:
         f"Expected columns from 0 to {self.width - 1}, as most rows of {self.files[0]} have, found "
         f"{', '.join(outside)}. Check the numbers of the columns."
       )
-
-  def _shard(self, i: int) -> int:
-    return int(np.searchsorted(self._begins, i, side="right")) - 1
-
-  def _file(self, shard: int) -> io.FileIO:
-    file = self._open_files.get(shard)
-    if file is None:
-      file = self._open_files.setdefault(shard, io.FileIO(self.files[shard]))
-    return file
 
 
 class ImageTable(Table):
@@ -209,6 +185,7 @@ class Texts:
       unknown.
     files: where they came from.
     places: int64[N, 2], file number and line (from 1) of each caption.
+    notes: what a person should know of rows that were left out, one line each.
   """
 
   text_ids: list[int | str]
@@ -216,6 +193,7 @@ class Texts:
   image_ids: list[tuple[str, ...]]
   files: tuple[str, ...]
   places: np.ndarray
+  notes: tuple[str, ...] = ()
 
   def __len__(self) -> int:
     return len(self.texts)
@@ -292,12 +270,6 @@ def check_files(paths: Sequence[str]) -> None:
     )
 
 
-def cache_home() -> pathlib.Path:
-  """The user's cache folder of this package (`$XDG_CACHE_HOME/ofa_jax`, `~/.cache/ofa_jax`)."""
-  base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-  return pathlib.Path(base) / "ofa_jax"
-
-
 _FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
@@ -311,43 +283,8 @@ class _Index:
 
 
 def _load_index(path: str, index_dir: str | None) -> _Index:
-  stat = os.stat(path)
-  stamp = np.array([INDEX_VERSION, stat.st_size, stat.st_mtime_ns], np.int64)
-  places = _index_places(path, index_dir)
-  for place in places:
-    try:
-      with np.load(place) as file:  # allow_pickle is off
-        if np.array_equal(file["stamp"], stamp):
-          return _Index(*(file[field.name] for field in dataclasses.fields(_Index)))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-      continue  # absent, half-written by another tool, or of another format: scan again
-  index = _scan(path)
-  for place in places:
-    try:
-      _save_atomically(place, stamp=stamp, **vars(index))
-      break
-    except OSError:
-      continue  # cannot be written here; without any place the scan is repeated at each start
-  return index
-
-
-def _index_places(path: str, index_dir: str | None) -> list[pathlib.Path]:
-  name = pathlib.Path(path).name + ".index.npz"
-  own = f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{name}"
-  if index_dir is not None:
-    return [pathlib.Path(index_dir) / own]
-  return [pathlib.Path(path).with_name(name), cache_home() / "index" / own]
-
-
-def _save_atomically(place: pathlib.Path, **arrays: np.ndarray) -> None:
-  place.parent.mkdir(parents=True, exist_ok=True)
-  temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.tmp")
-  try:
-    with open(temporary, "xb") as file:
-      np.savez(file, **arrays)
-    os.replace(temporary, place)
-  finally:
-    temporary.unlink(missing_ok=True)
+  version = (INDEX_VERSION,)
+  return index.load(path, form=_Index, scan=_scan, version=version, index_dir=index_dir)
 
 
 def _scan(path: str) -> _Index:

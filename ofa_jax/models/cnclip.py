@@ -81,6 +81,9 @@ LOGIT_SCALE_BOUNDS: tuple[tuple[str, tuple[float, float]], ...] = (
   (r"^logit_scale$", (0.0, 4.6052)),
 )
 
+# Parameters that stored weights may lack: only SigLIP's loss has a bias.
+OPTIONAL: tuple[str, ...] = (r"^logit_bias$",)
+
 TOWERS: dict[str, str] = {
   "image": r"^visual/",
   "text": r"^(bert/|text_projection$)",
@@ -124,6 +127,11 @@ class CNCLIPConfig:
   def towers(self) -> dict[str, str]:
     """Path regexes of the model's parts, for tables of parameters."""
     return TOWERS
+
+  @property
+  def optional(self) -> tuple[str, ...]:
+    """Path regexes of parameters that start afresh where the weights to start from lack them."""
+    return OPTIONAL
 
 
 class CNCLIP(nnx.Module):

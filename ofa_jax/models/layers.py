@@ -20,6 +20,8 @@ from flax import nnx
 from jax.nn.initializers import Initializer
 from jax.sharding import PartitionSpec as P
 
+from ofa_jax.models.batch_norm import batch_norm
+
 BATCH_AXES = ("data", "fsdp")  # the mesh axes that split a batch
 
 REMAT_POLICIES = {
@@ -187,20 +189,18 @@ class BatchNorm(nnx.Module):
     The running variance is updated with the unbiased estimate while the batch is normalised with
     the biased one, as torch.nn.BatchNorm2d does.
     """
-    y = x.astype(jnp.float32)
-    mean, var = self.mean[...], self.var[...]
     scale, bias = self.scale[...], self.bias[...]
     if self.frozen:
       scale, bias = jax.lax.stop_gradient((scale, bias))
     elif rngs is not None:
-      # Not E[y^2] - E[y]^2: one pass less, but it loses the digits that gradients need.
-      mean = y.mean((0, 1, 2))
-      var = jnp.square(y - mean).mean((0, 1, 2))
-      count = y.size // y.shape[-1]
+      y, mean, var = batch_norm(x, scale, bias, self.eps)
+      count = x.size // x.shape[-1]
       self._update(self.mean, mean)
       self._update(self.var, var * (count / max(count - 1, 1)))
-    y = (y - mean) * (jax.lax.rsqrt(var + self.eps) * scale) + bias
-    return y.astype(x.dtype)
+      return y
+    mean, var = self.mean[...], self.var[...]
+    y = x.astype(jnp.float32) - mean
+    return (y * (jax.lax.rsqrt(var + self.eps) * scale) + bias).astype(x.dtype)
 
   def _update(self, running: nnx.BatchStat, batch: jax.Array):
     new = (1 - self.momentum) * running[...] + self.momentum * jax.lax.stop_gradient(batch)

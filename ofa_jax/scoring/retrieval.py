@@ -34,6 +34,17 @@ def recall(ranks: Sequence[int] | np.ndarray) -> dict[str, float]:
   return values | {"mean_recall": sum(values.values()) / len(KS)}
 
 
+def rank_summary(ranks: np.ndarray, *, candidates: int) -> dict[str, float]:
+  """Returns "median_rank" and "mean_rank", counted from 1; a `MISS` comes after all candidates.
+
+  Args:
+    ranks: int[N], as for `recall`.
+    candidates: how many there are.
+  """
+  places = np.minimum(ranks, candidates) + 1
+  return {"median_rank": float(np.median(places)), "mean_rank": float(np.mean(places))}
+
+
 def recall_both_ways(
   image_features: np.ndarray,
   text_features: np.ndarray,
@@ -41,7 +52,7 @@ def recall_both_ways(
   images_of: Sequence[Collection[int]],
   readable: np.ndarray | None = None,
 ) -> dict[str, float]:
-  """Returns `recall` of text-to-image ("t2i_r1", ...) and image-to-text ("i2t_r1", ...) retrieval.
+  """Returns `recall` and `rank_summary` of both directions: "t2i_r1", ..., "i2t_mean_rank".
 
   All images and all texts are candidates. As in the original, every text is a query, but an image
   is one only where it belongs to some text.
@@ -66,7 +77,11 @@ def recall_both_ways(
   i2t[: len(queries)] = rank_truth(
     image_features[queries], text_features, truth=[texts_of[i] for i in queries]
   )
-  return {f"{way}_{k}": v for way, r in (("t2i", t2i), ("i2t", i2t)) for k, v in recall(r).items()}
+  values = {}
+  for way, ranks, candidates in (("t2i", t2i, image_features), ("i2t", i2t, text_features)):
+    found = recall(ranks) | rank_summary(ranks, candidates=len(candidates))
+    values |= {f"{way}_{name}": value for name, value in found.items()}
+  return values
 
 
 def rank_truth(

@@ -40,6 +40,27 @@ def top1(scores: np.ndarray, labels: np.ndarray) -> float:
   return float(np.mean(np.argmax(scores, axis=1) == labels))
 
 
+def top_k(scores: np.ndarray, labels: np.ndarray, *, k: int) -> float:
+  """Returns the share of examples whose label is among the k highest scores, in 0..1.
+
+  Equal scores keep the classes' order; what is NaN stands before the label.
+
+  Args:
+    scores: float[N, C].
+    labels: int[N], the classes.
+    k: at least 1.
+
+  Raises:
+    ValueError: shapes or labels do not fit.
+  """
+  _check(scores, labels)
+  scores, labels = np.asarray(scores), np.asarray(labels)
+  own = np.take_along_axis(scores, labels[:, None], axis=1)
+  earlier = np.arange(scores.shape[1]) < labels[:, None]
+  before = ~(scores <= own) | ((scores == own) & earlier)
+  return float(np.mean(before.sum(axis=1) < k))
+
+
 def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
   """Returns the mean of the classes' own top-1; classes without examples are left out.
 

@@ -28,6 +28,7 @@ from ofa_jax.tokenizers.bert import ChineseBertTokenizer
 
 _STUCK_ROWS = 5  # log rows near ln(batch) before a hint
 _PAGE_TEXTS, _PAGE_IMAGES = 8, 6  # shown of an evaluation
+_TOP5_CLASSES = 10  # of fewer classes, half and more are among the first five anyway
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -148,8 +149,7 @@ class Contrastive(Task):
     sources = self._sources(split)
     rows = [
       pairs.PairRows(
-        source.load_images(),
-        source.load_texts(),
+        *source.load(),
         size=self.image_size,
         tokenize=tokenizer(self.context_length),
         augment=self.augment,
@@ -207,14 +207,17 @@ class Contrastive(Task):
 
   def streams(self, split: str) -> dict[str, Any]:
     (source,) = self._sources(split, most=1)
-    images, texts = source.load_images(), source.load_texts()
+    images, texts = source.load()
     images_of = [[] for _ in range(len(texts))]
     for text, image in pairs.find_edges(images, texts):
       images_of[text].append(image)
     return {
       "image": pairs.ImageRows(images, size=self.image_size),
       "text": pairs.TextRows(
-        texts.texts, tokenize=tokenizer(self.context_length), images_of=images_of
+        texts.texts,
+        tokenize=tokenizer(self.context_length),
+        images_of=images_of,
+        notes=texts.notes,
       ),
     }
 
@@ -222,7 +225,7 @@ class Contrastive(Task):
     return {"features": encode_either(model, batch)}
 
   def score(self, predictions, streams):
-    """Full-pool recalls as fractions; what could not be read is not found and finds nothing."""
+    """Full-pool recalls as fractions, and ranks from 1; what could not be read comes last."""
     image, text = predictions["image"], predictions["text"]
     return retrieval.recall_both_ways(
       image["features"],
@@ -318,7 +321,10 @@ class ZeroShot(Task):
     return {"features": encode_either(model, batch)}
 
   def score(self, predictions, streams):
-    """Top-1 as a fraction of all images; an unreadable image counts as wrong."""
+    """Top-1, and top-5 of 10 classes and more, as fractions of all images.
+
+    An unreadable image counts as wrong.
+    """
     prompts = predictions["text"]["features"]
     prompts = prompts.reshape(-1, len(self.templates), prompts.shape[-1]).mean(1)
     classifier = prompts / np.linalg.norm(prompts, axis=-1, keepdims=True)
@@ -326,7 +332,10 @@ class ZeroShot(Task):
     scores = image["features"] @ classifier.T
     unreadable = np.flatnonzero(~image["valid"])
     scores[unreadable, labels[unreadable]] = -np.inf
-    return {"zeroshot_top1": zeroshot.top1(scores, labels)}
+    values = {"zeroshot_top1": zeroshot.top1(scores, labels)}
+    if len(classifier) >= _TOP5_CLASSES:
+      values["zeroshot_top5"] = zeroshot.top_k(scores, labels, k=5)
+    return values
 
 
 @functools.cache

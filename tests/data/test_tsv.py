@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from ofa_jax.data import tsv
+from ofa_jax.data import index, tsv
 from ofa_jax.data.tsv import BadRow, ImageTable, Table, read_texts
 from tests.data.samples import write_tsv
 
@@ -107,20 +107,20 @@ def test_index_dir_and_directories_that_cannot_be_written(tmp_path, monkeypatch)
   assert os.listdir(data) == ["a.tsv"]
   assert len(os.listdir(tmp_path / "index")) == 1
 
-  save = tsv._save_atomically
+  save = index.save_atomically
 
   def refuse_data(place, **arrays):  # the superuser may write to a read-only directory
     if place.parent == data:
       raise PermissionError(place)
     save(place, **arrays)
 
-  monkeypatch.setattr(tsv, "_save_atomically", refuse_data)
+  monkeypatch.setattr(index, "save_atomically", refuse_data)
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
   assert ImageTable([path]).encoded(0) == b"x"
   assert len(os.listdir(tmp_path / "home" / "ofa_jax" / "index")) == 1
   assert ImageTable([path]).encoded(0) == b"x"
 
-  monkeypatch.setattr(tsv, "_save_atomically", lambda place, **arrays: refuse_data(data / "x"))
+  monkeypatch.setattr(index, "save_atomically", lambda place, **arrays: refuse_data(data / "x"))
   path = write_tsv(data / "b.tsv", [("2", b"y")])
   assert ImageTable([path]).encoded(0) == b"y"  # nowhere to write: scanned at each start
 

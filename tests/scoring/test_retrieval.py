@@ -101,12 +101,31 @@ def test_an_image_without_text_is_a_candidate_but_no_query():
   values = retrieval.recall_both_ways(images, texts, images_of=[[0], [1], []])
   assert values["t2i_r1"] == pytest.approx(1 / 3)
   assert values["i2t_r1"] == 1.0
+  # Places 2, 1 and, after all three images, 4; the two images that are queries come first.
+  assert (values["t2i_median_rank"], values["t2i_mean_rank"]) == (2.0, pytest.approx(7 / 3))
+  assert (values["i2t_median_rank"], values["i2t_mean_rank"]) == (1.0, 1.0)
+
+
+def test_ranks_are_those_of_a_full_sort():
+  rng = np.random.default_rng(1)
+  images, texts = (rng.standard_normal((n, 8)).astype(np.float32) for n in (41, 60))
+  images_of = [[i % 41] for i in range(60)]
+  values = retrieval.recall_both_ways(images, texts, images_of=images_of)
+  texts_of = [[t for t in range(60) if t % 41 == i] for i in range(41)]
+  for way, scores, truth in (
+    ("t2i", texts @ images.T, images_of),
+    ("i2t", images @ texts.T, texts_of),
+  ):
+    places = np.array(sorted_ranks(scores, truth)) + 1
+    assert values[f"{way}_median_rank"] == np.median(places)
+    assert values[f"{way}_mean_rank"] == np.mean(places)
 
 
 def test_nan_features_find_nothing():
   features = np.full((20, 4), np.nan, np.float32)
   values = retrieval.recall_both_ways(features, features, images_of=[[i] for i in range(20)])
-  assert set(values.values()) == {0.0}
+  assert {v for name, v in values.items() if not name.endswith("_rank")} == {0.0}
+  assert values["t2i_mean_rank"] == values["i2t_median_rank"] == 21.0
   one = np.ones((20, 4), np.float32)
   one[3] = np.nan
   assert retrieval.rank_truth(one[:1], one, truth=[[0]]).tolist() == [1]

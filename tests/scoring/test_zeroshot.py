@@ -26,6 +26,19 @@ def test_top1_equals_the_original(dataset, per_class, expected):
   assert zeroshot.mean_per_class(scores, labels) == pytest.approx(expected)  # even classes
 
 
+def test_top_k_equals_a_stable_sort_with_many_ties():
+  rng = np.random.default_rng(0)
+  scores, labels = rng.integers(0, 4, (200, 12)).astype(np.float32), rng.integers(0, 12, 200)
+  order = np.argsort(-scores, axis=1, kind="stable")
+  for k in (1, 5, 12):
+    expected = np.mean((order[:, :k] == labels[:, None]).any(1))
+    assert zeroshot.top_k(scores, labels, k=k) == expected
+  assert zeroshot.top_k(scores, labels, k=1) == zeroshot.top1(scores, labels)
+  assert zeroshot.top_k(np.full((3, 12), np.nan), np.zeros(3, int), k=5) == 0.0
+  with pytest.raises(ValueError, match="labels in"):
+    zeroshot.top_k(scores, labels + 1, k=5)
+
+
 def test_mean_per_class_weighs_classes_and_not_examples():
   scores = np.eye(4)[[0, 0, 0, 1, 3]]
   labels = np.array([0, 0, 0, 0, 3])  # three of four, one of one; classes 1 and 2 have none

@@ -140,9 +140,25 @@ def test_zero_shot_takes_the_nearest_class(digits):
     "image": {"features": eye[labels], "valid": np.ones(360, bool)},
     "text": {"features": np.repeat(eye, 2, axis=0), "valid": np.ones(20, bool)},
   }
-  assert task.score(predictions, streams) == {"zeroshot_top1": 1.0}
+  assert task.score(predictions, streams) == {"zeroshot_top1": 1.0, "zeroshot_top5": 1.0}
   predictions["image"]["valid"] = np.arange(360) >= 36
-  assert task.score(predictions, streams)["zeroshot_top1"] == pytest.approx(0.9)
+  values = task.score(predictions, streams)
+  assert values["zeroshot_top1"] == values["zeroshot_top5"] == pytest.approx(0.9)
+
+
+def test_the_fifth_class_counts_among_many_only(digits):
+  task = contrastive.ZeroShot(directory=str(digits / "zeroshot"), templates=("{}",), image_size=16)
+  streams = task.streams("test")
+  labels = streams["image"].labels
+  image = np.stack([np.roll(10.0 - np.arange(10.0), label - 4) for label in labels])
+  predictions = {
+    "image": {"features": image, "valid": np.ones(360, bool)},
+    "text": {"features": np.eye(10), "valid": np.ones(10, bool)},
+  }
+  assert task.score(predictions, streams) == {"zeroshot_top1": 0.0, "zeroshot_top5": 1.0}
+  streams["image"].labels = labels % 9
+  few = {**predictions, "text": {"features": np.eye(9, 10), "valid": np.ones(9, bool)}}
+  assert task.score(few, streams).keys() == {"zeroshot_top1"}
 
 
 def test_class_names_must_match_the_folders(digits, tmp_path):

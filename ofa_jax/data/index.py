@@ -1,0 +1,120 @@
+"""Small files of row offsets beside large data files, so that a row is one positioned read.
+
+An index belongs to one state of its file (size and time of change) and is made anew for another.
+"""
+
+import dataclasses
+import hashlib
+import io
+import os
+import pathlib
+import uuid
+import zipfile
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+class Shards:
+  """Rows that lie in several files, in order, and are read by position.
+
+  Args:
+    files: their paths.
+    counts: rows of each.
+  """
+
+  def __init__(self, files: Sequence[str], counts: Sequence[int]):
+    self.files = tuple(files)
+    self._begins = np.cumsum([0, *counts])
+    self._open_files = {}
+
+  def __len__(self) -> int:
+    return int(self._begins[-1])
+
+  def close(self) -> None:
+    """Closes the files; the next read opens them again."""
+    self._open_files = {}
+
+  def __getstate__(self) -> dict:
+    return self.__dict__ | {"_open_files": {}}  # a spawned process opens its own
+
+  def _shard(self, i: int) -> int:
+    return int(np.searchsorted(self._begins, i, side="right")) - 1
+
+  def _read(self, i: int, start: int, size: int) -> bytes:
+    """Bytes of the file of row `i`."""
+    file = self._file(self._shard(i))  # this reference keeps it open should `close` be called now
+    return os.pread(file.fileno(), int(size), int(start))
+
+  def _file(self, shard: int) -> io.FileIO:
+    file = self._open_files.get(shard)
+    if file is None:
+      file = self._open_files.setdefault(shard, io.FileIO(self.files[shard]))
+    return file
+
+
+def load(
+  path: str,
+  *,
+  form: type[T],
+  scan: Callable[[str], T],
+  version: Sequence[int],
+  index_dir: str | None = None,
+) -> T:
+  """Reads the index of a file, or scans the file and keeps what was found.
+
+  Args:
+    path: the data file.
+    form: a dataclass of arrays, what an index is made of.
+    scan: makes it from the path.
+    version: whatever else the content of an index depends on.
+    index_dir: where index files go; default: beside the file, or the user's cache folder when that
+      directory cannot be written.
+  """
+  stat = os.stat(path)
+  stamp = np.array([*version, stat.st_size, stat.st_mtime_ns], np.int64)
+  places = _places(path, index_dir)
+  for place in places:
+    try:
+      with np.load(place) as file:  # allow_pickle is off
+        if np.array_equal(file["stamp"], stamp):
+          return form(*(file[field.name] for field in dataclasses.fields(form)))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+      continue  # absent, half-written by another tool, or of another format: scan again
+  found = scan(path)
+  for place in places:
+    try:
+      save_atomically(place, stamp=stamp, **vars(found))
+      break
+    except OSError:
+      continue  # cannot be written here; without any place the scan is repeated at each start
+  return found
+
+
+def save_atomically(place: pathlib.Path, **arrays: np.ndarray) -> None:
+  """Writes an `.npz` that appears whole or not at all."""
+  place.parent.mkdir(parents=True, exist_ok=True)
+  temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.tmp")
+  try:
+    with open(temporary, "xb") as file:
+      np.savez(file, **arrays)
+    os.replace(temporary, place)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def cache_home() -> pathlib.Path:
+  """The user's cache folder of this package (`$XDG_CACHE_HOME/ofa_jax`, `~/.cache/ofa_jax`)."""
+  base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+  return pathlib.Path(base) / "ofa_jax"
+
+
+def _places(path: str, index_dir: str | None) -> list[pathlib.Path]:
+  name = pathlib.Path(path).name + ".index.npz"
+  own = f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{name}"
+  if index_dir is not None:
+    return [pathlib.Path(index_dir) / own]
+  return [pathlib.Path(path).with_name(name), cache_home() / "index" / own]

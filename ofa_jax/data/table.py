@@ -1,0 +1,157 @@
+"""Image-text pairs from tables that name image files: CSV or TSV with a header.
+
+  filepath,title
+  photos/1.jpg,一只猫
+  photos/1.jpg,"猫, 坐着"
+
+The columns' names are those of open_clip. A row is one caption of one image; several rows may name
+one image, and a caption that stands in several rows belongs to all of their images.
+"""
+
+import csv
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ofa_jax.data.folder import ImageFiles
+from ofa_jax.data.tsv import Texts, check_files
+
+EXTENSIONS = (".csv", ".tsv")
+IMAGE, CAPTION = "filepath", "title"
+_DELIMITERS = {".csv": ",\t;", ".tsv": "\t"}  # .csv: whichever the header has most of
+
+
+def read_table(
+  paths: Sequence[str | os.PathLike],
+  *,
+  image: str = IMAGE,
+  caption: str = CAPTION,
+  root: str | os.PathLike | None = None,
+) -> tuple[ImageFiles, Texts]:
+  """Reads images and captions of tables.
+
+  Args:
+    paths: `.csv` or `.tsv` files in UTF-8, with a header.
+    image: the column of the images' paths.
+    caption: the column of the captions.
+    root: the folder that the paths are relative to; None: each table's own.
+
+  Raises:
+    ValueError: a table or a column is missing; or rows have no caption, another number of columns
+      than the header or name an image that is not there (all are counted, the first five named).
+  """
+  files = tuple(os.path.abspath(path) for path in paths)
+  check_files(files)
+  images, captions = {}, Captions()
+  faults = {"without a caption": [], "not like the header": [], "whose image is missing": []}
+  for number, path in enumerate(files):
+    folder = os.path.dirname(path) if root is None else os.path.abspath(root)
+    for line, row in _rows(path, columns=(image, caption)):
+      if isinstance(row, str):
+        faults["not like the header"].append(f"{path}:{line} ({row})")
+        continue
+      name, text = row
+      file = os.path.normpath(os.path.join(folder, name))
+      found = images.get(file)
+      if found is None:
+        found = images[file] = os.path.isfile(file)
+      if not found:
+        faults["whose image is missing"].append(f"{path}:{line} ({file})")
+      elif not text:
+        faults["without a caption"].append(f"{path}:{line}")
+      else:
+        captions.add(text, image=file, place=(number, line))
+  _raise(faults, files)
+  if not images:
+    raise ValueError(f"Expected rows below the header, found none in {', '.join(files[:5])}.")
+  return ImageFiles(images), captions.texts(files)
+
+
+class Captions:
+  """Collects captions one by one; equal ones become one with several images."""
+
+  def __init__(self):
+    self._rows = {}
+    self._places = []
+    self._images = []
+
+  def add(self, text: str, *, image: str, place: tuple[int, int]) -> None:
+    """Adds a caption of an image, found in a file (number) at a line or row."""
+    row = self._rows.setdefault(text, len(self._rows))
+    if row == len(self._places):
+      self._places.append(place)
+      self._images.append({})
+    self._images[row][image] = None  # a set that keeps the order
+
+  def texts(self, files: Sequence[str], *, notes: Sequence[str] = ()) -> Texts:
+    """Everything added, numbered from 0."""
+    return Texts(
+      text_ids=list(range(len(self._rows))),
+      texts=list(self._rows),
+      image_ids=[tuple(images) for images in self._images],
+      files=tuple(files),
+      places=np.array(self._places, np.int64).reshape(-1, 2),
+      notes=tuple(notes),
+    )
+
+
+def _rows(path: str, *, columns: Sequence[str]) -> Iterator[tuple[int, list[str] | str]]:
+  """The line and the wanted columns of each row, or what is wrong with it."""
+  extension = os.path.splitext(path)[1].lower()
+  try:
+    with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets write a mark first
+      header = file.readline()
+      delimiter = max(_DELIMITERS[extension], key=header.count)
+      names = next(csv.reader([header], delimiter=delimiter), [])
+      at = [_find(name, names, path) for name in columns]
+      rows = csv.reader(file, delimiter=delimiter, strict=True)
+      while True:
+        line = rows.line_num + 2
+        try:
+          row = next(rows)
+        except StopIteration:
+          return
+        except csv.Error as error:
+          yield line, f"{error}; write quotes inside a quoted field twice"
+          continue
+        if not row:
+          continue
+        if len(row) == len(names):
+          yield line, [row[i].strip() for i in at]
+        else:
+          yield line, f"{len(row)} columns instead of {len(names)}"
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f'Expected {path} in UTF-8, found {error.reason}. Save it again as "CSV UTF-8".'
+    ) from error
+
+
+def _find(name: str, names: Sequence[str], path: str) -> int:
+  """The number of a column."""
+  names = [n.strip() for n in names]
+  if name in names:
+    return names.index(name)
+  near = difflib.get_close_matches(name, names, n=2)
+  hint = f"; did you mean {' or '.join(near)}?" if near else "."
+  raise ValueError(
+    f"Expected a column {name!r} in the first line of {path}, found "
+    f"{', '.join(repr(n[:40]) for n in names[:12]) or 'nothing'}{hint} Columns are chosen by "
+    "PairData.of(..., image=..., caption=...); base64 images need their captions as `texts`."
+  )
+
+
+def _raise(faults: dict[str, list[str]], files: Sequence[str]) -> None:
+  found = [
+    f"{len(places)} {kind}: {', '.join(places[:5])}{', ...' if len(places) > 5 else ''}"
+    for kind, places in faults.items()
+    if places
+  ]
+  if found:
+    raise ValueError(
+      "Expected an image that is there and a caption in every row, found rows\n  "
+      + "\n  ".join(found)
+      + f"\nCorrect or remove these rows of {', '.join(files[:3])}; paths are relative to the "
+      "table, or to PairData.of(..., root=...)."
+    )
