@@ -21,16 +21,23 @@ import huggingface_hub
 from ofa_jax import hub, log, trees
 from ofa_jax.config import to_dict
 from ofa_jax.convert.params import abstract
+from ofa_jax.models.cnclip import CNCLIPConfig
 
-USAGE = {
-  "directory": """import huggingface_hub, ofa_jax
+SIZES = (
+  "width",
+  "encoder_layers",
+  "decoder_layers",
+  "heads",
+  "vocab_size",
+)  # of models in one piece
+FORMS = ("directory", "huggingface")
+OURS = """import huggingface_hub, ofa_jax
 
-model, preprocess = ofa_jax.load_from_name(huggingface_hub.snapshot_download("{repo}"))""",
-  "huggingface": """from transformers import ChineseCLIPModel, ChineseCLIPProcessor
+model, preprocess = ofa_jax.load_from_name(huggingface_hub.snapshot_download("{repo}"))"""
+TRANSFORMERS = """from transformers import ChineseCLIPModel, ChineseCLIPProcessor
 
 model = ChineseCLIPModel.from_pretrained("{repo}")
-processor = ChineseCLIPProcessor.from_pretrained("{repo}")""",
-}
+processor = ChineseCLIPProcessor.from_pretrained("{repo}")"""
 
 
 def push(
@@ -49,7 +56,7 @@ def push(
     ValueError: another kind of model, a run without evaluations, or what the hub says.
   """
   source = hub.open_model(path)
-  if source.form not in USAGE:
+  if source.form not in FORMS:
     raise ValueError(
       f"Expected a model directory or a Hugging Face directory, found a {source.form} in {path}; "
       "convert it first: python tools/convert_torch_weights.py IN OUT [--to=hf]"
@@ -78,21 +85,25 @@ def card(source: hub.Source, repo: str, *, run: str | None, license: str) -> str
     if isinstance(value, dict):
       fields = ((k, v) for k, v in value.items() if k != "_class")
       sizes[f"{name} tower"] = ", ".join(f"{k} {v}" for k, v in fields)
+    elif name in SIZES:
+      sizes[name] = str(value)
+  family = source.family
+  # Of these families transformers has Chinese-CLIP alone.
+  theirs = source.form == "huggingface" and isinstance(source.config, CNCLIPConfig)
   data = huggingface_hub.ModelCardData(
-    language="zh",
-    license=license,
-    library_name="transformers" if source.form == "huggingface" else "ofa-jax",
-    pipeline_tag="zero-shot-image-classification",
-    tags=["chinese-clip", "image-text-retrieval"],
+    license=license, library_name="transformers" if theirs else "ofa-jax", **family.CARD
   )
   parts = [
     f"---\n{data.to_yaml()}\n---\n\n# {repo.rpartition('/')[2]}",
-    "A Chinese-CLIP (arXiv 2211.01335), trained and converted with ofa_jax.",
+    f"This is {family.TITLE} ({family.PAPER}), trained and converted with ofa_jax.",
     _table("", "", sizes),
   ]
   if run is not None:
     parts.append(_table("metric", "value", metrics(run)))
-  parts += [f"```python\n{USAGE[source.form].format(repo=repo)}\n```", f"Licence: {license}."]
+  parts += [
+    f"```python\n{(TRANSFORMERS if theirs else OURS).format(repo=repo)}\n```",
+    f"Licence: {license}.",
+  ]
   return "\n\n".join(parts) + "\n"
 
 

@@ -17,6 +17,13 @@ NAME, TITLE, CONFIG = "cnclip", "a Chinese-CLIP", CNCLIPConfig
 MODEL_TYPE = huggingface.MODEL_TYPE
 SETTINGS: dict[str, Any] = {"context_length": CONTEXT_LENGTH}  # beside the sizes in config.json
 FILES_BESIDE_WEIGHTS = False  # the package has the released vocabulary
+# What a page on the Hugging Face Hub says of any such model.
+CARD: dict[str, Any] = {
+  "language": "zh",
+  "pipeline_tag": "zero-shot-image-classification",
+  "tags": ["chinese-clip", "image-text-retrieval"],
+}
+PAPER = "arXiv 2211.01335"
 _REPO = "OFA-Sys/chinese-clip"
 RELEASES: dict[str, Release] = {
   "ViT-B-16": Release(f"{_REPO}-vit-base-patch16", ("clip_cn_vit-b-16.pt",)),

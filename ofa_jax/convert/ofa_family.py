@@ -19,6 +19,9 @@ NAME, TITLE, CONFIG = "ofa", "an OFA", OFAConfig
 MODEL_TYPE = "ofa"
 SETTINGS: dict[str, Any] = ofa_sizes.settings({})  # beside the sizes in config.json
 FILES_BESIDE_WEIGHTS = True  # of the tokenizer, in the folder of a .pt
+# What a page on the Hugging Face Hub says of any such model.
+CARD: dict[str, Any] = {"pipeline_tag": "image-to-text", "tags": ["ofa", "image-captioning"]}
+PAPER = "arXiv 2202.03052"
 RELEASES: dict[str, Release] = {
   f"OFA-{size}": Release(
     f"OFA-Sys/OFA-{size}", ("pytorch_model.bin", "config.json", *LAYOUTS["huggingface"])

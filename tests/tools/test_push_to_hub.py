@@ -12,6 +12,7 @@ import pytest
 import ofa_jax
 from ofa_jax import hub
 from ofa_jax.convert import huggingface
+from tests import ofa_golden
 from tests.cnclip_golden import micro_config
 from tests.test_hub import weights
 
@@ -95,12 +96,24 @@ def test_a_hugging_face_directory_and_a_card_of_ones_own(tmp_path, fake, command
   assert (fake.root / "me" / "own" / "README.md").read_text() == "mine"
 
 
+def test_the_card_of_an_ofa():
+  source = hub.Source(
+    config=ofa_golden.micro_config(), load=weights, form="huggingface", settings={}
+  )
+  card = runpy.run_path(str(TOOL), run_name="tool")["card"]
+  text = card(source, "me/small", run=None, license="mit")
+  assert "This is an OFA (arXiv 2202.03052)" in text
+  assert "| encoder_layers | 2 |" in text
+  # transformers has no OFA, whatever the directory's layout.
+  assert "ofa_jax.load_from_name" in text and "library_name: ofa-jax" in text
+
+
 def test_what_cannot_be_uploaded_is_told(directory, tmp_path, fake, command, monkeypatch):
   with pytest.raises(SystemExit, match=r"found 0 rows"):
     command(directory, "me/small", f"--run={tmp_path}")
   with pytest.raises(SystemExit, match=r"error: Expected a model's name"):
     command(tmp_path / "absent", "me/small")
-  source = hub.Source(config=micro_config("micro_vit"), load=weights, form="run")
+  source = hub.Source(config=micro_config("micro_vit"), load=weights, form="run", settings={})
   monkeypatch.setattr(hub, "open_model", lambda path: source)
   with pytest.raises(SystemExit, match=r"found a run in .*convert_torch_weights\.py"):
     command(tmp_path, "me/small")
