@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 
 from ofa_jax import cli, hub, log, sharding, step, trees
 from ofa_jax.config import Config, Eval, mesh_sizes, validate
+from ofa_jax.convert import positions
 from ofa_jax.convert.params import abstract
 from ofa_jax.data import pipeline
 
@@ -126,14 +127,14 @@ def load_weights(program: step.Program, name: str, *, initial: Any = None) -> Lo
   Args:
     program: from `step.build`.
     name: whatever `hub.open_model` takes: a run, a model directory, a released name, a file; also
-      of another image size, see `hub.fitted`.
+      of another image size, see `positions.fitted`.
     initial: parameters of a fresh model, from which those are taken that the stored one lacks and
       the config's model calls optional. None: all must be there.
 
   Raises:
     ValueError: there is no such model, or it has other parameters than the config's; all of them.
   """
-  source, resized = hub.fitted(hub.open_model(name), program.config.model)
+  source, resized = positions.fitted(hub.open_model(name), program.config.model)
   _, params, rest = abstract(source.config)
   wanted, stored = trees.flatten(program.abstract.params), trees.flatten(params)
   may = () if initial is None else getattr(program.config.model, "optional", ())

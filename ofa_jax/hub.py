@@ -20,11 +20,10 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from flax import traverse_util
 
 from ofa_jax import checkpoint, trees
 from ofa_jax.convert import cnclip as convert
-from ofa_jax.convert import huggingface, model_config, positions, torch_files, towers
+from ofa_jax.convert import huggingface, model_config, torch_files, towers
 from ofa_jax.convert.files import written_whole
 from ofa_jax.convert.params import Weights, abstract, place, placement
 from ofa_jax.models.cnclip import CNCLIPConfig
@@ -131,41 +130,6 @@ def open_towers(
 
   _, config = read()
   return Source(config=config, load=load, form="towers")
-
-
-def fitted(source: Source, config: Any) -> tuple[Source, list[str]]:
-  """The same model with positions for another config's image size and text length.
-
-  Positions of images are interpolated as in the original, of those of texts the first are kept.
-
-  Args:
-    source: from `open_model`.
-    config: sizes with the image size and text positions wanted; whatever else differs stays as it
-      is stored.
-
-  Returns:
-    The model, and a line on each table of positions that changes.
-  """
-  if not (isinstance(source.config, CNCLIPConfig) and isinstance(config, CNCLIPConfig)):
-    return source, []
-  target = positions.fit(source.config, config)
-  stored, wanted = (trees.flatten(abstract(sizes)[1]) for sizes in (source.config, target))
-  changed = {p: len(wanted[p]) for p, x in stored.items() if x.shape != wanted[p].shape}
-
-  def load(shardings=None):
-    _, *expected = abstract(target)
-    params_places, rest_places = placement(expected, shardings)
-    places = trees.flatten(params_places)
-    whole = {p: _unsplit(places[p]) for p in changed}
-    params, rest = source.load((_nest(places | whole), rest_places))
-    params = trees.flatten(params)
-    for path, rows in changed.items():
-      resized = positions.resize(path, params[path], rows=rows)
-      params[path] = jax.device_put(resized, places[path])
-    return _nest(params), rest
-
-  lines = [f"{p} resized from {len(stored[p])} to {rows} positions" for p, rows in changed.items()]
-  return dataclasses.replace(source, config=target, load=load) if changed else source, lines
 
 
 def fetch(name: str, root: pathlib.Path) -> pathlib.Path:
@@ -382,17 +346,6 @@ def _open_torch(path: pathlib.Path, config: CNCLIPConfig | None) -> Source:
     return place(*weights, shardings)
 
   return Source(config=config, load=load, form="torch")
-
-
-def _unsplit(place: jax.sharding.Sharding) -> jax.sharding.Sharding:
-  """The same devices, each with the whole array."""
-  if isinstance(place, jax.sharding.NamedSharding):
-    return jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec())
-  return place
-
-
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-  return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _explain(path: pathlib.Path, function: Callable[..., Any], *args: Any) -> Any:
