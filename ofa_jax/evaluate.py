@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 
 from ofa_jax import cli, hub, log, sharding, step, trees
 from ofa_jax.config import Config, Eval, mesh_sizes, validate
+from ofa_jax.convert import positions
 from ofa_jax.convert.params import abstract
 from ofa_jax.data import pipeline
 
@@ -147,7 +148,7 @@ def load_weights(program: step.Program, name: str, *, initial: Any = None) -> Lo
   Args:
     program: from `step.build`.
     name: whatever `hub.open_model` takes: a run, a model directory, a released name, a file; also
-      of another image size, see `hub.fitted`.
+      of another image size, see `positions.fitted`.
     initial: parameters of a fresh model that starts training from it. What the stored one lacks and
       the config's model calls optional is taken from these; of an OFA see `hub.open_start`. None:
       all must be there.
@@ -160,7 +161,7 @@ def load_weights(program: step.Program, name: str, *, initial: Any = None) -> Lo
     source = hub.open_model(name)
   else:
     source = hub.open_start(name, config=config.model, seed=config.seed)
-  source, resized = hub.fitted(source, config.model)
+  source, resized = positions.fitted(source, config.model)
   _, params, rest = abstract(source.config)
   wanted, stored = trees.flatten(program.abstract.params), trees.flatten(params)
   may = () if initial is None else getattr(config.model, "optional", ())

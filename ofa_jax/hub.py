@@ -21,7 +21,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from flax import traverse_util
 
 from ofa_jax import checkpoint, trees
 from ofa_jax.convert import (
@@ -31,7 +30,6 @@ from ofa_jax.convert import (
   ofa,
   ofa_family,
   ofa_start,
-  positions,
   releases,
   torch_files,
   towers,
@@ -199,41 +197,6 @@ def open_towers(
 
   _, config = read()
   return Source(config=config, load=load, form="towers", settings=cnclip_family.SETTINGS)
-
-
-def fitted(source: Source, config: Any) -> tuple[Source, list[str]]:
-  """The same model with positions for another config's image size and text length.
-
-  Positions of images are interpolated as in the original, of those of texts the first are kept.
-
-  Args:
-    source: from `open_model`.
-    config: sizes with the image size and text positions wanted; whatever else differs stays as it
-      is stored.
-
-  Returns:
-    The model, and a line on each table of positions that changes.
-  """
-  if not (isinstance(source.config, CNCLIPConfig) and isinstance(config, CNCLIPConfig)):
-    return source, []
-  target = positions.fit(source.config, config)
-  stored, wanted = (trees.flatten(abstract(sizes)[1]) for sizes in (source.config, target))
-  changed = {p: len(wanted[p]) for p, x in stored.items() if x.shape != wanted[p].shape}
-
-  def load(shardings=None):
-    _, *expected = abstract(target)
-    params_places, rest_places = placement(expected, shardings)
-    places = trees.flatten(params_places)
-    whole = {p: _unsplit(places[p]) for p in changed}
-    params, rest = source.load((_nest(places | whole), rest_places))
-    params = trees.flatten(params)
-    for path, rows in changed.items():
-      resized = positions.resize(path, params[path], rows=rows)
-      params[path] = jax.device_put(resized, places[path])
-    return _nest(params), rest
-
-  lines = [f"{p} resized from {len(stored[p])} to {rows} positions" for p, rows in changed.items()]
-  return dataclasses.replace(source, config=target, load=load) if changed else source, lines
 
 
 def fetch(name: str, root: pathlib.Path) -> pathlib.Path:
@@ -457,17 +420,6 @@ def _infer(path: pathlib.Path, *, ema: bool) -> tuple[ModuleType, ModelConfig, d
     f"{path}: expected the tensors of {' or '.join(f.TITLE for f in FAMILIES.values())}, found "
     f"{len(tensors)} others, first {list(tensors)[:3]}"
   )
-
-
-def _unsplit(place: jax.sharding.Sharding) -> jax.sharding.Sharding:
-  """The same devices, each with the whole array."""
-  if isinstance(place, jax.sharding.NamedSharding):
-    return jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec())
-  return place
-
-
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-  return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _explain(path: pathlib.Path, function: Callable[..., Any], *args: Any) -> Any:

@@ -13,7 +13,7 @@ from ofa_jax.checkpoint import Checkpoints
 from ofa_jax.config import to_dict
 from ofa_jax.convert import huggingface
 from ofa_jax.convert.params import abstract
-from ofa_jax.convert.positions import resize_positions
+from ofa_jax.convert.positions import fitted, resize_positions
 from ofa_jax.train import train
 from tests import cnclip_files, tiny
 from tests.cnclip_golden import micro_config, micro_state_dict
@@ -53,7 +53,7 @@ def test_positions_are_interpolated_whatever_the_form(tmp_path, form):
     pytest.importorskip("torch")
   source = store(tmp_path, form)
   wanted = larger(source.config, max_positions=source.config.text.max_positions // 2)
-  found, lines = hub.fitted(source, wanted)
+  found, lines = fitted(source, wanted)
   path = POOL if form == "resnet" else IMAGE
   assert found.config == wanted and found.form == source.form
   assert [line.split()[0] for line in lines] == sorted([TEXT, path])
@@ -79,7 +79,7 @@ def test_a_model_of_this_size_is_left_alone(tmp_path):
   source = store(tmp_path, "directory")
   longer = larger(source.config, factor=1, max_positions=4 * source.config.text.max_positions)
   for config in (source.config, longer, micro_config("micro_rn50")):
-    assert hub.fitted(source, config) == (source, [])
+    assert fitted(source, config) == (source, [])
 
 
 @pytest.fixture

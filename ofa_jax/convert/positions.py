@@ -2,10 +2,15 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from flax import traverse_util
 
+from ofa_jax import trees
+from ofa_jax.convert.params import abstract, placement
 from ofa_jax.models.cnclip import CNCLIPConfig
 
 _TEXT = "bert/position/embedding"
@@ -39,6 +44,41 @@ def resize_positions(embedding: np.ndarray, grid: int) -> np.ndarray:
   patches = embedding[1:].reshape(old, old, -1)
   patches = np.einsum("yi,xj,ijd->yxd", matrix, matrix, patches, optimize=True)
   return np.concatenate([embedding[:1], patches.reshape(grid * grid, -1)])
+
+
+def fitted(source: Any, config: Any) -> tuple[Any, list[str]]:
+  """The same model with positions for another config's image size and text length.
+
+  Positions of images are interpolated as in the original, of those of texts the first are kept.
+
+  Args:
+    source: a `hub.Source`.
+    config: sizes with the image size and text positions wanted; whatever else differs stays as it
+      is stored.
+
+  Returns:
+    The model, and a line on each table of positions that changes.
+  """
+  if not (isinstance(source.config, CNCLIPConfig) and isinstance(config, CNCLIPConfig)):
+    return source, []
+  target = fit(source.config, config)
+  stored, wanted = (trees.flatten(abstract(sizes)[1]) for sizes in (source.config, target))
+  changed = {p: len(wanted[p]) for p, x in stored.items() if x.shape != wanted[p].shape}
+
+  def load(shardings=None):
+    _, *expected = abstract(target)
+    params_places, rest_places = placement(expected, shardings)
+    places = trees.flatten(params_places)
+    whole = {p: _unsplit(places[p]) for p in changed}
+    params, rest = source.load((_nest(places | whole), rest_places))
+    params = trees.flatten(params)
+    for path, rows in changed.items():
+      resized = resize(path, params[path], rows=rows)
+      params[path] = jax.device_put(resized, places[path])
+    return _nest(params), rest
+
+  lines = [f"{p} resized from {len(stored[p])} to {rows} positions" for p, rows in changed.items()]
+  return dataclasses.replace(source, config=target, load=load) if changed else source, lines
 
 
 def fit(stored: CNCLIPConfig, wanted: CNCLIPConfig) -> CNCLIPConfig:
@@ -85,3 +125,14 @@ def _kernel(x: np.ndarray) -> np.ndarray:
   near = ((_A + 2) * x - (_A + 3)) * x * x + 1
   far = (((x - 5) * x + 8) * x - 4) * _A
   return np.where(x <= 1, near, np.where(x < 2, far, 0))
+
+
+def _unsplit(place: jax.sharding.Sharding) -> jax.sharding.Sharding:
+  """The same devices, each with the whole array."""
+  if isinstance(place, jax.sharding.NamedSharding):
+    return jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec())
+  return place
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  return traverse_util.unflatten_dict(flat, sep="/")
