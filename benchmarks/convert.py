@@ -1,4 +1,4 @@
-"""Time and peak memory of converting the five released models, at true size.
+"""Time and peak memory of converting the released models of both families, at true size.
 
     python benchmarks/convert.py [--models RN50 ViT-B-16 ...] [--to orbax torch hf]
 
@@ -25,12 +25,16 @@ import numpy as np
 
 from ofa_jax import trees
 from ofa_jax.convert import cnclip as convert
-from ofa_jax.convert import rules, torch_files
+from ofa_jax.convert import ofa as convert_ofa
+from ofa_jax.convert import ofa_family, ofa_sizes, rules, torch_files
 from ofa_jax.convert.params import abstract
-from ofa_jax.models import cnclip
+from ofa_jax.models import cnclip, ofa
 
 COMMAND = pathlib.Path(__file__).parents[1] / "tools" / "convert_torch_weights.py"
-SMALLEST_FIRST = ("RN50", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14")
+SMALLEST_FIRST = (
+  *("RN50", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14"),
+  *ofa_family.RELEASES,
+)
 TARGET = 2.5  # times the checkpoint
 
 
@@ -95,12 +99,22 @@ def run(*command) -> tuple[float, int]:
 
 def make(name: str, file: pathlib.Path) -> None:
   """Writes a checkpoint with a released model's names and shapes."""
-  config = cnclip.config(*cnclip.MODELS[name])
+  if name in cnclip.MODELS:
+    config = cnclip.config(*cnclip.MODELS[name])
+    table = convert.rules_of(config)
+  else:
+    config, table = ofa.config(name.removeprefix("OFA-")), convert_ofa.RULES
   _, params, rest = abstract(config)
   arrays = {**trees.flatten(params), **trees.flatten(rest)}
   shapes = {path: x.shape for path, x in arrays.items()}
-  needed = rules.needed_tensors(convert.rules_of(config), shapes)
-  torch_files.save_checkpoint(file, {t.name: draw(t.name, t.shape) for t in needed}, name=name)
+  tensors = {t.name: draw(t.name, t.shape) for t in rules.needed_tensors(table, shapes)}
+  if name in cnclip.MODELS:
+    torch_files.save_checkpoint(file, tensors, name=name)
+    return
+  tensors |= dict.fromkeys(convert_ofa.TIED, tensors[convert_ofa.WORDS])
+  tensors |= convert_ofa.buffers(config) | rules.counters(tensors)
+  options = ofa_sizes.to_options(config, ofa_family.SETTINGS)
+  torch_files.save_fairseq(file, tensors, options=options)
 
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
