@@ -3,8 +3,8 @@
     python benchmarks/convert.py [--models RN50 ViT-B-16 ...] [--to orbax torch hf]
 
 Makes a checkpoint of each model in the released layout, fp32, its weights drawn by a rule; then
-runs the command in a process of its own, as a user does, and reports that process's wall time and
-the largest memory it held (its resident set: interpreter and libraries, and the pages of the
+runs the command in a process of its own, as a user does, and reports that process's wall and CPU
+time and the largest memory it held (its resident set: interpreter and libraries, and the pages of the
 checkpoint that it mapped). --to=torch and --to=hf start from the model directory. Needs PyTorch,
 and disk for four copies of the largest model.
 """
@@ -49,7 +49,7 @@ def main() -> None:
     "python": platform.python_version(),
     "target_over_checkpoint": TARGET,
   }
-  _, libraries = run(sys.executable, "-c", "import torch; from ofa_jax import hub")
+  *_, libraries = run(sys.executable, "-c", "import torch; from ofa_jax import hub")
   report |= {"libraries_megabytes": round(libraries / 1e6), "results": {}}
   for name in args.models:
     with tempfile.TemporaryDirectory() as folder:
@@ -77,9 +77,12 @@ def measure(name: str, folder: pathlib.Path, *, targets: tuple[str, ...], librar
     source = checkpoint if target == "orbax" else folder / "orbax"
     if target == "hf" and name == "RN50":  # which Hugging Face has not
       continue
-    seconds, memory = run(sys.executable, COMMAND, source, folder / target, f"--to={target}")
+    seconds, cpu_seconds, memory = run(
+      sys.executable, COMMAND, source, folder / target, f"--to={target}"
+    )
     results[target] = {
       "seconds": round(seconds, 1),
+      "cpu_seconds": round(cpu_seconds, 1),
       "peak_megabytes": round(memory / 1e6),
       "over_checkpoint": round(memory / size, 2),
       "over_checkpoint_without_libraries": round((memory - libraries) / size, 2),
@@ -87,14 +90,15 @@ def measure(name: str, folder: pathlib.Path, *, targets: tuple[str, ...], librar
   return results
 
 
-def run(*command) -> tuple[float, int]:
-  """Runs a command and returns its wall time in seconds and its peak memory in bytes."""
+def run(*command) -> tuple[float, float, int]:
+  """Runs a command and returns its wall and CPU time in seconds and its peak memory in bytes."""
   start = time.perf_counter()
   process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
   _, status, usage = os.wait4(process.pid, 0)
   if status:
     raise SystemExit(f"{command} failed")
-  return time.perf_counter() - start, usage.ru_maxrss * 1024
+  cpu_seconds = usage.ru_utime + usage.ru_stime
+  return time.perf_counter() - start, cpu_seconds, usage.ru_maxrss * 1024
 
 
 def make(name: str, file: pathlib.Path) -> None:
