@@ -4,9 +4,9 @@
 
 Makes a checkpoint of each model in the released layout, fp32, its weights drawn by a rule; then
 runs the command in a process of its own, as a user does, and reports that process's wall and CPU
-time and the largest memory it held (its resident set: interpreter and libraries, and the pages of the
-checkpoint that it mapped). --to=torch and --to=hf start from the model directory. Needs PyTorch,
-and disk for four copies of the largest model.
+time and the largest memory it held (its resident set: interpreter and libraries, and the pages of
+the checkpoint that it mapped). --to=torch and --to=hf start from the model directory. Needs
+PyTorch, and disk for four copies of the largest model.
 """
 
 import argparse
