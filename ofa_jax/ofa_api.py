@@ -9,6 +9,7 @@ generated the search's score, of what was chosen the logarithm of its probabilit
 Prompts, searches and the cleaning of texts are the original's.
 """
 
+import copy
 import dataclasses
 import functools
 import warnings
@@ -73,8 +74,9 @@ class OFAModel:
     self.preprocess = functools.partial(
       inputs.preprocess, size=self.image_size, colours=self._runner.colours
     )
+    self.searches = copy.deepcopy(SEARCHES)
     caption = dataclasses.replace(SEARCHES["caption"], **sources[0].settings["generation"])
-    self.searches = SEARCHES | {"caption": caption}
+    self.searches["caption"] = caption
     self._chinese = self.tokenizer.kind == "bert-chinese"
     self._plan = functools.lru_cache(maxsize=8)(self._make_plan)
 
