@@ -161,8 +161,8 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, list[fl
 class LmdbPairs(torch.utils.data.Dataset):
   """Chinese-CLIP's training data set over its LMDB folders, without augmentation."""
 
-  def __init__(self, folder: pathlib.Path):
-    self._folder = folder
+  def __init__(self, folder: pathlib.Path, *, size: int = SIZE):
+    self._folder, self._size = folder, (size, size)
     self._environments = None
     with self._open("pairs") as pairs, pairs.begin() as transaction:
       self._length = int(transaction.get(b"num_samples"))
@@ -176,7 +176,7 @@ class LmdbPairs(torch.utils.data.Dataset):
     pairs, imgs = (environment.begin(buffers=True) for environment in self._environments)
     image_id, _, _ = pickle.loads(pairs.get(str(index).encode()))
     encoded = base64.urlsafe_b64decode(bytes(imgs.get(str(image_id).encode())))
-    image = Image.open(io.BytesIO(encoded)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    image = Image.open(io.BytesIO(encoded)).resize(self._size, Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
     pixels = pixels.to(torch.float32).div(255)
     mean, std = torch.tensor(CLIP_MEAN)[:, None, None], torch.tensor(CLIP_STD)[:, None, None]

@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator
 
 import jax
-import numpy as np
 from absl import flags
 from etils import epath
 
@@ -46,6 +45,8 @@ class Report:
     collectives: by kind, as one device runs them in a step.
     largest: the largest intermediate arrays of the step before it is compiled, with their bytes
       over all devices; the compiler may never make one of them whole.
+    coupled: where the step does not fit, the share of the bytes of its intermediate arrays that
+      accumulation leaves as they are, such as the logits of a whole batch; 0 where it fits.
   """
 
   held: dict[str, int]
@@ -58,6 +59,7 @@ class Report:
   lower_s: float
   compile_s: float
   largest: dict[str, int]
+  coupled: float
 
   @property
   def total(self) -> int:
@@ -78,14 +80,18 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
   hosts = len({d.process_index for d in devices})
   config_lib.validate(config, devices=len(devices), hosts=hosts)
   mesh = sharding.make_mesh(config_lib.mesh_sizes(config.mesh, len(devices)), devices=devices)
-  program = step.build(config, mesh, steps=config.steps or _SCHEDULE)
   spec = config.task.batch_spec(config.batch_size)
   rows = dict.fromkeys(spec, sharding.batch_sharding(mesh))
-  begin = time.perf_counter()
-  state = _placed(program.abstract, program.shardings)
   frozen = config.task.frozen(mesh, precision=config.precision, load=False)
+
+  def trace(config):
+    program = step.build(config, mesh, steps=config.steps or _SCHEDULE)
+    state = _placed(program.abstract, program.shardings)
+    return program, step.train_step(program).trace(state, _placed(spec, rows), frozen)
+
+  begin = time.perf_counter()
   try:
-    traced = step.train_step(program).trace(state, _placed(spec, rows), frozen)
+    program, traced = trace(config)
     lowered = traced.lower()
   except RuntimeError as e:
     if "cuDNN" not in str(e):
@@ -117,6 +123,13 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
     temporary = found.temp_size_in_bytes + not_in_place + found.generated_code_size_in_bytes
     fits = arguments + temporary <= memory
     collectives = hlo.collectives(compiled.as_text() or "")
+  compiled_at = time.perf_counter()
+  arrays = _arrays(traced.jaxpr)
+  coupled = 0.0
+  parts = 2 * config.accum
+  if not fits and config.batch_size % (parts * mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
+    _, again = trace(dataclasses.replace(config, accum=parts))
+    coupled = _share_kept(arrays, _arrays(again.jaxpr), state=program.abstract)
   return Report(
     held=held,
     temporary=temporary,
@@ -126,48 +139,63 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
     step_flops=flops.count(traced.jaxpr),
     collectives=collectives,
     lower_s=lowered_at - begin,
-    compile_s=time.perf_counter() - compile_begin,
-    largest=_largest(traced.jaxpr),
+    compile_s=compiled_at - compile_begin,
+    largest={a.str_short(short_dtypes=True): size for a, size in _largest(arrays)},
+    coupled=coupled,
   )
 
 
 def smaller(config: Config, report: Report, *, num_devices: int) -> Iterator[tuple[str, Config]]:
   """Changes that may make the step fit, as (flags, changed config), the cheapest first.
 
-  More recomputation costs operations, accumulation smaller products, more fsdp communication; last
-  come all of them together. What an estimate from the report rules out is left out: activations
-  shrink with accumulation, state and gradients with fsdp.
+  More recomputation costs operations, accumulation smaller products, strips of logits a second
+  computation of them, more fsdp communication; then come all of them together, and last a smaller
+  batch, the only one that changes the result. What an estimate from the report rules out is left
+  out: accumulation shrinks the activations but for `report.coupled` of them, fsdp state and
+  gradients.
   """
   data, fsdp, tensor = config_lib.mesh_sizes(config.mesh, num_devices)
   batch, gradients = report.held["batch"], report.held["parameters"]
   state = sum(report.held.values()) - batch
   activations = max(0, report.temporary - gradients)
 
-  def hopeful(accum=1, wider=1):
-    return (state + gradients) / wider + batch + activations / accum < report.memory
+  def hopeful(accum=1, wider=1, strips=1, smaller=1):
+    left = (1 - report.coupled) / accum + report.coupled / strips
+    of_rows = (batch + activations * left) / smaller
+    return (state + gradients) / wider + of_rows < report.memory
 
   levels = config_lib.REMAT[config_lib.REMAT.index(config.remat) + 1 :]
-  parts = [
-    n for n in (2, 4, 8, 16, 32) if config.batch_size % (n * config.accum * data * fsdp) == 0
-  ]
-  wider = [n for n in (2, 4, 8, 16, 32) if data % n == 0]
-  changes = [{"remat": level} for level in levels if state + gradients < report.memory]
+  counts = (2, 4, 8, 16, 32)
+  rows = config.batch_size // (data * fsdp)
+  parts = [n for n in counts if rows % (n * config.accum) == 0]
+  wider = [n for n in counts if data % n == 0]
+  now = getattr(config.task, "loss_chunks", None)
+  strips = [] if now is None else [n for n in counts if rows % (n * now) == 0]
+  changes = [{"remat": level} for level in levels if hopeful(accum=math.inf)]
   changes += [{"accum": config.accum * n} for n in parts if hopeful(accum=n)]
+  changes += [{"task.loss_chunks": now * n} for n in strips if hopeful(strips=n)]
   changes += [{"mesh.fsdp": fsdp * n} for n in wider if hopeful(wider=n)]
   more = {"remat": "full"} if levels else {}
   changes += [{**more, "accum": config.accum * n} for n in parts if more and hopeful(accum=n)]
+  changes += [
+    {**more, "accum": config.accum * n, "task.loss_chunks": now * k}
+    for n in parts
+    for k in strips
+    if hopeful(accum=n, strips=k)
+  ]
   changes += [
     {**more, "accum": config.accum * n, "mesh.fsdp": fsdp * w}
     for w in wider
     for n in parts
     if hopeful(accum=n, wider=w)
   ]
+  fewer = [n for n in counts if rows % n == 0 and hopeful(smaller=n)]
+  changes += [{"batch_size": config.batch_size // n} for n in fewer]
   for change in changes:
-    fields = {k: v for k, v in change.items() if k != "mesh.fsdp"}
-    new = change.get("mesh.fsdp", fsdp)
-    mesh = config_lib.MeshShape(data=data * fsdp // new, fsdp=new, tensor=tensor)
-    text = " ".join(f"--config.{name}={value}" for name, value in change.items())
-    yield text, dataclasses.replace(config, mesh=mesh, **fields)
+    yield (
+      " ".join(f"--config.{name}={value}" for name, value in change.items()),
+      _changed(config, change, shape=(data, fsdp, tensor)),
+    )
 
 
 def show(report: Report, *, target: topology.Topology, num_devices: int) -> str:
@@ -196,6 +224,17 @@ def show(report: Report, *, target: topology.Topology, num_devices: int) -> str:
     lines.append("the largest arrays of the step, over all devices:")
     lines += [f"  {log.human_bytes(size):24}{name}" for name, size in report.largest.items()]
   return "\n".join(lines)
+
+
+def _changed(config, change, *, shape):
+  """The config with some fields changed, on the mesh that the devices make now."""
+  data, fsdp, tensor = shape
+  fields = {k: v for k, v in change.items() if "." not in k}
+  wide = change.get("mesh.fsdp", fsdp)
+  fields["mesh"] = config_lib.MeshShape(data=data * fsdp // wide, fsdp=wide, tensor=tensor)
+  if "task.loss_chunks" in change:
+    fields["task"] = dataclasses.replace(config.task, loss_chunks=change["task.loss_chunks"])
+  return dataclasses.replace(config, **fields)
 
 
 def _placed(tree, shardings):
@@ -231,20 +270,34 @@ def _forward(program, spec):
   return flops.count(jax.make_jaxpr(loss)(state.params, state.rest, spec, key))
 
 
-def _largest(jaxpr, num=4):
-  sizes = {}
+def _arrays(jaxpr):
+  """Every array that the equations make, with its bytes over all devices, as often as written."""
+  found = []
   pending = [jaxpr.jaxpr]
   while pending:
     for eqn in pending.pop().eqns:
       for value in (v.aval for v in eqn.outvars):
-        size = (
-          math.prod(getattr(value, "shape", ())) * getattr(value, "dtype", np.dtype(bool)).itemsize
-        )
-        sizes[value.str_short(short_dtypes=True)] = size
+        if hasattr(value, "shape"):
+          found.append((value, math.prod(value.shape) * value.dtype.itemsize))
       pending += [
         getattr(sub, "jaxpr", sub) for v in eqn.params.values() for sub in flops.jaxprs(v)
       ]
-  return dict(sorted(sizes.items(), key=lambda item: -item[1])[:num])
+  return found
+
+
+def _largest(arrays, num=4):
+  return sorted(dict(arrays).items(), key=lambda item: -item[1])[:num]
+
+
+def _share_kept(arrays, others, *, state):
+  """Share of the bytes of `arrays` that are of a shape that `others` have too.
+
+  What has the shape of a parameter is left out: gradients are counted by themselves.
+  """
+  parameters = {x.shape for x in jax.tree.leaves(state)}
+  kept = {value.shape for value, _ in others}
+  sizes = [(value.shape in kept, size) for value, size in arrays if value.shape not in parameters]
+  return sum(size for keeps, size in sizes if keeps) / max(1, sum(size for _, size in sizes))
 
 
 def _operations(num):

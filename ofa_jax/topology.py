@@ -41,6 +41,17 @@ KINDS = {
   "h100": Kind(platform="cuda", memory=80 * 10**9, peak=989.4e12, dims=1),
 }
 
+# Devices as JAX names them; an H200 computes what an H100 does, from more memory.
+_PEAKS = {
+  "TPU v4": KINDS["v4"].peak,
+  "TPU v5 lite": KINDS["v5e"].peak,
+  "TPU v5": KINDS["v5p"].peak,
+  "TPU v6 lite": KINDS["v6e"].peak,
+  "TPU7x": KINDS["tpu7x"].peak,
+  "NVIDIA H100 80GB HBM3": KINDS["h100"].peak,
+  "NVIDIA H200": KINDS["h100"].peak,
+}
+
 # H100 SXM5 80 GB: NVIDIA's H100 datasheet and the CUDA programming guide's table for compute
 # capability 9.0.
 _H100 = """
@@ -115,6 +126,11 @@ def parse(text: str) -> Topology:
   if slices > 1 and KINDS[kind].platform != "tpu":
     raise ValueError(f"--topology: slices are of TPUs, found {text!r}")
   return Topology(kind=kind, shape=shape, slices=slices)
+
+
+def peak(device_kind: str) -> float | None:
+  """Published dense bfloat16 FLOP/s of a device as JAX names it; None where it is not known."""
+  return _PEAKS.get(device_kind)
 
 
 def devices(topology: Topology) -> list[jax.Device]:

@@ -109,6 +109,13 @@ def test_changes_come_cheapest_first_and_hopeless_ones_not_at_all(config, report
   full = dataclasses.replace(report, held=held, temporary=41 * gib, memory=16 * gib, fits=False)
   changes = [text for text, _ in compile_ahead.smaller(config, full, num_devices=8)]
   assert changes[:3] == ["--config.remat=dots", "--config.remat=full", "--config.accum=4"]
+  assert changes[-1] == "--config.batch_size=8"  # what changes the result comes last
+  # Logits of the whole batch do not shrink with accumulation, but in strips.
+  logits = dataclasses.replace(full, temporary=31 * gib, coupled=0.9)
+  changes = [text for text, _ in compile_ahead.smaller(config, logits, num_devices=8)]
+  assert changes[0] == "--config.task.loss_chunks=4" and not any(
+    text.startswith("--config.accum") and "loss_chunks" not in text for text in changes
+  )
   text, changed = next(
     c for c in compile_ahead.smaller(config, full, num_devices=8) if "fsdp" in c[0]
   )
@@ -135,6 +142,28 @@ def test_what_does_not_fit_is_refused_with_a_change_that_does(config, monkeypatc
   assert text.startswith("It fits with --config.remat=") and "(compiled:" in text
   none = compile_ahead._suggest(config, refused, target=V5E, devices=jax.devices(), tries=0)
   assert "an estimate" in none
+
+
+def test_logits_that_are_too_large_are_cut_into_strips(config, monkeypatch):
+  """The whole batch's logits are most of this step."""
+  config = dataclasses.replace(config, batch_size=4096)
+  whole = compile_ahead.analyse(config, V5E, jax.devices())
+  assert whole.coupled == 0 and whole.fits
+  hardware = dataclasses.replace(V5E.hardware, memory=whole.total // 2)
+  monkeypatch.setitem(topology.KINDS, "v5e", hardware)
+  refused = compile_ahead.analyse(config, V5E, jax.devices())
+  assert not refused.fits and 0.5 < refused.coupled < 1
+  text = compile_ahead._suggest(config, refused, target=V5E, devices=jax.devices(), tries=3)
+  assert text.startswith("It fits with --config.task.loss_chunks=")
+
+
+def test_published_peaks_are_found_by_the_names_that_devices_have():
+  pytest.importorskip("libtpu")
+  for name in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"):
+    target = topology.parse(name)
+    kind = topology.devices(target)[0].device_kind
+    assert topology.peak(kind) == target.hardware.peak
+  assert topology.peak("cpu") is None
 
 
 @pytest.mark.slow  # the TPU's compiler takes half a minute

@@ -92,8 +92,10 @@ def attention_choice(
     device: the kind, as JAX names it.
   """
   if not device.startswith("NVIDIA"):
-    # Pallas' flash attention pads lengths to blocks of 128 and heads to 128: 257 to 384, 64 to 128.
-    return "xla", f"cuDNN is not for {device}, and TPU kernels pad these lengths too far"
+    # Compiled for a TPU at a ViT's 257 tokens, Pallas' flash attention needs more memory backward
+    # than XLA, and splash attention as much for half the bytes; neither was timed on one yet
+    # (docs/scaling.md).
+    return "xla", f"cuDNN is not for {device}, and no TPU kernel has shown to be faster here"
   if not plain:
     return "xla", "cuDNN has no dropout that matches, and folds masks and biases into large arrays"
   if q.dtype not in (jnp.bfloat16, jnp.float16):
