@@ -111,18 +111,18 @@ def ofa(folder: str | Path) -> Config:
     ),
     task=task,
     batch_size=32,
-    steps=1200,
+    steps=800,
     log_every=50,
-    save_every=300,
+    save_every=200,
     optim=Optim(
-      lr=2e-3,
+      lr=5e-4,
       adam="fairseq",
       b2=0.98,
       weight_decay=0.01,
       schedule="polynomial",
-      warmup=100,
+      warmup=50,
       clip_norm=1.0,
     ),
     precision="fp32",  # what a CPU computes fastest
-    evals=(Eval(name="valid", task=task, every=300),),
+    evals=(Eval(name="valid", task=task, every=200),),
   )
