@@ -1,12 +1,12 @@
-"""Time and peak memory of converting the five released models, at true size.
+"""Time and peak memory of converting the released models of both families, at true size.
 
     python benchmarks/convert.py [--models RN50 ViT-B-16 ...] [--to orbax torch hf]
 
 Makes a checkpoint of each model in the released layout, fp32, its weights drawn by a rule; then
-runs the command in a process of its own, as a user does, and reports that process's wall time and
-the largest memory it held (its resident set: interpreter and libraries, and the pages of the
-checkpoint that it mapped). --to=torch and --to=hf start from the model directory. Needs PyTorch,
-and disk for four copies of the largest model.
+runs the command in a process of its own, as a user does, and reports that process's wall and CPU
+time and the largest memory it held (its resident set: interpreter and libraries, and the pages of
+the checkpoint that it mapped). --to=torch and --to=hf start from the model directory. Needs
+PyTorch, and disk for four copies of the largest model.
 """
 
 import argparse
@@ -25,12 +25,16 @@ import numpy as np
 
 from ofa_jax import trees
 from ofa_jax.convert import cnclip as convert
-from ofa_jax.convert import rules, torch_files
+from ofa_jax.convert import ofa as convert_ofa
+from ofa_jax.convert import ofa_family, ofa_sizes, rules, torch_files
 from ofa_jax.convert.params import abstract
-from ofa_jax.models import cnclip
+from ofa_jax.models import cnclip, ofa
 
 COMMAND = pathlib.Path(__file__).parents[1] / "tools" / "convert_torch_weights.py"
-SMALLEST_FIRST = ("RN50", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14")
+SMALLEST_FIRST = (
+  *("RN50", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14"),
+  *ofa_family.RELEASES,
+)
 TARGET = 2.5  # times the checkpoint
 
 
@@ -45,7 +49,7 @@ def main() -> None:
     "python": platform.python_version(),
     "target_over_checkpoint": TARGET,
   }
-  _, libraries = run(sys.executable, "-c", "import torch; from ofa_jax import hub")
+  *_, libraries = run(sys.executable, "-c", "import torch; from ofa_jax import hub")
   report |= {"libraries_megabytes": round(libraries / 1e6), "results": {}}
   for name in args.models:
     with tempfile.TemporaryDirectory() as folder:
@@ -73,9 +77,12 @@ def measure(name: str, folder: pathlib.Path, *, targets: tuple[str, ...], librar
     source = checkpoint if target == "orbax" else folder / "orbax"
     if target == "hf" and name == "RN50":  # which Hugging Face has not
       continue
-    seconds, memory = run(sys.executable, COMMAND, source, folder / target, f"--to={target}")
+    seconds, cpu_seconds, memory = run(
+      sys.executable, COMMAND, source, folder / target, f"--to={target}"
+    )
     results[target] = {
       "seconds": round(seconds, 1),
+      "cpu_seconds": round(cpu_seconds, 1),
       "peak_megabytes": round(memory / 1e6),
       "over_checkpoint": round(memory / size, 2),
       "over_checkpoint_without_libraries": round((memory - libraries) / size, 2),
@@ -83,24 +90,35 @@ def measure(name: str, folder: pathlib.Path, *, targets: tuple[str, ...], librar
   return results
 
 
-def run(*command) -> tuple[float, int]:
-  """Runs a command and returns its wall time in seconds and its peak memory in bytes."""
+def run(*command) -> tuple[float, float, int]:
+  """Runs a command and returns its wall and CPU time in seconds and its peak memory in bytes."""
   start = time.perf_counter()
   process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
   _, status, usage = os.wait4(process.pid, 0)
   if status:
     raise SystemExit(f"{command} failed")
-  return time.perf_counter() - start, usage.ru_maxrss * 1024
+  cpu_seconds = usage.ru_utime + usage.ru_stime
+  return time.perf_counter() - start, cpu_seconds, usage.ru_maxrss * 1024
 
 
 def make(name: str, file: pathlib.Path) -> None:
   """Writes a checkpoint with a released model's names and shapes."""
-  config = cnclip.config(*cnclip.MODELS[name])
+  if name in cnclip.MODELS:
+    config = cnclip.config(*cnclip.MODELS[name])
+    table = convert.rules_of(config)
+  else:
+    config, table = ofa.config(name.removeprefix("OFA-")), convert_ofa.RULES
   _, params, rest = abstract(config)
   arrays = {**trees.flatten(params), **trees.flatten(rest)}
   shapes = {path: x.shape for path, x in arrays.items()}
-  needed = rules.needed_tensors(convert.rules_of(config), shapes)
-  torch_files.save_checkpoint(file, {t.name: draw(t.name, t.shape) for t in needed}, name=name)
+  tensors = {t.name: draw(t.name, t.shape) for t in rules.needed_tensors(table, shapes)}
+  if name in cnclip.MODELS:
+    torch_files.save_checkpoint(file, tensors, name=name)
+    return
+  tensors |= dict.fromkeys(convert_ofa.TIED, tensors[convert_ofa.WORDS])
+  tensors |= convert_ofa.buffers(config) | rules.counters(tensors)
+  options = ofa_sizes.to_options(config, ofa_family.SETTINGS)
+  torch_files.save_fairseq(file, tensors, options=options)
 
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -32,47 +32,25 @@ FREEZE: dict[str, tuple[str, ...]] = {
   "resnet_norms": (r"^encoder/image/.*(bn\d|norm)/",),
 }
 
-
+# Width, layers of encoder and decoder, heads, blocks of the ResNet's stages.
+_SIZES = {
+  "tiny": (256, (4, 4), 4, (3, 4, 6)),
+  "medium": (512, (4, 4), 8, (3, 4, 23)),
+  "base": (768, (6, 6), 12, (3, 4, 23)),
+  "large": (1024, (12, 12), 16, (3, 8, 36)),
+  "huge": (1280, (24, 12), 16, (3, 8, 36)),
+}
 SIZES: dict[str, OFAConfig] = {
-  "tiny": OFAConfig(
-    width=256, mlp=1024, encoder_layers=4, decoder_layers=4, heads=4, stages=(3, 4, 6), name="tiny"
-  ),
-  "medium": OFAConfig(
-    width=512,
-    mlp=2048,
-    encoder_layers=4,
-    decoder_layers=4,
-    heads=8,
-    stages=(3, 4, 23),
-    name="medium",
-  ),
-  "base": OFAConfig(
-    width=768,
-    mlp=3072,
-    encoder_layers=6,
-    decoder_layers=6,
-    heads=12,
-    stages=(3, 4, 23),
-    name="base",
-  ),
-  "large": OFAConfig(
-    width=1024,
-    mlp=4096,
-    encoder_layers=12,
-    decoder_layers=12,
-    heads=16,
-    stages=(3, 8, 36),
-    name="large",
-  ),
-  "huge": OFAConfig(
-    width=1280,
-    mlp=5120,
-    encoder_layers=24,
-    decoder_layers=12,
-    heads=16,
-    stages=(3, 8, 36),
-    name="huge",
-  ),
+  name: OFAConfig(
+    width=width,
+    mlp=4 * width,
+    encoder_layers=layers[0],
+    decoder_layers=layers[1],
+    heads=heads,
+    stages=stages,
+    name=name,
+  )
+  for name, (width, layers, heads, stages) in _SIZES.items()
 }
 
 
