@@ -22,6 +22,12 @@ SIZES = {
   ("cnclip_muge.py", "distill"): 188_262_913,
   ("cnclip_flickr30k.py", "ViT-L-14,flip"): 406_233_089,
   ("cnclip_coco.py", "RN50"): 76_989_537,
+  ("quickstart.py", "ofa"): 0,
+  ("ofa_caption.py", "tiny"): 33_488_336,
+  ("ofa_caption.py", "medium"): 92_892_000,
+  ("ofa_caption.py", "base"): 182_238_536,
+  ("ofa_caption.py", "large"): 472_977_152,
+  ("ofa_caption.py", "huge"): 929_486_848,
 }
 
 # Parameters of the released models; of ViT-B-32, which was not released, by its config.

@@ -17,6 +17,8 @@ from ofa_jax.scoring.cider import Frequencies, cider_d
 from ofa_jax.scoring.rouge import rouge_l
 from ofa_jax.tasks.seq2seq import IMAGE, Seq2Seq
 
+_PAGE_PIXELS = 180  # a side of a picture on the page
+
 
 @dataclasses.dataclass(kw_only=True)
 class Caption(Seq2Seq):
@@ -71,7 +73,7 @@ class Caption(Seq2Seq):
     files = {"predict.json": json.dumps(found, ensure_ascii=False).encode()}
     if self.page:
       shown = captions[: self.page]
-      images = [rows.image(i) for i, _, _ in shown]
+      images = [rows.image(i, size=_PAGE_PIXELS) for i, _, _ in shown]
       files["captions.png"] = pictures.captions(images, *([c[k] for c in shown] for k in (1, 2)))
     return files
 

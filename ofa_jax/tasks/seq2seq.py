@@ -294,9 +294,9 @@ class Rows:
     """The text columns of row `i`."""
     return {name: self.table.text(i, name) for name in self._task.fields if name != IMAGE}
 
-  def image(self, i: int) -> np.ndarray:
-    """uint8[S, S, 3] of row `i`. Raises BadRow when it cannot be read."""
-    return self._reader.read(i, None)
+  def image(self, i: int, *, size: int) -> np.ndarray:
+    """uint8[size, size, 3] of row `i`, for people. Raises BadRow when it cannot be read."""
+    return ImageReader(self.table, size=size, rgb_first=True).read(i, None)
 
   def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
     """The fields of `Seq2Seq.blank`. Raises BadRow when the row cannot be read."""
