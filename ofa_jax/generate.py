@@ -131,10 +131,8 @@ def predict(
     texts["text"],
     num_beams=search.num_beams,
     max_length=search.max_length,
-    min_length=search.min_length,
-    length_penalty=search.length_penalty,
     no_repeat_ngram_size=search.no_repeat_ngram_size,
-    temperature=search.temperature,
+    search=search,
     return_scores=True,
   )
 

@@ -9,6 +9,7 @@ generated the search's score, of what was chosen the logarithm of its probabilit
 Prompts, searches and the cleaning of texts are the original's.
 """
 
+import copy
 import dataclasses
 import functools
 import warnings
@@ -73,8 +74,9 @@ class OFAModel:
     self.preprocess = functools.partial(
       inputs.preprocess, size=self.image_size, colours=self._runner.colours
     )
-    caption = dataclasses.replace(SEARCHES["caption"], **sources[0].settings["generation"])
-    self.searches = SEARCHES | {"caption": caption}
+    self.searches = copy.deepcopy(SEARCHES)
+    for field, value in sources[0].settings["generation"].items():
+      setattr(self.searches["caption"], field, value)
     self._chinese = self.tokenizer.kind == "bert-chinese"
     self._plan = functools.lru_cache(maxsize=8)(self._make_plan)
 
@@ -179,13 +181,8 @@ class OFAModel:
     *,
     num_beams: int = 5,
     max_length: int = 16,
-    min_length: int = 1,
-    length_penalty: float = 1.0,
     no_repeat_ngram_size: int = 3,
-    temperature: float = 1.0,
-    sample: bool = False,
-    top_k: int = 0,
-    top_p: float = 0.0,
+    search: Search | None = None,
     seed: int = 0,
     return_scores: bool = False,
   ) -> Results:
@@ -194,24 +191,19 @@ class OFAModel:
     Args:
       images: one for each text; None where, or if nowhere, there is one.
       texts: prompts; longer ones than the model can read are cut, with a warning.
-      num_beams, max_length, min_length, length_penalty, no_repeat_ngram_size, temperature, sample,
-        top_k, top_p: see `ofa_jax.decode.beam.Search`.
+      num_beams, max_length, no_repeat_ngram_size: see `ofa_jax.decode.beam.Search`.
+      search: its other fields; None: the defaults.
       seed: of samples.
       return_scores: whether to return (texts, scores).
 
     Raises:
       ValueError: an empty text; options that contradict each other.
     """
-    search = Search(
+    search = dataclasses.replace(
+      search or Search(),
       num_beams=num_beams,
       max_length=max_length,
-      min_length=min_length,
-      length_penalty=length_penalty,
       no_repeat_ngram_size=no_repeat_ngram_size,
-      temperature=temperature,
-      sample=sample,
-      top_k=top_k,
-      top_p=top_p,
     )
     inputs.check_texts("texts", texts)
     texts = [text if text[0].isspace() or self._chinese else f" {text}" for text in texts]
@@ -364,8 +356,7 @@ class OFAModel:
     Raises:
       ValueError: no class, one without a name, or an image is missing.
     """
-    rows = self._described(images)
-    best, scores = self._choose(rows, classes, prompt_decoder=False)
+    best, scores = self._choose(self._described(images), classes, prompt_decoder=False)
     names = [classes[i] for i in best]
     return (names, scores) if return_scores else names
 

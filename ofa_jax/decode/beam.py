@@ -175,7 +175,6 @@ def generate(
   if search.sample and rngs is None:
     raise ValueError("Expected a PRNG key (rngs) to sample with, found none")
   beams, length = search.num_beams, search.max_length
-  place = jnp.arange(beams)
 
   def body(state: _State) -> _State:
     tokens = jax.lax.dynamic_index_in_dim(state.tokens, state.step, axis=2, keepdims=False)
@@ -199,7 +198,9 @@ def generate(
   def unfinished(state: _State) -> jax.Array:
     return (state.step <= length) & ~jnp.all(state.done)
 
-  first = place < search.diverse_groups  # at the beginning the beams of a group are all the same
+  first = (
+    jnp.arange(beams) < search.diverse_groups
+  )  # at the beginning the beams of a group are all the same
   state = _State(
     step=jnp.int32(0),
     tokens=jnp.full((batch, beams, length + 2), PAD, jnp.int32).at[:, :, 0].set(BOS),
@@ -304,6 +305,8 @@ def _apply_rules(log_probs, state, search, inside):
 def _ban_repeats(log_probs, tokens, step, size):
   """Bans tokens that would complete an n-gram which the hypothesis has already."""
   batch, beams, width = tokens.shape
+  if size > width:
+    return log_probs
   begins = jnp.arange(width - size + 1)
   last = jax.lax.dynamic_slice_in_dim(tokens, step + 2 - size, size - 1, axis=2)
   same = (begins + size - 1 <= step) & (step + 2 >= size)
@@ -388,7 +391,7 @@ def _continue(state, candidates, ends, *, search, reorder, trie, inside):
       jnp.take_along_axis(x, chosen, axis=1)
       for x in (candidates.parents, candidates.tokens, candidates.totals, ends)
     )
-    cache = reorder(state.cache, parents)
+    cache = reorder(state.cache, parents) if beams > 1 else state.cache
     sequences, sums, node = (_take(x, parents) for x in (state.tokens, state.sums, state.node))
   if trie is not None:
     node = jnp.where(inside[:, None], node, trie.child(node, tokens))

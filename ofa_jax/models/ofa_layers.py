@@ -212,30 +212,27 @@ class DecoderBlock(nnx.Module):
     memory: tuple[jax.Array, jax.Array],
     cross_bias: jax.Array,
     cross_mask: jax.Array,
-    layer: jax.Array,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Maps the states of one position to the next ones, with those before it in a cache.
 
     Args:
       x: [B, M, D], M hypotheses of every input.
-      keys, values: [L, B, M, T, H, K] of all layers; this one's are written at `slot`.
+      keys, values: [B, M, T, H, K]; the position's are written at `slot`.
       slot: int32[], the position's place in the cache.
       bias: float32, broadcastable to [B * M, H, 1, T].
       mask: bool[B, M, T].
       memory: keys and values [B, S, H, K] of the encoder's output.
       cross_bias: float32, broadcastable to [B, H, 1, S].
       cross_mask: bool[B, 1, 1, S].
-      layer: int32[], this layer's number.
 
     Returns:
       The states, and `keys` and `values`.
     """
     B, M, _ = x.shape
     q, k, v = self.attn.project(x)
-    at = (layer, 0, 0, slot, 0, 0)
-    keys = jax.lax.dynamic_update_slice(keys, k[None, :, :, None], at)
-    values = jax.lax.dynamic_update_slice(values, v[None, :, :, None], at)
-    k, v = (x[layer].reshape(B * M, *x.shape[3:]) for x in (keys, values))
+    keys = jax.lax.dynamic_update_slice(keys, k[:, :, None], (0, 0, slot, 0, 0))
+    values = jax.lax.dynamic_update_slice(values, v[:, :, None], (0, 0, slot, 0, 0))
+    k, v = (x.reshape(B * M, *x.shape[2:]) for x in (keys, values))
     mask = mask.reshape(B * M, 1, 1, -1)
     y = self.attn.attend(q.reshape(B * M, 1, *q.shape[2:]), k, v, bias=bias, mask=mask)
     x = self.attn.add(x, y.reshape(x.shape), drop=None)
