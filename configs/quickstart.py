@@ -80,14 +80,14 @@ def digits(folder: str | Path) -> Config:
 
 
 def ofa(folder: str | Path) -> Config:
-  """Captioning: pictures of combinations of shapes that were never seen in training."""
+  """Captioning: drawn pictures that were never seen in training."""
   data = quickstart_ofa.shapes(folder)
   tokenizer = data / "tokenizer"
   task = Caption(
     train=(str(data / "train.tsv"),),
     valid=(str(data / "valid.tsv"),),
     tokenizer=str(tokenizer),
-    image_size=quickstart_ofa.SIZE,
+    image_size=32,
     target_length=12,
     search=Search(num_beams=3, max_length=10),
   )
@@ -110,17 +110,17 @@ def ofa(folder: str | Path) -> Config:
       name="quickstart",
     ),
     task=task,
-    batch_size=64,
-    steps=600,
-    log_every=20,
-    save_every=100,
+    batch_size=32,
+    steps=800,
+    log_every=50,
+    save_every=200,
     optim=Optim(
-      lr=1e-3,
+      lr=5e-4,
       adam="fairseq",
       b2=0.98,
       weight_decay=0.01,
       schedule="polynomial",
-      warmup=100,
+      warmup=50,
       clip_norm=1.0,
     ),
     precision="fp32",  # what a CPU computes fastest

@@ -75,8 +75,8 @@ class OFAModel:
       inputs.preprocess, size=self.image_size, colours=self._runner.colours
     )
     self.searches = copy.deepcopy(SEARCHES)
-    caption = dataclasses.replace(SEARCHES["caption"], **sources[0].settings["generation"])
-    self.searches["caption"] = caption
+    for field, value in sources[0].settings["generation"].items():
+      setattr(self.searches["caption"], field, value)
     self._chinese = self.tokenizer.kind == "bert-chinese"
     self._plan = functools.lru_cache(maxsize=8)(self._make_plan)
 
@@ -356,8 +356,7 @@ class OFAModel:
     Raises:
       ValueError: no class, one without a name, or an image is missing.
     """
-    rows = self._described(images)
-    best, scores = self._choose(rows, classes, prompt_decoder=False)
+    best, scores = self._choose(self._described(images), classes, prompt_decoder=False)
     names = [classes[i] for i in best]
     return (names, scores) if return_scores else names
 

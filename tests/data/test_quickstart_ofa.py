@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ofa_jax.data import prompts, quickstart_ofa
-from ofa_jax.data.quickstart_ofa import COLOURS, SHAPES, Scene, draw, scenes
+from ofa_jax.data.quickstart_ofa import COLOURS, CORNERS, SHAPES, Scene, draw, scenes
 from ofa_jax.data.text import reference_captions, target_caption
 from ofa_jax.data.tsv import Table
 from ofa_jax.tokenizers.ofa import OFATokenizer
@@ -29,15 +29,14 @@ def open_split(path, split):
 @pytest.mark.parametrize(
   ("scene", "captions"),
   [
-    (Scene((("red", "cross"),)), ("a red cross", "there is a red cross")),
-    (Scene((("red", "cross"),), 3), ("three red crosses", "there are three red crosses")),
+    (Scene((("red", "bar"),), 3), ("three red bars", "there are three red bars")),
     (
-      Scene((("red", "cross"), ("blue", "circle")), beside=True),
-      ("a red cross left of a blue circle", "a blue circle right of a red cross"),
+      Scene((("red", "dot"),), corner=1),
+      ("a red dot at the top right", "there is a red dot at the top right"),
     ),
     (
-      Scene((("red", "cross"), ("blue", "circle"))),
-      ("a red cross above a blue circle", "a blue circle below a red cross"),
+      Scene((("red", "dot"), ("blue", "bar"))),
+      ("a red dot and a blue bar", "a blue bar and a red dot"),
     ),
   ],
 )
@@ -46,10 +45,9 @@ def test_captions(scene, captions):
 
 
 def test_a_caption_names_one_scene_only():
-  single, double = scenes()
-  said = collections.Counter(c for scene in single + double for c in scene.captions)
-  assert len(single) == 6 * 4 * 4
-  assert len(double) == 24 * 23 * 2
+  kinds = scenes()
+  said = collections.Counter(c for kind in kinds for scene in kind for c in scene.captions)
+  assert [len(kind) for kind in kinds] == [18 * 3, 18 * 4, 18 * 17 // 2]
   assert set(said.values()) == {1}
 
 
@@ -72,23 +70,27 @@ def blobs(image, colour):
 
 def test_pictures_show_what_the_captions_say():
   rng = np.random.default_rng(1)
-  single, double = scenes()
-  for i in rng.choice(len(single), 40):
-    image = draw(single[i], rng)
-    assert (image.size, image.mode) == ((48, 48), "RGB")
-    assert len(blobs(image, single[i].things[0][0])) == single[i].count
-  for i in rng.choice(len(double), 40):
-    (first, _), (second, _) = double[i].things
+  several, alone, pairs = scenes()
+  for i in rng.choice(len(several), 40):
+    image = draw(several[i], rng)
+    assert (image.size, image.mode) == ((64, 64), "RGB")
+    assert len(blobs(image, several[i].things[0][0])) == several[i].count
+  for i in rng.choice(len(alone), 40):
+    ((x, y),) = blobs(draw(alone[i], rng), alone[i].things[0][0])
+    assert (
+      CORNERS[alone[i].corner] == f"{'bottom' if y > 32 else 'top'} {'right' if x > 32 else 'left'}"
+    )
+  for i in rng.choice(len(pairs), 40):
+    (first, _), (second, _) = pairs[i].things
     if first != second:
-      image = draw(double[i], rng)
-      ((x1, y1),), ((x2, y2),) = blobs(image, first), blobs(image, second)
-      across, down = x2 - x1, y2 - y1
-      assert (across if double[i].beside else down) > 12
-      assert abs(down if double[i].beside else across) < 12
+      image = draw(pairs[i], rng)
+      assert len(blobs(image, first)) == len(blobs(image, second)) == 1
 
 
 def test_shapes_look_different():
-  pixels = [np.asarray(draw(Scene((("black", s),)), np.random.default_rng(0))) for s in SHAPES]
+  pixels = [
+    np.asarray(draw(Scene((("black", s),), corner=0), np.random.default_rng(0))) for s in SHAPES
+  ]
   for i, one in enumerate(pixels):
     assert all((one != other).any(-1).sum() > 30 for other in pixels[:i])
 
@@ -100,24 +102,23 @@ def test_files_are_in_the_originals_format(path):
     assert {len(group) for group in said} == {captions}
     assert table.text(7, "id") == f"{split}7"
     assert table.text(7, "image_id") == f"{split}7.png"
-    assert all(thing in table.text(1, "objects") for thing in ("&&", " "))
+    assert all(thing in table.text(2, "objects") for thing in ("&&", " "))
     image = Image.open(io.BytesIO(table.encoded(3)))
-    assert (image.size, image.format) == ((48, 48), "PNG")
+    assert (image.size, image.format) == ((64, 64), "PNG")
     # Nothing is lost by the clean-up before training.
     assert all(target_caption(c, max_words=20) == c for group in said for c in group)
 
 
-def test_held_out_scenes_are_not_trained_on(path):
+def test_held_out_pictures_are_new_ones_of_the_same_scenes(path):
   scene_of = {c: s for kind in scenes() for s in kind for c in s.captions}
-  trained = {scene_of[c] for group in open_split(path, "train")[1] for c in group}
-  held_out = {scene_of[c] for group in open_split(path, "valid")[1] for c in group}
-  assert not trained & held_out
-  assert len(trained) == 80 + 920
-  assert len(held_out) == 16 + 184
-  # But every colour, shape and number of them is.
-  parts = [{(t, None) for s in group for t in s.things} for group in (held_out, trained)]
-  assert parts[0] <= parts[1]
-  assert {s.count for s in held_out} == {s.count for s in trained} == {1, 2, 3, 4}
+  shown, pictures = {}, {}
+  for split in ("train", "valid"):
+    table, said = open_split(path, split)
+    shown[split] = [scene_of[group[0]] for group in said]
+    pictures[split] = {table.encoded(i) for i in range(len(table))}
+  assert set(shown["train"]) == {scene for kind in scenes() for scene in kind}
+  assert len(set(shown["valid"])) == 54 + 72 + 133  # all of the first two kinds
+  assert len(pictures["train"]) > 5990 and not pictures["train"] & pictures["valid"]
 
 
 def test_the_tokenizer_knows_the_words(path):
@@ -139,7 +140,7 @@ def test_a_change_of_the_recipe_needs_a_new_version(path):
     for i, group in enumerate(said):
       digest.update("&&".join(group).encode())
       digest.update(Image.open(io.BytesIO(table.encoded(i))).tobytes())
-  assert (quickstart_ofa.VERSION, digest.hexdigest()[:16]) == (2, "68385cf026f59a98")
+  assert (quickstart_ofa.VERSION, digest.hexdigest()[:16]) == (3, "f698f709f3da5ba9")
 
 
 def test_two_processes_at_once(tmp_path):
