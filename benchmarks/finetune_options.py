@@ -47,36 +47,33 @@ def main() -> None:
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
   args = parser.parse_args()
   base = quickstart()
+  device = jax.devices()[0]
+  name = "cpu-2core" if device.platform == "cpu" else device.device_kind
+  args.out.mkdir(parents=True, exist_ok=True)
+  path = args.out / f"finetune_options.{name}.json"
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
-    start, start_metrics = make_start(base, folder, steps=args.start_steps)
-    found = {}
-    for name, (flags, config) in options(base, start=start, folder=folder, args=args).items():
-      if args.only and name not in args.only:
+    start, metrics = make_start(base, folder, steps=args.start_steps)
+    report = {
+      "device": name,
+      "cpu": cpu_model(),
+      "jax": jax.__version__,
+      "batch_size": base.batch_size,
+      "start_steps": args.start_steps,
+      "steps": args.steps,
+      "goal_zeroshot": GOAL,
+      "start": score(metrics),
+      "runs": {},
+    }
+    for run, (flags, config) in options(base, start=start, folder=folder, args=args).items():
+      if args.only and run not in args.only:
         continue
       begin = time.perf_counter()
-      metrics = train.train(config, str(folder / name))
-      found[name] = {
-        "flags": flags,
-        **score(metrics),
-        "seconds": round(time.perf_counter() - begin, 1),
-      }
-  device = jax.devices()[0]
-  report = {
-    "device": "cpu-2core" if device.platform == "cpu" else device.device_kind,
-    "cpu": cpu_model(),
-    "jax": jax.__version__,
-    "batch_size": base.batch_size,
-    "start_steps": args.start_steps,
-    "steps": args.steps,
-    "goal_zeroshot": GOAL,
-    "start": score(start_metrics),
-    "runs": found,
-  }
+      metrics = train.train(config, str(folder / run))
+      seconds = round(time.perf_counter() - begin, 1)
+      report["runs"][run] = {"flags": flags, **score(metrics), "seconds": seconds}
+      path.write_text(json.dumps(report, indent=2) + "\n")  # what is done stays
   print(table(report))
-  args.out.mkdir(parents=True, exist_ok=True)
-  path = args.out / f"finetune_options.{report['device']}.json"
-  path.write_text(json.dumps(report, indent=2) + "\n")
   print(path)
 
 
