@@ -169,6 +169,9 @@ class OFA(nnx.Module):
       tokens: int32[B, T], 0 first, filled up with 1.
       code_mask: bool[B], True where the tokens are an image's codes; None: nowhere.
       rngs: PRNG key, or None in evaluation.
+
+    Raises:
+      ValueError: there are not that many positions.
     """
     return self.logits(self.hidden(encoded, tokens, code_mask=code_mask, rngs=rngs))
 
@@ -215,6 +218,9 @@ class OFA(nnx.Module):
       max_length: T, positions that will be decoded at most.
       hypotheses: M, sequences that are decoded for every input.
       code: they are image codes.
+
+    Raises:
+      ValueError: there are not that many positions.
     """
     return self.decoder.start(encoded, max_length=max_length, hypotheses=hypotheses, code=code)
 

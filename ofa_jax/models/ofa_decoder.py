@@ -135,8 +135,7 @@ class Decoder(nnx.Module):
   ) -> jax.Array:
     """Maps embedded tokens [B, T, D] to what the first layer is given."""
     length = x.shape[1]
-    if length > MAX_TOKENS + 1:
-      raise ValueError(f"Expected at most {MAX_TOKENS + 1} decoder tokens, found {length}")
+    _check_length(length)
 
     def one_kind(code):
       y = x + self.vectors(length, code=code) if self.entangled else x
@@ -177,6 +176,7 @@ class Decoder(nnx.Module):
     self, encoded: Encoded, *, max_length: int, hypotheses: int = 1, code: bool = False
   ) -> Cache:
     """Returns an empty cache; see `OFA.start`."""
+    _check_length(max_length)
     B, M = len(encoded.hidden), hypotheses
     layers = tuple(jax.tree.map(lambda x, i=i: x[i], self.blocks) for i in range(self.num))
     memory = tuple(layer.cross.key_value(encoded.hidden) for layer in layers)
@@ -246,6 +246,11 @@ class Decoder(nnx.Module):
     return self.norm(x), dataclasses.replace(
       cache, keys=tuple(keys), values=tuple(values), mask=seen
     )
+
+
+def _check_length(length: int) -> None:
+  if length > MAX_TOKENS + 1:  # an image of 32 x 32 codes and its start
+    raise ValueError(f"Expected at most {MAX_TOKENS + 1} decoder tokens, found {length}")
 
 
 def by_kind(fn: Callable[[bool], jax.Array], code_mask: jax.Array | bool | None) -> jax.Array:

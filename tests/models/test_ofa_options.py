@@ -341,6 +341,8 @@ def test_inputs_that_are_too_large_are_told():
     model().encode(tokens)
   with pytest.raises(ValueError, match="at most 1025 decoder tokens, found 1026"):
     model().decode(None, jnp.zeros((1, 1026), jnp.int32))
+  with pytest.raises(ValueError, match="at most 1025 decoder tokens, found 1026"):
+    model().start(None, max_length=1026)
   with pytest.raises(ValueError, match="images of at most 128 pixels"):
     jax.eval_shape(lambda x: model().encode(tokens[:, :4], image=x), jnp.zeros((1, 16, 144, 3)))
 
