@@ -159,7 +159,9 @@ class TaskRows:
     example = self.blank()
     for place, name in enumerate(TEXTS):
       if name in self._table.columns:
-        example["texts"][place] = self._table.text(i, name)
+        example["texts"][place] = text = self._table.text(i, name)
+        if not text.strip() and name != "id":
+          raise BadRow(self._table.name(i), f"the {name} is empty")
     if "image" in example:
       encoded = self._table.encoded(i)
       try:
@@ -257,7 +259,10 @@ def _lines(model, task, table, batch, *, begin, options, bad) -> list[bytes]:
     line = {job.id: _id(task, table, row)}
     if place in results:
       value, score = results[place]
-      line |= {job.result: value, "score": float(score)}
+      if np.isfinite(score):
+        line |= {job.result: value, "score": float(score)}
+      else:  # no hypothesis, or none that is a box; JSON has no NaN
+        line |= {job.result: None, "score": None}
     else:
       name = table.name(row)
       line["error"] = next(reason for reason in bad.names if reason.startswith(name))

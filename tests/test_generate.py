@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ofa_jax import generate
-from ofa_jax.data.tsv import Table
+from ofa_jax.data.tsv import BadRow, Table
 from ofa_jax.decode.beam import Search
 from tests.ofa_directory import save_micro
 
@@ -40,7 +40,12 @@ class Model:
     return [f"{x} yes" for x in questions], np.zeros(len(images))
 
   def ground(self, images, phrases, *, search, return_scores):
-    return [np.float32([0, 4, 8, 16])] * len(images), np.zeros(len(images))
+    boxes = [np.float32([0, 4, 8, 16])] * len(images)
+    scores = np.zeros(len(images))
+    if "question 2" in phrases:
+      boxes[phrases.index("question 2")] = np.full(4, np.nan)
+      scores[phrases.index("question 2")] = -np.inf
+    return boxes, scores
 
 
 OPTIONS = generate.Options(
@@ -87,6 +92,17 @@ def test_results_have_the_originals_keys(table, tmp_path):
   assert lines[1] == {"question_id": 101, "answer": "question 1 yes", "score": 0.0}
   _, lines = run(Model(), "refcoco", table, tmp_path / "box.jsonl")
   assert lines[1] == {"uniq_id": "101", "box": [0, 5, 20, 20], "score": 0.0}
+  assert lines[2] == {"uniq_id": "102", "box": None, "score": None}
+
+
+def test_a_row_without_a_question_is_bad(tmp_path):
+  image = base64.b64encode(b"never read").decode()
+  (tmp_path / "in.tsv").write_text(f"7\t{image}\t \n8\t{image}\twhat?\n")
+  table = Table([tmp_path / "in.tsv"], columns=COLUMNS)
+  with pytest.raises(BadRow, match="the text is empty"):
+    generate.TaskRows(table, size=16).example(0, None)
+  with pytest.raises(BadRow, match="not a JPEG"):
+    generate.TaskRows(table, size=16, begin=1).example(0, None)
 
 
 def test_a_run_that_was_killed_goes_on(table, tmp_path):

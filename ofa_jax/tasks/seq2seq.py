@@ -38,6 +38,7 @@ class Seq2Seq(Task):
 
   Attributes:
     fields: names of the columns that a row is read from; "image" is the one in base64.
+    prompts: whether examples have a "prompt", which the decoder is given before the answer.
     target_ends: False where the answer is learnt without the end after it.
     train, valid, test: TSV files of each split.
     columns: places of `fields` in the files, from 0 (the original's --selected-cols).
@@ -59,6 +60,7 @@ class Seq2Seq(Task):
   """
 
   fields: ClassVar[tuple[str, ...]]
+  prompts: ClassVar[bool] = False
   target_ends: ClassVar[bool] = True
 
   train: tuple[str, ...] = ()
@@ -92,8 +94,8 @@ class Seq2Seq(Task):
       rng: the row's own generator; None outside training.
 
     Returns:
-      "source" and "target", and where needed "prompt", what the decoder is given before the answer.
-      Anything else goes into the batch as it is and has its place in `blank`.
+      "source" and "target", and with `prompts` "prompt". Anything else goes into the batch as it is
+      and has its place in `blank`.
     """
     raise NotImplementedError
 
@@ -135,7 +137,8 @@ class Seq2Seq(Task):
       source int32[S]; previous int32[T], what the decoder sees; target int32[T], what comes after
       each of its tokens, with padding where nothing is learnt.
     """
-    prompt, answer = list(example.get("prompt", ())), list(example["target"])
+    prompt = list(example.get("prompt", ()))[: self.target_length - 2]
+    answer = list(example["target"])
     source = list(example["source"])
     room = {"source": self.source_length - 2, "target": self.target_length - 1 - len(prompt)}
     for name, ids in (("source", source), ("target", answer)):
@@ -238,10 +241,15 @@ class Seq2Seq(Task):
   def predict(self, model, batch):
     """The best answer of each row, int32[B, N] with its end and padding, and its score."""
     found = self.generate(model, batch)
-    return {"tokens": found.tokens[:, 0], "score": found.scores[:, 0]}
+    tokens = found.tokens[:, 0]
+    if self.prompts:
+      length = jnp.sum(_prompts(batch) != PAD, axis=1, keepdims=True)
+      places = length + jnp.arange(tokens.shape[1])
+      tokens = jnp.take_along_axis(tokens, places, axis=1, mode="fill", fill_value=PAD)
+    return {"tokens": tokens, "score": found.scores[:, 0]}
 
   def generate(self, model: Any, batch: Mapping[str, jax.Array]) -> Hypotheses:
-    """Searches for the answers of a batch, which the encoder sees once."""
+    """Searches for the answers of a batch, behind their prompts, which count in all lengths."""
     encoded = model.encode(batch["source"], **self.pictures(batch))
     cache = model.start(
       encoded,
@@ -255,6 +263,7 @@ class Seq2Seq(Task):
       reorder=model.reorder,
       search=self.search,
       batch=len(batch["source"]),
+      prefix_tokens=_prompts(batch) if self.prompts else None,
       active=batch["weight"] > 0,
     )
 
@@ -323,6 +332,12 @@ def load_tokenizer(name: str) -> OFATokenizer:
   if folder.is_dir() and not (folder / "config.json").exists():
     return OFATokenizer.from_directory(folder)
   return hub.open_model(name).tokenizer
+
+
+def _prompts(batch: Mapping[str, jax.Array]) -> jax.Array:
+  """int32[B, T - 1], what the decoder is given of each row before it answers, then padding."""
+  given = jnp.cumprod(batch["target"] == PAD, axis=1)[:, :-1] > 0
+  return jnp.where(given, batch["previous"][:, 1:], PAD)
 
 
 def _check_tokenizer(task: Seq2Seq, config: Any) -> list[str]:

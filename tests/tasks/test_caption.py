@@ -1,5 +1,6 @@
 """Captioning: rows as the original assembles them, and scores of what was generated."""
 
+import dataclasses
 import json
 import shutil
 
@@ -65,3 +66,25 @@ def test_rows_are_the_originals(case, bpe, tmp_path):
       pixels = stored[expected["npz_key"].replace("val", "train").replace("scst", "train")]
       part = image[:, ::16, ::16] if expected["stored"] != "full" else image
       np.testing.assert_allclose(part, pixels, atol=1e-6)
+
+
+def test_scores_and_files_of_what_could_be_read(bpe, tmp_path):
+  path = shutil.copy(FOLDER / "caption_val.tsv", tmp_path)
+  task = Caption(valid=(str(path),), tokenizer=bpe, image_size=16, target_length=62, page=2)
+  streams = task.streams("valid")
+  said = [" Second, ref", " second ref", " Third ref", " two dogs play", " x", " A JPEG image"]
+  tokens = np.full((6, 12), 1, np.int32)
+  for row, text in zip(tokens, said, strict=True):
+    ids = [0, *task.encode(text), 2]
+    row[: len(ids)] = ids
+  valid = np.array([True, True, True, False, True, True])
+  predictions = {"examples": {"tokens": tokens, "valid": valid}}
+  scores = task.score(predictions, streams)
+  assert set(scores) == {"cider", "bleu4", "rouge_l", "exact"}
+  assert scores["exact"] == 3 / 5  # punctuation does not count, case does
+  files = task.results(predictions, streams)
+  found = json.loads(files["predict.json"])
+  assert [row["image_id"] for row in found] == ["100", "101", "102", "104", "105"]
+  assert [row["caption"] for row in found][:2] == ["Second ref", "second ref"]
+  assert files["captions.png"].startswith(b"\x89PNG")
+  assert dataclasses.replace(task, page=0).results(predictions, streams).keys() == {"predict.json"}

@@ -11,6 +11,7 @@ from flax import nnx
 
 from ofa_jax.config import Config, validate
 from ofa_jax.data.tsv import BadRow
+from ofa_jax.decode.beam import Search
 from ofa_jax.tasks.seq2seq import Seq2Seq
 from tests.ofa_files import write_bpe
 from tests.tiny import OFA
@@ -23,6 +24,7 @@ class Entailment(Seq2Seq):
   """The example of docs/tasks.md without its image."""
 
   fields = ("label", "text")
+  prompts = True
   columns: tuple[int, ...] = (1, 0)
 
   def example(self, row, rng):
@@ -61,6 +63,23 @@ def test_a_task_of_another_kind_in_a_few_lines(rows):
   expected = [1] * len(question) + [answer, 2]
   assert example["target"].tolist() == expected + [1] * (16 - len(expected))
   assert task.batch_spec(4)["target"].shape == (4, 16)
+
+
+def test_answers_are_generated_behind_their_prompts(rows):
+  task, rows = rows
+  task = dataclasses.replace(task, search=Search(num_beams=2, max_length=12))
+  model = dataclasses.replace(OFA, vocab_size=6200).build(rngs=nnx.Rngs(0))
+  examples = [rows.example(0, None), rows.example(1, None), rows.blank()]
+  batch = {k: jnp.stack([e[k] for e in examples]) for k in examples[0]}
+  batch["weight"] = jnp.array([1.0, 1.0, 0.0])
+  whole = jax.jit(task.generate)(model, batch).tokens[:, 0]
+  answers = jax.jit(task.predict)(model, batch)["tokens"]
+  for i in range(2):
+    prompt = [n for n in examples[i]["source"].tolist() if n > 2]
+    assert whole[i, : len(prompt)].tolist() == prompt
+    assert answers[i].tolist() == whole[i, len(prompt) :].tolist() + [1] * len(prompt)
+    assert 2 in answers[i].tolist()
+  assert not np.any(np.asarray(answers[2]) != 1)
 
 
 def test_targets_without_an_end(rows):
