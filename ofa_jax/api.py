@@ -92,6 +92,14 @@ def load_from_name(
   return model, functools.partial(preprocess, size=model.image_size)
 
 
+def load_clip(name: str, *, precision: str) -> "CNCLIPModel":
+  """`load_from_name` where only a Chinese-CLIP will do; ValueError for another family."""
+  model, _ = load_from_name(name, precision=precision)
+  if not isinstance(model, CNCLIPModel):
+    raise ValueError(f"Expected a Chinese-CLIP, found an OFA in {name}; see ofa_jax.generate")
+  return model
+
+
 def preprocess(image: Image.Image, *, size: int) -> np.ndarray:
   """Resizes and normalises an image as the original does, float32[size, size, 3].
 

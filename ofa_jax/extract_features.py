@@ -212,7 +212,7 @@ def main() -> None:
       table = _open_images(images.value)
     if texts.value:
       texts_ = tsv.read_texts([texts.value])
-    model, _ = api.load_from_name(name.value, precision=precision.value)
+    model = api.load_clip(name.value, precision=precision.value)
     if table is not None:
       path = folder / f"{_stem(images.value)}.img_feat.{format_.value}"
       count = extract_images(

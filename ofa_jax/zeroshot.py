@@ -231,7 +231,7 @@ def main() -> None:
 
   def command():
     log.quiet_libraries()
-    model, _ = api.load_from_name(name.value, precision=precision.value)
+    model = api.load_clip(name.value, precision=precision.value)
     rows, names = open_rows(data.value, split=split.value, size=model.image_size)
     labels_from = label_file.value
     if labels_from is None and not data.value.startswith("tfds:"):

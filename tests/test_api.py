@@ -14,6 +14,7 @@ from ofa_jax import api, hub
 from ofa_jax.convert import cnclip as convert
 from tests import cnclip_files
 from tests.cnclip_golden import MICRO, error, golden, images, micro_config, micro_state_dict
+from tests.ofa_directory import save_micro
 
 PREPROCESS = pathlib.Path(__file__).parent / "golden" / "cnclip" / "preprocess"
 CASES = json.loads((PREPROCESS / "golden.json").read_text())["cases"]
@@ -158,3 +159,9 @@ def test_the_package_is_imported_without_jax():
   subprocess.run([sys.executable, "-c", code], check=True)
   with pytest.raises(AttributeError, match="no attribute 'load'"):
     ofa_jax.load  # noqa: B018
+
+
+def test_the_commands_of_features_refuse_an_ofa(tmp_path):
+  path = save_micro(tmp_path)
+  with pytest.raises(ValueError, match=r"Expected a Chinese-CLIP, found an OFA in .*generate"):
+    api.load_clip(str(path), precision="fp32")
