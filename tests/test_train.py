@@ -69,7 +69,8 @@ def straight(runs):
 def test_files_of_a_run(straight):
   workdir, results = straight
   names = {p.name for p in workdir.iterdir()}
-  assert names == {"checkpoints", "config.json", "curves.png", "log.txt", "metrics.jsonl"}
+  files = {"config.json", "curves.png", "log.txt", "metrics.jsonl"}
+  assert names == {"checkpoints", "results", *files}
   assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
   rows = log.read_metrics(workdir)
   assert [r["step"] for r in rows] == [2, 4, 6, 6]

@@ -64,6 +64,7 @@ def setting(script, tmp_path):
   )
 
 
+@pytest.mark.slow  # two processes compile and train: 40 s
 def test_both_sides_train_the_same_model(script, setting):
   """Each in its process; the losses before the first step are compared inside."""
   pytest.importorskip("cn_clip")
@@ -73,7 +74,7 @@ def test_both_sides_train_the_same_model(script, setting):
   assert found["ofa_jax_over_cn_clip"].keys() == {"synthetic", "decoded"}
   assert found["share_of_peak"] is None and found["share_of_product"]["ofa_jax"] > 0
   for name in ("ofa_jax", "cn_clip"):
-    assert found["peak_bytes"][name]["all"] > found["peak_bytes"][name]["libraries"] > 0
+    assert found["peak_bytes"][name]["all"] >= found["peak_bytes"][name]["libraries"] > 0
     assert set(found["seconds_by_part"][name]) == {"forward", "forward and backward", "update"}
 
 
