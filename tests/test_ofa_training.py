@@ -121,6 +121,7 @@ def test_eight_devices_are_one(captions, reference):
   test_step.assert_trees_close(state.params, reference[1].params, atol=1e-5)
 
 
+@pytest.mark.slow  # compiles for a minute; tests/test_step.py accumulates a smaller model
 def test_accumulation_is_the_whole_batch(captions, reference):
   history, state = test_step.run(dataclasses.replace(captions, accum=4), steps=3)
   np.testing.assert_allclose(history, reference[0], rtol=1e-5)
