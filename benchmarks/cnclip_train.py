@@ -10,7 +10,8 @@ device, "decoded" are JPEG files from TSV (ours) and LMDB (the original's way, o
 core). The plain matrix products of a layer are timed beside it, as most of the time goes to them.
 
 On a CPU both compute in fp32, cn_clip as it is. On a GPU it is bf16: cn_clip under
-`torch.autocast`, with fused AdamW and `scaled_dot_product_attention` in both towers.
+`torch.autocast`, with fused AdamW and `scaled_dot_product_attention` in both towers. The two sides
+stand in one long file to be read beside each other: what one does the other has to.
 """
 
 import argparse
