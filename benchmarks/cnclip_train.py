@@ -76,7 +76,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--batch-size", type=int, help="the default depends on model and platform")
   parser.add_argument("--steps", type=int, help="of a turn; 1 on a CPU, 20 on a GPU")
   parser.add_argument("--repeats", type=int, default=3, help="turns of each side and input")
-  parser.add_argument("--unroll", type=int, help="all layers on a CPU, 1 on a GPU")
+  parser.add_argument("--unroll", type=int, default=1, help="layers per turn of our loop")
   parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
   args = parser.parse_args(argv)
@@ -96,14 +96,13 @@ def settings(args: argparse.Namespace, *, folder: pathlib.Path) -> list[Setting]
   found = []
   for name in args.models:
     config = cnclip.config(*cnclip.MODELS[name])
-    depth = max(config.vision.layers, config.text.layers)
     found.append(
       Setting(
         model=name,
         fields=model_config.to_fields(config),
         platform=args.platform,
         batch_size=args.batch_size or BATCHES[args.platform][name],
-        unroll=args.unroll or (depth if args.platform == "cpu" else 1),
+        unroll=args.unroll,
         threads=args.threads,
         folder=folder,
       )

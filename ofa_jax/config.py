@@ -90,8 +90,10 @@ class Config:
     init: weights to start from: a run's workdir, a model directory, a released name, a .pt file;
       None: from scratch.
     precision: bf16 computes in bfloat16 on float32 parameters; fp32 computes in full float32.
-    remat: what the backward pass recomputes: nothing, all but matrix products, or whole layers.
-    unroll: layers per iteration of the scan over layers; more is faster to run, slower to compile.
+    remat: what the backward pass recomputes: what is cheap and large, all but matrix products, or
+      whole layers.
+    unroll: layers per iteration of the scan over layers; more is slower to compile, and on CPUs
+      slower to run.
     accum: chunks in which one update is computed, with the result of the whole batch.
     ema: decay of the exponential moving average of the parameters, which is then what is
       evaluated; None: off.

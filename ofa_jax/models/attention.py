@@ -1,5 +1,6 @@
 """Attention: one function that chooses its implementation, and self-attention made of it."""
 
+import functools
 from typing import Literal
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer
 
-from ofa_jax.models.layers import Linear, dropout
+from ofa_jax.models.layers import Linear, dropout, recomputed
 
 _SHORT = 128  # queries below which attention stays with XLA
 
@@ -70,6 +71,20 @@ def attention(
   plain = mask is None and bias is None and (rngs is None or dropout_rate == 0)
   if attention_choice(q, k, plain=plain, device=_device_kind())[0] == "cudnn":
     return fused_attention(q, k, v, implementation="cudnn")
+  return _xla_attention(q, k, v, mask, bias, rngs, dropout_rate)
+
+
+# Kept for the backward pass, the weights of all layers would grow with the square of the length.
+@functools.partial(recomputed, static_argnums=6)
+def _xla_attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  mask: jax.Array | None,
+  bias: jax.Array | None,
+  rngs: jax.Array | None,
+  dropout_rate: float,
+) -> jax.Array:
   logits = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
   logits = logits * q.shape[-1] ** -0.5
   if bias is not None:

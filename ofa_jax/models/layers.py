@@ -10,6 +10,7 @@ L layers, E embedding shared by image and text. `mask` is True where something i
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -28,6 +29,12 @@ REMAT_POLICIES = {
   "full": None,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+
+# A function whose backward pass computes it again instead of keeping what it has inside: for cheap
+# functions of large arrays. In a loop over layers nothing can merge the second computation with the
+# first; elsewhere XLA may, which gives up the memory and is as right.
+recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 # Initialisers
@@ -150,10 +157,7 @@ class LayerNorm(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Normalises x [..., dim] and returns its dtype."""
-    y = x.astype(jnp.float32)
-    y = y - y.mean(-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-    return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+    return _layer_norm(x, self.scale[...], self.bias[...], self.eps)
 
 
 class BatchNorm(nnx.Module):
@@ -234,6 +238,14 @@ class Mlp(nnx.Module):
 # Functions
 
 
+@functools.partial(recomputed, static_argnums=3)
+def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+  y = x.astype(jnp.float32)
+  y = y - y.mean(-1, keepdims=True)
+  y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+  return (y * scale + bias).astype(x.dtype)
+
+
 def dropout(x: jax.Array, rate: float, *, rngs: jax.Array | None) -> jax.Array:
   """Zeroes a share `rate` of x and scales the rest by 1 / (1 - rate); identity without `rngs`."""
   if rngs is None or rate == 0:
@@ -264,11 +276,13 @@ def split_rngs(rngs: jax.Array | None, num: int) -> list[jax.Array | None]:
   return [None] * num if rngs is None else list(jax.random.split(rngs, num))
 
 
+@recomputed
 def quick_gelu(x: jax.Array) -> jax.Array:
   """x * sigmoid(1.702 x), the activation of every CLIP ViT."""
   return x * jax.nn.sigmoid(1.702 * x)
 
 
+@recomputed
 def gelu(x: jax.Array) -> jax.Array:
   """The exact GELU, x * Phi(x) by erf (arXiv:1606.08415), not the tanh approximation."""
   return jax.nn.gelu(x, approximate=False)
@@ -282,10 +296,11 @@ class Scan:
   """How a stack of layers is run; never what it computes or how its parameters are laid out.
 
   Attributes:
-    remat: what the backward pass computes again. "none": nothing; "dots": everything but the
-      outputs of weight matrices; "full": the whole layer.
-    unroll: layers per step of the loop; the depth or more means no loop at all (slower to compile,
-      sometimes faster to run).
+    remat: what the backward pass computes again. "none": only what is `recomputed`; "dots":
+      everything but the outputs of weight matrices; "full": the whole layer.
+    unroll: layers per step of the loop; the depth or more means no loop at all. More is slower to
+      compile, and on CPUs to run: XLA then sums the gradient of the residual stream anew in every
+      layer of a step.
   """
 
   remat: Literal["none", "full", "dots"] = "none"

@@ -37,7 +37,7 @@ def test_arguments_depend_on_the_platform(script, capsys):
 
 def test_settings(script, tmp_path):
   (cpu,) = script.settings(script.parse([]), folder=tmp_path)
-  assert (cpu.precision, cpu.unroll, cpu.batch_size) == ("fp32", 12, 16)
+  assert (cpu.precision, cpu.unroll, cpu.batch_size) == ("fp32", 1, 16)
   gpu = script.settings(script.parse(["--platform=gpu"]), folder=tmp_path)
   assert [s.model for s in gpu] == ["ViT-B-16", "ViT-L-14", "ViT-H-14"]
   assert {(s.precision, s.unroll) for s in gpu} == {("bf16", 1)}

@@ -33,7 +33,17 @@ def test_attention_is_its_definition():
   assert error(attention(q, k, v, mask=mask, bias=bias), expected) < 1e-6
 
 
-def test_attention_keeps_float32_logits():
+def test_attention_keeps_no_weights_for_its_gradient():
+  q, key = _normal(0, 2, 32, 4, 8), jax.random.key(1)
+
+  def fn(q, k, v):
+    return attention(q, k, v, dropout_rate=0.5, rngs=key)
+
+  _, pullback = jax.vjp(fn, q, q, q)
+  assert max(leaf.size for leaf in jax.tree.leaves(pullback)) == q.size < 2 * 4 * 32 * 32
+
+
+def test_attention_has_float32_logits():
   q, k = jnp.full((1, 1, 1, 4), 16, jnp.bfloat16), jnp.full((1, 2, 1, 4), 16, jnp.bfloat16)
   k = k.at[0, 1, 0, 0].set(16.125)  # logits 512 and 513: equal if they were bfloat16
   v = jnp.array([0, 1], jnp.bfloat16).reshape(1, 2, 1, 1)

@@ -197,6 +197,13 @@ def test_remat_computes_again_instead_of_keeping(unroll):
   assert full < dots < none
 
 
+def test_norms_and_activations_keep_their_input_only():
+  x, norm = _normal(1, 4, 8), layers.LayerNorm(8, eps=1e-5)
+  for fn in (norm, layers.gelu, layers.quick_gelu):
+    _, pullback = jax.vjp(fn, x)
+    assert sum(leaf.size for leaf in jax.tree.leaves(pullback) if leaf.ndim > 1) == x.size
+
+
 def test_a_batch_is_split_over_the_mesh():
   x = jnp.ones((8, 3, 4))
   assert layers.shard_batch(x) is x and layers.replicate(x) is x
