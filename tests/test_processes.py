@@ -114,8 +114,8 @@ def test_two_processes_are_one(digits, tmp_path, port):
   assert "Global Steps" in outputs[0] and "Global Steps" not in outputs[1]
   one, two = (log.read_metrics(tmp_path / d) for d in ("one", "two"))
   assert one[-1].keys() == two[-1].keys() >= {"step", "valid/t2i_r1", "valid/zeroshot_top1"}
-  # Weights that differ by rounding may swap two images of nearly one score: a rank of 360.
-  assert one[-1] == pytest.approx(two[-1], rel=0, abs=2 / 360)
+  # Weights that differ by rounding may swap two of 360 images of nearly one score, once.
+  assert one[-1] == pytest.approx(two[-1], rel=0, abs=1.5 / 360)
   one, two = one[:5], two[:5]
   for name in ("train/loss", "train/grad_norm"):
     # No float32 can be closer than 1e-6: moving every parameter by half a unit of its last digit,
