@@ -40,7 +40,7 @@ def test_attention_keeps_no_weights_for_its_gradient():
     return attention(q, k, v, dropout_rate=0.5, rngs=key)
 
   _, pullback = jax.vjp(fn, q, q, q)
-  assert max(leaf.size for leaf in jax.tree.leaves(pullback)) == q.size < 2 * 4 * 32 * 32
+  assert max(leaf.size for leaf in jax.tree.leaves(pullback)) == q.size  # weights: 4 times that
 
 
 def test_attention_has_float32_logits():
