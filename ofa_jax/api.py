@@ -17,18 +17,18 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from PIL import Image
 
-from ofa_jax import hub, sharding, step, trees
+from ofa_jax import hub, numerics, sharding, trees
 from ofa_jax.config import PRECISIONS
 from ofa_jax.convert.params import abstract
 from ofa_jax.data import images
 from ofa_jax.models.cnclip import CNCLIPConfig
 from ofa_jax.models.ofa_config import OFAConfig
 from ofa_jax.ofa_api import OFAModel
+from ofa_jax.tasks.base import normalized
 from ofa_jax.tokenizers.bert import CONTEXT_LENGTH, ChineseBertTokenizer
 
 MAX_BATCH = 256  # rows that one device computes at once
@@ -64,8 +64,10 @@ def load_from_name(
       a workdir of `ofa_jax.train`, a Hugging Face directory, or a `.pt` file. A list of several
       OFAs is an ensemble.
     download_root: folder for downloads; None is `~/.cache/ofa_jax`.
-    precision: "fp32", the original's numbers; or "bf16", for accelerators: half the memory, and
-      features that differ in the third digit.
+    precision: "fp32", the original's numbers; "bf16", for accelerators: half the memory, and
+      features that differ in the third digit; or "fp64", for the same digits on every machine,
+      which needs `jax.config.update("jax_enable_x64", True)` first. What is given as float32 below
+      is float64 then.
     image_size: side in pixels that an OFA's images are resized to; None: what it was trained with.
 
   Returns:
@@ -78,6 +80,7 @@ def load_from_name(
   """
   if precision not in PRECISIONS:
     raise ValueError(f"Expected precision {' or '.join(PRECISIONS)}, found {precision!r}")
+  numerics.check(precision, platform=jax.default_backend())
   names = [name] if isinstance(name, str | os.PathLike) else list(name)
   sources = [hub.open_model(x, download_root=download_root) for x in names]
   if sources and all(isinstance(source.config, OFAConfig) for source in sources):
@@ -126,19 +129,20 @@ class CNCLIPModel:
 
     Args:
       source: from `hub.open_model`.
-      precision: "fp32" or "bf16".
+      precision: as for `load_from_name`.
     """
     self.config: CNCLIPConfig = source.config
     self.image_size = source.config.vision.image_size
     self.context_length = source.settings["context_length"]
     self.tokenizer = source.tokenizer
     self._mesh = sharding.make_mesh((jax.local_device_count(), 1, 1), devices=jax.local_devices())
-    self._matmul = "highest" if precision == "fp32" else None
+    self._exact = precision == "fp64"
+    self._matmul = numerics.matmul_precision(precision)
     params, rest = source.load(sharding.replicated(self._mesh))
     self.logit_scale = float(params["logit_scale"])
     self.num_params = trees.count(params)
     self.num_visual_params = trees.count(params["visual"])
-    self._weights = step.cast(params, precision), rest
+    self._weights = numerics.cast(params, precision), rest
     self._graph, _, _ = abstract(source.config)
     self._encode_image = jax.jit(self._image_features)
     self._encode_text = jax.jit(lambda weights, x: self._model(weights).encode_text(x))
@@ -159,6 +163,8 @@ class CNCLIPModel:
       raise ValueError(
         f"Expected images uint8 or float32 {('N', *shape)}, found {image.dtype} {image.shape}"
       )
+    if self._exact and image.dtype == np.uint8:
+      image = images.normalize(image)  # on a device its last digit could be another
     return self._run(self._encode_image, image)
 
   def encode_text(self, tokens: np.ndarray) -> np.ndarray:
@@ -186,16 +192,14 @@ class CNCLIPModel:
       text: M token rows as for `encode_text`.
     """
     features = [_normalize(x) for x in (self.encode_image(image), self.encode_text(text))]
-    logits = np.exp(np.float32(self.logit_scale)) * (features[0] @ features[1].T)
+    logits = np.exp(features[0].dtype.type(self.logit_scale)) * (features[0] @ features[1].T)
     return logits, logits.T
 
   def _model(self, weights):
     return nnx.merge(self._graph, *weights)
 
   def _image_features(self, weights, image):
-    if image.dtype == jnp.uint8:
-      mean, std = jnp.float32(images.CLIP_MEAN), jnp.float32(images.CLIP_STD)
-      image = (image.astype(jnp.float32) / 255 - mean) / std
+    image = normalized(image, mean=images.CLIP_MEAN, std=images.CLIP_STD)
     return self._model(weights).encode_image(image)
 
   def _run(self, encode, rows: np.ndarray) -> np.ndarray:

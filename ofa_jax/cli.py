@@ -14,7 +14,8 @@ import rich.progress
 from absl import app, flags
 from ml_collections import config_flags
 
-from ofa_jax.config import Config, explain_unknown_field
+from ofa_jax import numerics
+from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
 
 
 def define_config() -> flags.FlagHolder:
@@ -28,6 +29,12 @@ def define_config() -> flags.FlagHolder:
   return config_flags.DEFINE_config_file(
     "config", None, "Config file, with an optional argument: configs/quickstart.py[:ARG]."
   )
+
+
+def define_precision() -> flags.FlagHolder:
+  """The flag --precision of the commands that run a model without a config."""
+  text = "bf16 is faster on accelerators; fp64 is slower, and rounding decides nothing."
+  return flags.DEFINE_enum("precision", "fp32", PRECISIONS, text)
 
 
 def run(main: Callable[[], None], *, argv: Sequence[str] | None = None) -> None:
@@ -94,7 +101,16 @@ def _start(main, unexpected):
     raise ValueError(f"Expected only flags (--name=value), found {' '.join(unexpected)}")
   if "distributed" in flags.FLAGS:
     _join_cluster()
+  numerics.enable(_precision())
   main()
+
+
+def _precision() -> str | None:
+  """What the model of this command is computed in, as far as there is one."""
+  if "precision" in flags.FLAGS:
+    return flags.FLAGS.precision
+  config = flags.FLAGS.config if "config" in flags.FLAGS else None
+  return config and config.precision
 
 
 def _join_cluster():

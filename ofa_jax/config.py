@@ -13,7 +13,7 @@ from typing import Any
 
 from ofa_jax import writers
 
-PRECISIONS = ("bf16", "fp32")
+PRECISIONS = ("bf16", "fp32", "fp64")
 REMAT = ("none", "dots", "full")
 SCHEDULES = ("constant", "cosine", "linear", "polynomial")
 ADAMS = ("adamw", "fairseq")
@@ -89,7 +89,7 @@ class Config:
       win where both are given.
     init: weights to start from: a run's workdir, a model directory, a released name, a .pt file;
       None: from scratch.
-    precision: bf16 computes in bfloat16 on float32 parameters; fp32 computes in full float32.
+    precision: what is computed in on float32 parameters: bf16, fp32 in full, or fp64 (not on TPUs).
     remat: what the backward pass recomputes: what is cheap and large, all but matrix products, or
       whole layers.
     unroll: layers per iteration of the scan over layers; more is slower to compile, and on CPUs

@@ -20,7 +20,6 @@ import numpy as np
 from absl import flags
 
 from ofa_jax import api, cli, log
-from ofa_jax.config import PRECISIONS
 from ofa_jax.data import features, pairs, pipeline, tsv
 from ofa_jax.data.lmdb import LmdbImages
 from ofa_jax.data.text import normalize_caption
@@ -139,7 +138,7 @@ def _extract(
   def lines(batch, begin):
     good = batch["weight"] > 0
     vectors = encode(batch)[good]
-    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = np.float32(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     names = [ids[begin + i] for i in batch["index"][good]]
     if not np.isfinite(vectors).all():
       worst = names[int(np.argmin(np.isfinite(vectors).all(1)))]
@@ -192,7 +191,7 @@ def main() -> None:
     "format", "jsonl", features.FORMATS, "npy is a fifth of the size and needs no parsing."
   )
   batch_size = flags.DEFINE_integer("batch-size", 256, "Rows encoded together.", lower_bound=1)
-  precision = flags.DEFINE_enum("precision", "fp32", PRECISIONS, "bf16 is faster on accelerators.")
+  precision = cli.define_precision()
   order = flags.DEFINE_enum(
     "order", "id", ("id", "file"), "Images by the bytes of their ids, as the original's, or not."
   )

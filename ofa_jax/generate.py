@@ -27,7 +27,6 @@ from absl import flags
 from PIL import Image
 
 from ofa_jax import api, cli, log
-from ofa_jax.config import PRECISIONS
 from ofa_jax.data import pipeline
 from ofa_jax.data.images import BadImage, decode
 from ofa_jax.data.text import remove_punctuation
@@ -309,7 +308,7 @@ def main() -> None:
   )
   image_size = flags.DEFINE_integer("image-size", None, "Pixels a side; default: the model's.")
   batch_size = flags.DEFINE_integer("batch-size", 16, "Rows predicted together.", lower_bound=1)
-  precision = flags.DEFINE_enum("precision", "fp32", PRECISIONS, "bf16 is faster on accelerators.")
+  precision = cli.define_precision()
   max_bad_rate = flags.DEFINE_float("max-bad-rate", 0.01, "Share of unreadable rows allowed.")
   searched = {
     "num_beams": flags.DEFINE_integer("num-beams", None, "Hypotheses; default: the task's."),

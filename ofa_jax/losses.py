@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from ofa_jax.numerics import widened
+
 BATCH_AXES = ("data", "fsdp")  # the mesh axes that split a batch
 LOSSES = ("softmax", "sigmoid")
 SPECIALS = 4  # bos, pad, eos and unk: the ids that a range of allowed ids leaves allowed
@@ -48,14 +50,14 @@ class Teacher(NamedTuple):
 
 def mean(values: jax.Array, weight: jax.Array | None = None) -> Mean:
   """Weighted sum and sum of weights of `values` (float[B]; weight float[B], 1 where None)."""
-  values = values.astype(jnp.float32)
-  weight = jnp.ones_like(values) if weight is None else weight.astype(jnp.float32)
+  values = widened(values)
+  weight = jnp.ones_like(values) if weight is None else widened(weight)
   return Mean(jnp.sum(values * weight), jnp.sum(weight))
 
 
 def normalize(features: jax.Array) -> jax.Array:
   """Rows of float[B, E] scaled to unit length, in float32; no epsilon, as in CLIP."""
-  features = features.astype(jnp.float32)
+  features = widened(features)
   return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
 
@@ -107,12 +109,12 @@ def contrastive(
     "labels": rows[:, None] if labels is None else labels,
   }
   shared = {"scale": scale, "bias": jnp.zeros(()) if bias is None else bias}
-  images, texts = side | {"x": image.astype(jnp.float32)}, side | {"x": text.astype(jnp.float32)}
+  images, texts = side | {"x": widened(image)}, side | {"x": widened(text)}
   if teacher is not None:
-    images["teacher"] = teacher.image.astype(jnp.float32)
-    texts["teacher"] = teacher.text.astype(jnp.float32)
+    images["teacher"] = widened(teacher.image)
+    texts["teacher"] = widened(teacher.text)
     shared["teacher_scale"] = teacher.scale
-  shared = jax.tree.map(lambda x: x.astype(jnp.float32), shared)
+  shared = jax.tree.map(widened, shared)
   # Softmax does not mind where zero is; at the pair's own logit no digits are lost to its size.
   own = shared["scale"] * jnp.sum(images["x"] * texts["x"], axis=-1) + shared["bias"]
   images["own"] = texts["own"] = jax.lax.stop_gradient(own)
@@ -151,7 +153,7 @@ def distill_features(
     teacher: float[B, F].
     weight: float[B]; None: all ones.
   """
-  student = resize_features(student.astype(jnp.float32), teacher.shape[-1])
+  student = resize_features(widened(student), teacher.shape[-1])
   cosine = jnp.sum(normalize(student) * normalize(teacher), axis=-1)
   return mean(1 - cosine, weight)
 
@@ -370,12 +372,12 @@ def _ring(rows, columns, shared, *, block: Callable, hops: int):
 
 def _per_token(logits, targets, conf, allowed, *, smoothing):
   """-lp[y] and the smoothed loss, float32[B, T], and lp, float32[B, T, V], 0 where not allowed."""
-  logits = logits.astype(jnp.float32)
+  logits = widened(logits)
   if allowed is not None:
     logits = jnp.where(allowed, logits, -jnp.inf)
   lprobs = jax.nn.log_softmax(logits)
   if conf is not None:
-    lprobs = lprobs * conf.astype(jnp.float32)[:, None, None]
+    lprobs = lprobs * widened(conf)[:, None, None]
   nll = -jnp.take_along_axis(lprobs, targets[..., None], axis=-1).squeeze(-1)
   share = smoothing / (logits.shape[-1] - 1)
   if allowed is not None:

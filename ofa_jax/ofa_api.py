@@ -61,7 +61,7 @@ class OFAModel:
 
     Args:
       sources: from `hub.open_model`; the probabilities of several are averaged.
-      precision: "fp32" or "bf16".
+      precision: as for `api.load_from_name`.
       image_size: what the model was trained with; None: what it says itself.
 
     Raises:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from ofa_jax import hub, sharding, step, trees
+from ofa_jax import hub, numerics, sharding, trees
 from ofa_jax.convert.params import abstract
 from ofa_jax.data import images
 from ofa_jax.decode import beam, candidates
@@ -22,6 +22,7 @@ from ofa_jax.decode.beam import EOS, PAD
 from ofa_jax.decode.trie import Trie
 from ofa_jax.models.layers import BATCH_AXES
 from ofa_jax.ofa_inputs import Colours
+from ofa_jax.tasks.base import normalized
 
 MAX_BATCH = 16  # rows that one device computes at once
 MAX_POSITIONS = 1 << 16  # of all hypotheses in a device's cache: in Base 37 kB each, in fp32
@@ -54,10 +55,10 @@ class Runner:
     if sources[0].settings["imagenet_normalization"]:
       self.colours = Colours(images.IMAGENET_MEAN, images.IMAGENET_STD)
     self._mesh = sharding.make_mesh((jax.local_device_count(), 1, 1), devices=jax.local_devices())
-    self._matmul = "highest" if precision == "fp32" else None
+    self._matmul = numerics.matmul_precision(precision)
     weights = [source.load(sharding.replicated(self._mesh)) for source in sources]
     self.num_params = sum(trees.count(params) for params, _ in weights)
-    self._weights = tuple((step.cast(params, precision), rest) for params, rest in weights)
+    self._weights = tuple((numerics.cast(params, precision), rest) for params, rest in weights)
     self._graphs = [abstract(source.config)[0] for source in sources]
     self._forward, self._generate, self._score = (
       jax.jit(self._on_each_device(function), static_argnames="static")
@@ -160,7 +161,10 @@ class Runner:
 
     def look(states, places, tokens):
       return jnp.einsum(
-        "bed,ed->be", states[:, places], model.tokens(tokens), preferred_element_type=jnp.float32
+        "bed,ed->be",
+        states[:, places],
+        model.tokens(tokens),
+        preferred_element_type=numerics.wide(states.dtype),
       )
 
     return candidates.score(
@@ -178,9 +182,8 @@ class Runner:
 
   def _encode(self, model, rows):
     image = rows.get("image")
-    if image is not None and image.dtype == jnp.uint8:
-      mean, std = map(jnp.float32, self.colours)
-      image = (image.astype(jnp.float32) / 255 - mean) / std
+    if image is not None:
+      image = normalized(image, **self.colours._asdict())
     return model.encode(rows["source"], image=image, image_mask=rows.get("image_mask"))
 
   def _on_each_device(self, function):

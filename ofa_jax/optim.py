@@ -100,7 +100,7 @@ def apply(optim: Optim, params: Any, updates: Any, *, lr: jax.Array) -> Any:
     rate = _rate(optim, path, p)
     if not np.any(rate):
       return p
-    p = p - lr * rate * update.astype(p.dtype)
+    p = p - lr.astype(p.dtype) * rate * update.astype(p.dtype)
     bounds = trees.first_match(optim.clamp, path)
     return p if bounds is None else jnp.clip(p, *bounds)
 

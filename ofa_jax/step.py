@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from ofa_jax import numerics, sharding, trees
 from ofa_jax import optim as optim_lib
-from ofa_jax import sharding, trees
 from ofa_jax.config import Config
-from ofa_jax.trees import cast
 
 
 @jax.tree_util.register_dataclass
@@ -56,14 +55,14 @@ class Program:
 
   def model(self, params: Any, rest: Any) -> nnx.Module:
     """The model with these parameters in the compute dtype, merged anew."""
-    return nnx.merge(self.graph, cast(params, self.config.precision), rest)
+    return nnx.merge(self.graph, numerics.cast(params, self.config.precision), rest)
 
   def traced(self, fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn`, traced under the program's mesh and matmul precision; jit what this returns."""
 
     @functools.wraps(fn)
     def under(*args):
-      precision = "highest" if self.config.precision == "fp32" else None
+      precision = numerics.matmul_precision(self.config.precision)
       mesh = jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
       with mesh, jax.default_matmul_precision(precision):
         return fn(*args)
@@ -78,7 +77,11 @@ def build(config: Config, mesh: jax.sharding.Mesh, *, steps: int) -> Program:
     config: a validated config.
     mesh: from `sharding.make_mesh`.
     steps: updates of the whole run, for the schedule.
+
+  Raises:
+    ValueError: the precision is not to be had.
   """
+  numerics.check(config.precision, platform=mesh.devices.flat[0].platform)
   model = jax.eval_shape(lambda: _build_model(config, jax.random.key(0)))
   graph, params, rest = nnx.split(model, nnx.Param, ...)
   params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
@@ -217,5 +220,5 @@ def _gradients(program, state, batch, key):
     metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
   # The sums are divided by the count only here, so that parts and hosts add up to the whole batch.
   count = jnp.maximum(metrics["loss"].count, 1e-9)
-  grads = jax.tree.map(lambda g: g / count, grads)
+  grads = jax.tree.map(lambda g: (g / count).astype(g.dtype), grads)
   return grads, {name: m.value for name, m in metrics.items()}, rest

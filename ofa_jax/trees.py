@@ -65,15 +65,6 @@ def num_bytes(tree: Any) -> int:
   return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
-def cast(params: Any, precision: str) -> Any:
-  """Parameters in the compute dtype; scalars (temperatures) stay float32."""
-  if precision == "fp32":
-    return params
-  return jax.tree.map(
-    lambda p: p.astype(jnp.bfloat16) if p.ndim and p.dtype == jnp.float32 else p, params
-  )
-
-
 def difference(expected: Any, found: Any) -> list[str]:
   """Every way in which two trees of arrays differ in paths, shapes or dtypes, one line each."""
   a, b = flatten(expected), flatten(found)

@@ -18,7 +18,6 @@ import numpy as np
 from absl import flags
 
 from ofa_jax import api, cli, log
-from ofa_jax.config import PRECISIONS
 from ofa_jax.data import pipeline
 from ofa_jax.data.folder import FolderRows, ImageFolder
 from ofa_jax.data.text import normalize_caption
@@ -224,7 +223,7 @@ def main() -> None:
   index = flags.DEFINE_string("index", None, "JSON list: the submission's order of the images.")
   output = flags.DEFINE_string("output", None, "JSON file for the predictions.", required=True)
   batch_size = flags.DEFINE_integer("batch-size", 256, "Images encoded together.", lower_bound=1)
-  precision = flags.DEFINE_enum("precision", "fp32", PRECISIONS, "bf16 is faster on accelerators.")
+  precision = cli.define_precision()
   context_length = flags.DEFINE_integer(
     "context-length", None, "Tokens of a prompt; default: the model's.", lower_bound=2
   )

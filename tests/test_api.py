@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,6 +90,22 @@ def test_bf16_is_close(micro):
     assert 1e-4 < error(x, expected) < 0.05
 
 
+def test_float64_does_not_depend_on_the_batch(micro):
+  """As float32 does in its last digits; and bytes are the very pixels that `preprocess` makes."""
+  _, _, directory = micro
+  with pytest.raises(ValueError, match="jax_enable_x64"):
+    api.load_from_name(directory, precision="fp64")
+  with jax.enable_x64(True):
+    model, preprocess = api.load_from_name(directory, precision="fp64")
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (24, *[model.image_size] * 2, 3), np.uint8)
+    whole = model.encode_image(np.stack([preprocess(Image.fromarray(x)) for x in pixels]))
+    parts = np.concatenate([model.encode_image(pixels[:1]), model.encode_image(pixels[1:])])
+    _, per_text = model.get_similarity(pixels[:2], model.tokenizer(["杰尼龟"]))
+  assert whole.dtype == parts.dtype == per_text.dtype == np.float64
+  assert error(parts, whole) < 1e-13
+
+
 def test_the_handle_describes_the_model(micro):
   arrays, model, _ = micro
   expected = {"micro_vit": (826_097, 96_240), "micro_rn50": (1_073_349, 355_684)}
@@ -150,7 +167,7 @@ def test_unknown_names_and_precisions_are_errors():
   ]
   with pytest.raises(ValueError, match="did you mean ViT-B-16"):
     ofa_jax.load_from_name("ViT-B16")
-  with pytest.raises(ValueError, match="Expected precision bf16 or fp32, found 'fp16'"):
+  with pytest.raises(ValueError, match="Expected precision bf16 or fp32 or fp64, found 'fp16'"):
     ofa_jax.load_from_name("ViT-B-16", precision="fp16")
 
 

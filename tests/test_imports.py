@@ -23,11 +23,12 @@ ALLOWED = {
   **dict.fromkeys(NUMPY, NUMPY),
   "trees": NUMPY,
   "pictures": set(),
-  **dict.fromkeys(ENGINE, {"trees"} | ENGINE),
-  **dict.fromkeys(PURE, {"trees"} | PURE | NUMPY),
+  "numerics": set(),
+  **dict.fromkeys(ENGINE, {"trees", "numerics"} | ENGINE),
+  **dict.fromkeys(PURE, {"trees", "numerics"} | PURE | NUMPY),
   "convert": {"trees"} | PURE | NUMPY,
   "hub": {"trees", "convert", "checkpoint", "step"} | PURE | NUMPY,
-  "tasks": {"trees", "convert", "hub", "pictures"} | PURE | NUMPY,
+  "tasks": {"trees", "numerics", "convert", "hub", "pictures"} | PURE | NUMPY,
   **dict.fromkeys(COMMANDS, None),  # anything
 }
 NEVER = {"torch", "tensorflow", "gradio", "torchvision", "cn_clip"}

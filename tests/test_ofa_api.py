@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -73,6 +74,24 @@ def test_generated_tokens_are_the_originals(model, arrays, name, options):
     for x, y in zip(hypotheses, expected, strict=True):
       assert x["score"] == pytest.approx(y["score"], abs=1e-4)
       np.testing.assert_allclose(x["positional_scores"], y["positional_scores"], atol=1e-4)
+
+
+def test_float64_gives_the_originals_tokens_too(directory, arrays):
+  with jax.enable_x64(True):
+    model, _ = ofa_jax.load_from_name(directory, precision="fp64")
+    stored = golden("micro", "mm_batch")
+    given = {k: np.asarray(v) for k, v in inputs(stored).items()}
+    logits = model.forward(
+      given["tokens"],
+      given["decoder_tokens"],
+      images=given["image"],
+      image_mask=given["image_mask"],
+    )
+    found = model.generate_tokens(*arrays, no_repeat_ngram_size=3)
+  assert logits.dtype == np.float64
+  assert error(logits, stored["logits"]) < 1e-6
+  for hypotheses, expected in zip(found, CASES["caption_beam5_ngram3"]["hypos"], strict=True):
+    assert [x["tokens"].tolist() for x in hypotheses] == [x["tokens"] for x in expected]
 
 
 def test_any_number_of_inputs_gives_the_same(model, arrays, monkeypatch):

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,6 +23,7 @@ GOLDEN = sorted(
   for folder in ("vit", "rn50", "vit_indexed")
   for path in (ZEROSHOT / folder).glob("*.json")
 )
+FLOAT64 = ZEROSHOT.with_name("zeroshot_float64")
 TOP1 = json.loads((ZEROSHOT / "top1.json").read_text())
 
 
@@ -56,30 +58,49 @@ def compare(found: pathlib.Path, expected: pathlib.Path):
   assert (a == np.round(a, 6)).all()
 
 
-@pytest.mark.parametrize(("folder", "dataset"), GOLDEN)
-def test_golden(models, datasets, tmp_path, folder, dataset):
-  name = folder.split("_")[0]
-  model, path = models[name], datasets / dataset
+def classified(model, path, folder, *, output, batch_size=5):
+  """Writes what the original has in `folder` for the data set at `path`; returns its scores."""
   rows, classes = zeroshot.open_rows(str(path), split="test", size=model.image_size)
   names = zeroshot.read_names(path / "label_cn.txt", count=len(classes))
-  weights = zeroshot.classifier(model, names, templates_for(dataset))
-  probabilities, labels = zeroshot.classify(model, rows, weights=weights, batch_size=5)
+  weights = zeroshot.classifier(model, names, templates_for(path.name))
+  probabilities, labels = zeroshot.classify(model, rows, weights=weights, batch_size=batch_size)
   index = None
   if folder.endswith("indexed"):
     index = zeroshot.read_index(path / "index.json", count=len(rows))
   zeroshot.write_submission(
-    tmp_path / "a.json",
+    output,
     probabilities,
     model=model,
-    name=MODELS[name][1],
-    dataset=dataset,
+    name=MODELS[folder.split("_")[0]][1],
+    dataset=path.name,
     index=index,
   )
+  return zeroshot.scores(probabilities, labels, dataset=path.name)
+
+
+@pytest.mark.parametrize(("folder", "dataset"), GOLDEN)
+def test_golden(models, datasets, tmp_path, folder, dataset):
+  model = models[folder.split("_")[0]]
+  found = classified(model, datasets / dataset, folder, output=tmp_path / "a.json")
   compare(tmp_path / "a.json", ZEROSHOT / folder / f"{dataset}.json")
-  found = zeroshot.scores(probabilities, labels, dataset=dataset)
   assert found["zeroshot-top1"] == TOP1[f"{folder}/{dataset}"]
   if dataset == "oxford-flower-102":
     assert list(found) == ["zeroshot-top1", "mean_per_class"]
+
+
+@pytest.mark.parametrize("batch_size", (1, 5, 64))
+@pytest.mark.parametrize("name", MODELS)
+def test_files_in_float64_are_the_originals_in_float64(
+  directories, datasets, tmp_path, name, batch_size
+):
+  """Byte for byte, for any batches: `FLOAT64` is what the original's functions give in float64."""
+  with jax.enable_x64(True):
+    model, _ = api.load_from_name(directories[name], precision="fp64")
+    for folder, dataset in GOLDEN:
+      if folder.split("_")[0] == name:
+        output = tmp_path / folder / f"{dataset}.json"
+        classified(model, datasets / dataset, folder, output=output, batch_size=batch_size)
+        assert output.read_bytes() == (FLOAT64 / folder / f"{dataset}.json").read_bytes()
 
 
 def run(*arguments, **environment):
@@ -95,6 +116,10 @@ def test_command(directories, datasets, tmp_path):
   assert f"zeroshot-top1: {TOP1['vit/cifar-10']}\n" in done.stdout
   assert "cifar-10: 12 images, 4 classes, 183 templates" in done.stdout
   compare(tmp_path / "a.json", ZEROSHOT / "vit_indexed" / "cifar-10.json")
+  done = run(*flags, f"--data={data}", f"--index={data / 'index.json'}", "--precision=fp64")
+  assert done.returncode == 0, done.stderr
+  expected = FLOAT64 / "vit_indexed" / "cifar-10.json"
+  assert (tmp_path / "a.json").read_bytes() == expected.read_bytes()
   done = run(*flags, f"--data={data}", f"--label-file={datasets / 'country211' / 'label_cn.txt'}")
   assert done.returncode == 1
   assert "Expected 4 class names" in done.stderr and "found 3" in done.stderr

@@ -373,7 +373,7 @@ def _collect(state, candidates, search):
 
   lengths = jnp.broadcast_to(step + 1, at.shape)
   found = Hypotheses(*map(store, found, (tokens, lengths, scores, positional)))
-  count = state.count + jnp.sum(counted, axis=1)
+  count = state.count + jnp.sum(counted, axis=1, dtype=jnp.int32)
   done = state.done | (count >= beams) | (step >= search.max_length)
   ends = ends.at[:, :beams].set(ends[:, :beams] | state.ended)
   return state._replace(found=found, count=count, done=done), ends

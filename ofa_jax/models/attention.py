@@ -9,6 +9,7 @@ from flax import nnx
 from jax.nn.initializers import Initializer
 
 from ofa_jax.models.layers import Linear, dropout, recomputed
+from ofa_jax.numerics import wide
 
 _SHORT = 128  # queries below which attention stays with XLA
 
@@ -85,7 +86,7 @@ def _xla_attention(
   rngs: jax.Array | None,
   dropout_rate: float,
 ) -> jax.Array:
-  logits = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
+  logits = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=wide(q.dtype))
   logits = logits * q.shape[-1] ** -0.5
   if bias is not None:
     logits = logits + bias

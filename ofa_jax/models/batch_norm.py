@@ -9,6 +9,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from ofa_jax.numerics import widened
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def batch_norm(
@@ -32,7 +34,7 @@ def batch_norm(
 
 
 def _batch_norm_forward(x, scale, bias, eps):
-  y = x.astype(jnp.float32)
+  y = widened(x)
   mean = _mean(y)
   # Not E[y^2] - E[y]^2: one pass less, but it loses the digits that gradients need.
   var = _mean(jnp.square(y - mean))
@@ -44,8 +46,8 @@ def _batch_norm_forward(x, scale, bias, eps):
 def _batch_norm_backward(eps, saved, gradients):
   del eps
   x, mean, factor, scale = saved
-  g = gradients[0].astype(jnp.float32)
-  y = (x.astype(jnp.float32) - mean) * factor
+  g = widened(gradients[0])
+  y = (widened(x) - mean) * factor
   slope, bias = _mean(g * y), _mean(g)
   count = x.size // x.shape[-1]
   x_gradient = (g - bias - y * slope) * (factor * scale)

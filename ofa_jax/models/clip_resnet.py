@@ -15,6 +15,7 @@ from jax.nn.initializers import normal
 
 from ofa_jax.models.attention import attention
 from ofa_jax.models.layers import BatchNorm, Conv, Linear, shard_batch
+from ofa_jax.numerics import wide
 
 EXPANSION = 4  # output channels of a bottleneck per inner channel
 REDUCTION = 32  # image pixels per cell of the last feature map
@@ -115,7 +116,7 @@ class AttentionPool(nnx.Module):
     q = jnp.tensordot(x[:, :1], kernel[:, 0], axes=1) + bias[0]
     kv = jnp.tensordot(x, kernel[:, 1:], axes=1) + bias[1:]
     x = attention(q, kv[:, :, 0], kv[:, :, 1])[:, 0]
-    out = jnp.einsum("bhk,hke->be", x, self.out.kernel[...], preferred_element_type=jnp.float32)
+    out = jnp.einsum("bhk,hke->be", x, self.out.kernel[...], preferred_element_type=wide(x.dtype))
     return out + self.out.bias[...]
 
 

@@ -18,6 +18,7 @@ from ofa_jax.models.bert import Bert, BertConfig
 from ofa_jax.models.clip_resnet import ModifiedResNet, ResNetConfig
 from ofa_jax.models.layers import Scan, split_rngs
 from ofa_jax.models.vit import ViT, ViTConfig
+from ofa_jax.numerics import wide, widened
 
 VISION: dict[str, ViTConfig | ResNetConfig] = {
   "ViT-B-32": ViTConfig(image_size=224, patch_size=32, width=768, layers=12),
@@ -177,7 +178,7 @@ class CNCLIP(nnx.Module):
   def encode_text(self, tokens: jax.Array, *, rngs: jax.Array | None = None) -> jax.Array:
     """Maps tokens int32[B, T], [CLS] first, to features float32[B, E], not normalised."""
     x = self.bert(tokens, rngs=rngs)[:, 0]
-    return jnp.matmul(x, self.text_projection[...], preferred_element_type=jnp.float32)
+    return jnp.matmul(x, self.text_projection[...], preferred_element_type=wide(x.dtype))
 
   def __call__(
     self,
@@ -202,7 +203,7 @@ class CNCLIP(nnx.Module):
     image_key, text_key = split_rngs(rngs, 2)
     image_features = self.encode_image(image, mask_ratio=mask_ratio, rngs=image_key)
     text_features = self.encode_text(tokens, rngs=text_key)
-    scale = jnp.exp(self.logit_scale[...].astype(jnp.float32))
+    scale = jnp.exp(widened(self.logit_scale[...]))
     return normalize(image_features), normalize(text_features), scale
 
 

@@ -22,6 +22,7 @@ from jax.nn.initializers import Initializer
 from jax.sharding import PartitionSpec as P
 
 from ofa_jax.models.batch_norm import batch_norm
+from ofa_jax.numerics import widened
 
 BATCH_AXES = ("data", "fsdp")  # the mesh axes that split a batch
 
@@ -203,12 +204,13 @@ class BatchNorm(nnx.Module):
       self._update(self.var, var * (count / max(count - 1, 1)))
       return y
     mean, var = self.mean[...], self.var[...]
-    y = x.astype(jnp.float32) - mean
-    return (y * (jax.lax.rsqrt(var + self.eps) * scale) + bias).astype(x.dtype)
+    y = widened(x) - mean
+    factor = jax.lax.rsqrt(var.astype(y.dtype) + self.eps) * scale
+    return (y * factor + bias).astype(x.dtype)
 
   def _update(self, running: nnx.BatchStat, batch: jax.Array):
     new = (1 - self.momentum) * running[...] + self.momentum * jax.lax.stop_gradient(batch)
-    running.set_value(new)
+    running.set_value(new.astype(running.dtype))
 
 
 class Mlp(nnx.Module):
@@ -240,7 +242,7 @@ class Mlp(nnx.Module):
 
 @functools.partial(recomputed, static_argnums=3)
 def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-  y = x.astype(jnp.float32)
+  y = widened(x)
   y = y - y.mean(-1, keepdims=True)
   y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
   return (y * scale + bias).astype(x.dtype)

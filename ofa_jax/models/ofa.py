@@ -17,6 +17,7 @@ from ofa_jax.models.ofa_config import ClassifierConfig, OFAConfig
 from ofa_jax.models.ofa_decoder import Cache, Decoder
 from ofa_jax.models.ofa_encoder import Encoded, Encoder
 from ofa_jax.models.ofa_layers import INIT
+from ofa_jax.numerics import wide, widened
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3  # ids of the special tokens, as in every fairseq dictionary
 
@@ -83,7 +84,7 @@ class Classifier(nnx.Module):
     x = dropout(x.reshape(len(x) // self.images, -1), self.dropout, rngs=first_key)
     if self.dense is not None:
       x = dropout(jnp.tanh(self.dense(x)), self.dropout, rngs=second_key)
-    return self.out(x).astype(jnp.float32)
+    return widened(self.out(x))
 
 
 class OFA(nnx.Module):
@@ -189,7 +190,7 @@ class OFA(nnx.Module):
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Maps the decoder's states [..., D] to logits float32[..., V] by the table of tokens."""
     table = self.tokens.embedding[...]
-    return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+    return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=wide(hidden.dtype))
 
   def classify(
     self, encoded: Encoded, tokens: jax.Array, *, rngs: jax.Array | None = None

@@ -213,7 +213,7 @@ class Decoder(nnx.Module):
     if self.entangled:
       x = x + self.vectors(length, code=cache.code)[0, position]
     x = (self.code_norm if cache.code else self.text_norm)(x)
-    seen = jax.lax.dynamic_update_slice(cache.mask, mask[..., None], (0, 0, slot))
+    seen = jax.lax.dynamic_update_slice_in_dim(cache.mask, mask[..., None], slot, axis=2)
     causal = seen & (jnp.arange(length + prefix) <= slot)
     absolute, cross_bias = (
       jax.lax.dynamic_slice_in_dim(bias, position, 1, axis=2)

@@ -24,6 +24,7 @@ from ofa_jax.models.layers import (
 )
 from ofa_jax.models.ofa_config import OFAConfig
 from ofa_jax.models.ofa_positions import EPS, RelativeBias
+from ofa_jax.numerics import wide
 
 INIT = normal(0.02)  # of every matrix and table, relative biases included
 PROMPT_DROPOUT = 0.2  # of a prompt's keys and values, fixed in the original
@@ -44,7 +45,7 @@ class Attention(nnx.Module):
       self.kv = linear(width, (2, *config.head_dims), rngs=rngs)
     else:
       self.qkv = linear(width, (3, *config.head_dims), rngs=rngs)
-    self.head_scale = nnx.Param(jnp.ones(config.heads)) if config.scale_heads else None
+    self.head_scale = nnx.Param(jnp.ones(config.heads, jnp.float32)) if config.scale_heads else None
     self.out = linear(config.head_dims, width, rngs=rngs)
     self.out_norm = LayerNorm(width, eps=EPS) if config.scale_attn else None
 
@@ -111,7 +112,7 @@ class FeedForward(nnx.Module):
     self.down = linear(config.mlp, width, rngs=rngs)
     adapter = {"activation": jax.nn.relu, "kernel_init": INIT, "bias_init": zeros, "rngs": rngs}
     self.adapter = Mlp(width, config.adapter, **adapter) if config.adapter else None
-    self.residual_scale = nnx.Param(jnp.ones(width)) if config.scale_resids else None
+    self.residual_scale = nnx.Param(jnp.ones(width, jnp.float32)) if config.scale_resids else None
 
   def __call__(
     self, x: jax.Array, *, drop: jax.Array | None = None, rngs: jax.Array | None = None
@@ -230,8 +231,8 @@ class DecoderBlock(nnx.Module):
     """
     B, M, _ = x.shape
     q, k, v = self.attn.project(x)
-    keys = jax.lax.dynamic_update_slice(keys, k[:, :, None], (0, 0, slot, 0, 0))
-    values = jax.lax.dynamic_update_slice(values, v[:, :, None], (0, 0, slot, 0, 0))
+    keys = jax.lax.dynamic_update_slice_in_dim(keys, k[:, :, None], slot, axis=2)
+    values = jax.lax.dynamic_update_slice_in_dim(values, v[:, :, None], slot, axis=2)
     k, v = (x.reshape(B * M, *x.shape[2:]) for x in (keys, values))
     mask = mask.reshape(B * M, 1, 1, -1)
     y = self.attn.attend(q.reshape(B * M, 1, *q.shape[2:]), k, v, bias=bias, mask=mask)
@@ -329,7 +330,7 @@ def linear(
 def position_product(q: jax.Array, k: jax.Array) -> jax.Array:
   """Maps position queries and keys [1 or B, T, H, K] to the bias float32[1 or B, H, T, S]."""
   q = (q * (PRODUCTS * q.shape[-1]) ** -0.5).transpose(0, 2, 1, 3)
-  return jnp.matmul(q, k.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
+  return jnp.matmul(q, k.transpose(0, 2, 3, 1), preferred_element_type=wide(q.dtype))
 
 
 def relative_bias(config: OFAConfig, *, rngs: nnx.Rngs) -> RelativeBias:

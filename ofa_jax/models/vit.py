@@ -23,6 +23,7 @@ from ofa_jax.models.layers import (
   torch_default,
   xavier_uniform,
 )
+from ofa_jax.numerics import wide
 
 EPS = 1e-5  # torch.nn.LayerNorm's default
 
@@ -123,7 +124,7 @@ class ViT(nnx.Module):
     x = self.ln_pre(self.embed(image, keep=keep))
     x = scan_blocks(lambda block, x, _: block(x), self.blocks, x, scan=self.scan)
     x = self.ln_post(x[:, 0])
-    return jnp.matmul(x, self.proj[...], preferred_element_type=jnp.float32)
+    return jnp.matmul(x, self.proj[...], preferred_element_type=wide(x.dtype))
 
   def embed(self, image: jax.Array, *, keep: jax.Array | None = None) -> jax.Array:
     """Maps image float[B, S, S, 3] to the class token and the patches, [B, 1 + I, D].

@@ -110,7 +110,10 @@ class Task:
 
 
 def normalized(image: jax.Array, *, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-  """uint8[B, S, S, 3] pixels to the float32 that models expect; floats are that already."""
+  """uint8[B, S, S, 3] pixels to the float32 that models expect; floats are that already.
+
+  The last digit may differ from `data.images.normalize`: XLA multiplies by inverses of constants.
+  """
   if image.dtype != jnp.uint8:
     return image
   pixels = image.astype(jnp.float32) / 255.0

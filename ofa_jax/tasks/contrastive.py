@@ -15,13 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ofa_jax import hub, losses, pictures, trees
+from ofa_jax import hub, losses, numerics, pictures, trees
 from ofa_jax.convert.params import abstract
 from ofa_jax.data import folder, images, pairs, pipeline
 from ofa_jax.data.augment import AUGMENT
 from ofa_jax.data.text import normalize_caption
 from ofa_jax.models import cnclip
 from ofa_jax.models.clip_resnet import ResNetConfig
+from ofa_jax.models.layers import recomputed
+from ofa_jax.numerics import widened
 from ofa_jax.scoring import retrieval, zeroshot
 from ofa_jax.tasks.base import Task, normalized
 from ofa_jax.tokenizers.bert import ChineseBertTokenizer
@@ -113,7 +115,7 @@ class Contrastive(Task):
     config = teacher_config(self.teacher) if source is None else source.config
     _, params, rest = abstract(config)
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    cast = functools.partial(trees.cast, precision=precision)
+    cast = functools.partial(numerics.cast, precision=precision)
     if source is None:
       shapes = {"params": jax.eval_shape(cast, params), "rest": rest}
       return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
@@ -132,7 +134,7 @@ class Contrastive(Task):
       batch["teacher_image"] = teacher.encode_image(to_float(batch["image"]))
       if self.distill_logits:
         batch["teacher_text"] = losses.normalize(teacher.encode_text(batch["tokens"]))
-        batch["teacher_scale"] = jnp.exp(teacher.logit_scale[...].astype(jnp.float32))
+        batch["teacher_scale"] = jnp.exp(widened(teacher.logit_scale[...]))
     return batch
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -178,7 +180,7 @@ class Contrastive(Task):
     if "teacher_text" in batch:
       features = losses.normalize(batch["teacher_image"])
       teacher = losses.Teacher(features, batch["teacher_text"], batch["teacher_scale"])
-    scale = model.logit_scale[...].astype(jnp.float32)
+    scale = widened(model.logit_scale[...])
     metrics = losses.contrastive(
       image,
       text,
@@ -396,7 +398,7 @@ def _in_chunks(encode, model, batch, *, rngs, chunks):
     return encode(model, batch, rngs)
   graph, params, rest = nnx.split(model, nnx.Param, ...)
 
-  @functools.partial(jax.checkpoint, prevent_cse=False)
+  @recomputed
   def part(rest, inputs):
     rows, index = inputs
     copy = nnx.merge(graph, params, rest)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ofa_jax import sharding, trees
+from ofa_jax import numerics, sharding, trees
 from ofa_jax.convert import ofa as convert
 from ofa_jax.convert.params import abstract
 from ofa_jax.models import ofa, ofa_positions
@@ -314,7 +314,7 @@ def test_positions_may_be_added_to_the_states():
 def test_bfloat16_stays_near():
   given = batch("text_only_long")
   graph, params, rest = micro_split()
-  half = nnx.merge(graph, trees.cast(params, "bf16"), rest)
+  half = nnx.merge(graph, numerics.cast(params, "bf16"), rest)
   found = forward()(half, given, None)
   assert found.dtype == jnp.float32
   assert error(found, golden("micro", "text_only_long")["logits"]) < 0.05
