@@ -80,9 +80,9 @@ def load_from_name(
   """
   if precision not in PRECISIONS:
     raise ValueError(f"Expected precision {' or '.join(PRECISIONS)}, found {precision!r}")
-  numerics.check(precision, platform=jax.default_backend())
   names = [name] if isinstance(name, str | os.PathLike) else list(name)
   sources = [hub.open_model(x, download_root=download_root) for x in names]
+  numerics.check(precision, platform=jax.default_backend())
   if sources and all(isinstance(source.config, OFAConfig) for source in sources):
     model = OFAModel(*sources, precision=precision, image_size=image_size)
     return model, model.preprocess
