@@ -37,7 +37,7 @@ def test_all_faults_are_told_at_once(good):
     validate(bad, devices=8)
   for text in (
     "expected steps or epochs, found neither",
-    "precision: expected one of bf16, fp32, found 'fp8'",
+    "precision: expected one of bf16, fp32, fp64, found 'fp8'",
     "ema: expected None or a decay",
     "optim.lr: expected more than 0",
     "optim.schedule: expected one of constant, cosine, linear, polynomial, found 'cosin'",

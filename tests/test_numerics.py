@@ -1,5 +1,9 @@
 """What a precision means, and where it is refused."""
 
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -36,3 +40,17 @@ def test_float64_is_refused_where_it_cannot_be():
       numerics.check("fp64", platform="tpu")
   for precision in ("bf16", "fp32"):
     numerics.check(precision, platform="tpu")
+
+
+@pytest.mark.parametrize("precision", config.PRECISIONS)
+def test_commands_turn_on_what_the_precision_of_their_config_needs(precision):
+  code = (
+    "import sys\nimport jax\nfrom ofa_jax import cli\ncli.define_config()\n"
+    "cli.run(lambda: print(jax.config.jax_enable_x64), argv=['x', *sys.argv[1:]])"
+  )
+  flags = ["--config=configs/quickstart.py", f"--config.precision={precision}"]
+  root = pathlib.Path(__file__).parent.parent
+  done = subprocess.run(
+    [sys.executable, "-c", code, *flags], cwd=root, capture_output=True, text=True
+  )
+  assert done.stdout == f"{precision == 'fp64'}\n", done.stderr
