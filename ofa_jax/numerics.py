@@ -15,8 +15,8 @@ def cast(params: Any, precision: str) -> Any:
   """Float32 parameters in the compute dtype; "bf16" leaves scalars (temperatures) in float32."""
   if precision == "fp32":
     return params
-  dtype = jnp.bfloat16 if precision == "bf16" else jnp.float64
   narrow = precision == "bf16"
+  dtype = jnp.bfloat16 if narrow else jnp.float64
   return jax.tree.map(
     lambda p: p.astype(dtype) if p.dtype == jnp.float32 and (p.ndim or not narrow) else p, params
   )

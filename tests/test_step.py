@@ -145,11 +145,12 @@ def test_rematerialisation_and_unrolling_change_no_number(digits, reference, cha
 
 
 def test_running_statistics_are_those_of_the_whole_batch_on_any_mesh(digits):
-  config = tiny.config(digits, model=tiny.RESNET)
-  history, state = run(config, steps=2)
-  again, split = run(config, steps=2, mesh=make_mesh(devices=8))
-  np.testing.assert_allclose(again, history, rtol=1e-4)
-  assert_trees_close(split.rest, state.rest, atol=1e-4)
+  config = tiny.config(digits, model=tiny.RESNET, precision="fp64")
+  with jax.enable_x64(True):
+    history, state = run(config, steps=2)
+    again, split = run(config, steps=2, mesh=make_mesh(devices=8))
+  np.testing.assert_allclose(again, history, rtol=1e-6)  # the norm is one of float32
+  assert_trees_close(split.rest, state.rest, atol=1e-7)
   assert np.any(trees.flatten(state.rest)["visual/bn1/mean"] != 0)
 
 
