@@ -65,9 +65,9 @@ def load_from_name(
       OFAs is an ensemble.
     download_root: folder for downloads; None is `~/.cache/ofa_jax`.
     precision: "fp32", the original's numbers; "bf16", for accelerators: half the memory, and
-      features that differ in the third digit; or "fp64", for the same digits on every machine,
-      which needs `jax.config.update("jax_enable_x64", True)` first. What is given as float32 below
-      is float64 then.
+      features that differ in the third digit; or "fp64", to compare numbers without
+      float32's rounding, which needs `jax.config.update("jax_enable_x64", True)` first. What is
+      given as float32 below is float64 then.
     image_size: side in pixels that an OFA's images are resized to; None: what it was trained with.
 
   Returns:

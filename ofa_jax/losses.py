@@ -1,4 +1,4 @@
-"""Losses as pure functions of arrays, in float32.
+"""Losses as pure functions of arrays, in float32 (of float64 arrays, in that).
 
 A loss over a batch is kept as a `Mean`, the sufficient statistic (total, count): micro-batches and
 hosts are combined by adding, and the division happens once.
@@ -56,7 +56,7 @@ def mean(values: jax.Array, weight: jax.Array | None = None) -> Mean:
 
 
 def normalize(features: jax.Array) -> jax.Array:
-  """Rows of float[B, E] scaled to unit length, in float32; no epsilon, as in CLIP."""
+  """Rows of float[B, E] scaled to unit length, in at least float32; no epsilon, as in CLIP."""
   features = widened(features)
   return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 

@@ -3,6 +3,11 @@
 `golden/cnclip/micro_*` are two small models with random weights; of their word embeddings only the
 rows that the goldens' tokens use are kept (the others are zeros here). `golden/cnclip/realsize`
 holds outputs of real-size models whose weights follow a rule.
+
+What is called `float64` is of cn_clip 1.6.0 on a model after `.double()` (PyTorch 2.13), its
+LayerNorm's cast to float32 taken out: AdamW's five updates and that of two parts as in the float32
+files, and in `golden/cnclip/zeroshot_float64` what `zeroshot_evaluation`'s functions make of images
+that were normalised in float32, as always.
 """
 
 import functools

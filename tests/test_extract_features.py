@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -48,12 +49,22 @@ def compare(found, expected, key):
   np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
 
 
+@pytest.fixture(params=("fp32", "fp64"))
+def precision(request):
+  # Not by `jax.enable_x64`, which the threads that encode do not see.
+  jax.config.update("jax_enable_x64", request.param == "fp64")
+  yield request.param
+  jax.config.update("jax_enable_x64", False)
+
+
 @pytest.mark.parametrize("model", MODELS)
-def test_golden(directories, tmp_path, images, texts, model):
-  handle, _ = api.load_from_name(directories[model])
+def test_golden(directories, tmp_path, images, texts, model, precision):
   image, text = tmp_path / "i.img_feat.jsonl", tmp_path / "t.txt_feat.jsonl"
+  handle, _ = api.load_from_name(directories[model], precision=precision)
   assert extract_features.extract_images(handle, images, output=image, batch_size=7) == 18
   assert extract_features.extract_texts(handle, texts, output=text, batch_size=5) == 21
+  numbers = np.array([row["feature"] for row in read_jsonl(image)])
+  np.testing.assert_array_equal(numbers, np.float32(numbers))  # the files are float32's always
   compare(image, RETRIEVAL / model / "test_imgs.img_feat.jsonl", "image_id")
   compare(text, RETRIEVAL / model / "test_texts.txt_feat.jsonl", "text_id")
   line = image.read_text().splitlines()[0]

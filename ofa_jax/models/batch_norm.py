@@ -16,7 +16,7 @@ from ofa_jax.numerics import widened
 def batch_norm(
   x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Normalises x [B, S, S, D] by its own statistics, in float32.
+  """Normalises x [B, S, S, D] by its own statistics, in at least float32.
 
   The gradient is the closed form (arXiv:1502.03167, section 3), with the sums that cancel in it
   left out; PyTorch has the same one.

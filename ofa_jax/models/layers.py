@@ -1,9 +1,9 @@
 """Building blocks of every model: projections, norms, dropout, and the one way to run a stack.
 
 Modules hold float32 parameters and compute in the dtype their parameters have when they are called
-(the train step casts them once); softmax and norm statistics are float32 islands that return the
-input's dtype. Randomness is the `rngs` argument: an `nnx.Rngs` at initialisation, a JAX PRNG key or
-None at the call, and None means evaluation.
+(the train step casts them once); softmax and norm statistics are islands of at least float32 that
+return the input's dtype. Randomness is the `rngs` argument: an `nnx.Rngs` at initialisation, a JAX
+PRNG key or None at the call, and None means evaluation.
 
 Glossary of axes: B batch, T text, I image tokens, D width, H heads, K head size, V vocabulary,
 L layers, E embedding shared by image and text. `mask` is True where something is kept.
@@ -148,7 +148,7 @@ class Embed(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-  """Layer normalisation over the last axis with float32 statistics (arXiv:1607.06450)."""
+  """Layer normalisation over the last axis, statistics in at least float32 (arXiv:1607.06450)."""
 
   def __init__(self, dim: int, *, eps: float):
     """Makes scale [dim] = 1 and bias [dim] = 0."""
