@@ -1,6 +1,7 @@
 """Every test sees eight CPU devices, so that meshes are tested wherever the tests run."""
 
 import os
+import shutil
 import tempfile
 
 import jax
@@ -30,12 +31,23 @@ def shapes(tmp_path_factory):
   return quickstart_ofa.shapes(tmp_path_factory.mktemp("shapes"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache():
-  """Equal programs are compiled once a session, also those of the commands that tests start."""
-  with tempfile.TemporaryDirectory() as folder:
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-    yield
+def pytest_configure(config):
+  """Equal programs are compiled once, by whichever worker or command of a test meets them first.
+
+  The folder is the session's own unless JAX_COMPILATION_CACHE_DIR names one. A limit of its size
+  makes JAX lock it: without one, a process may read what another has half written.
+  """
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    folder = tempfile.mkdtemp(prefix="ofa_jax-compiled-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # workers and commands inherit it
+  os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(8 << 30))
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+  jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+  jax.config.update(
+    "jax_compilation_cache_max_size", int(os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"])
+  )
+  jax.config.update(
+    "jax_persistent_cache_min_compile_time_secs",
+    float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]),
+  )
