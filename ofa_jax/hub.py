@@ -34,9 +34,9 @@ from ofa_jax.convert import (
   torch_files,
   towers,
 )
-from ofa_jax.convert.files import written_whole
 from ofa_jax.convert.params import ModelConfig, Weights, abstract, place, placement
 from ofa_jax.convert.releases import Release
+from ofa_jax.files import written_whole
 from ofa_jax.models.cnclip import CNCLIPConfig
 from ofa_jax.models.ofa import OFAConfig
 from ofa_jax.step import State
