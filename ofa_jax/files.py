@@ -40,17 +40,22 @@ def written_whole(path: str | os.PathLike, *, replace: bool = False) -> Iterator
     _remove(made)
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-  """Writes a small UTF-8 file, local or in a bucket, that is always the old one or the new one."""
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+  """Writes a small file, local or in a bucket, that is always the old one or the new one."""
   if "://" in str(path):
     from etils import epath  # of commands that write to buckets only
 
-    epath.Path(path).write_text(text)  # an object appears whole by itself
+    epath.Path(path).write_bytes(content)  # an object appears whole by itself
     return
-  with written_whole(path, replace=True) as made, open(made, "w", encoding="utf-8") as file:
-    file.write(text)
+  with written_whole(path, replace=True) as made, open(made, "wb") as file:
+    file.write(content)
     file.flush()
     os.fsync(file.fileno())  # else a power cut may leave the name without the bytes
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """`write_bytes` of a text in UTF-8."""
+  write_bytes(path, text.encode())
 
 
 def _check_free(path: pathlib.Path) -> None:
