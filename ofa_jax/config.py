@@ -161,6 +161,9 @@ def validate(config: Config, *, devices: int, hosts: int = 1) -> None:
     devices: devices of all hosts together.
     hosts: processes.
   """
+  faults = [*_check_none(config, "config"), *_check_evals(config.evals)]
+  if faults:  # the other checks compare
+    raise ValueError("The config cannot run:\n" + "\n".join(f"  - {f}" for f in faults))
   faults = [*_check_run(config), *_check_saves(config), *_check_optim(config.optim)]
   try:
     sizes = mesh_sizes(config.mesh, devices)
@@ -303,6 +306,27 @@ def _check_run(c: Config) -> list[str]:
   if not 0 <= c.max_bad_rate <= 1:
     faults.append(f"max_bad_rate: expected a share between 0 and 1, found {c.max_bad_rate}")
   return faults
+
+
+def _check_none(value: Any, name: str) -> list[str]:
+  """Fields that are None, which the command line can make of any, and may not be."""
+  faults = []
+  for field in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
+    inner = getattr(value, field.name)
+    if inner is None and field.type in (int, float, str, bool):
+      kind = field.type.__name__
+      faults.append(f"{name}.{field.name}: expected {kind}, found None, which it may not be")
+    faults += _check_none(inner, f"{name}.{field.name}")
+  return faults
+
+
+def _check_evals(evals: tuple[Eval, ...]) -> list[str]:
+  return [
+    f"evals: expected Eval(...) as made in a config file, found {e!r}; --config.evals[0].every=N "
+    "changes one, --config.evals=() drops all"
+    for e in evals
+    if not isinstance(e, Eval)
+  ]
 
 
 def _check_saves(c: Config) -> list[str]:
