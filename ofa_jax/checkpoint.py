@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -361,7 +362,7 @@ def split_step(name: str) -> tuple[str, str | None]:
   if path.parent.name == "checkpoints" and path.name.isdigit():
     return str(path.parent.parent), path.name
   folder, at, step = name.rpartition("@")
-  if at and folder and (step.isdigit() or step in (BEST, LATEST)) and not path.exists():
+  if at and folder and (step.isdigit() or step in (BEST, LATEST)) and not os.path.exists(name):
     return folder, step
   return name, None
 
