@@ -1,7 +1,8 @@
 """Checkpoints of a run: saved in the background, atomic, restored onto any mesh.
 
-One directory per step holds three items: `model` (parameters and running statistics, what
-evaluation and conversion read), `ema` where there is one, and `train` (optimizer and counters).
+One directory per step holds `model` (parameters and running statistics, what evaluation and
+conversion read), `train` (optimizer and counters), and where there is a moving average `ema`, that
+of the parameters, and `ema_rest`, that of the statistics, which runs made before do not have.
 Nothing random and no data position is stored: both are functions of the step.
 """
 
@@ -10,11 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
 from ofa_jax import trees
 from ofa_jax.step import State
+
+ITEMS = ("model", "ema", "ema_rest", "train")
 
 
 class Checkpoints:
@@ -26,7 +30,7 @@ class Checkpoints:
     logging.getLogger("absl").setLevel(logging.ERROR)
     self._manager = ocp.CheckpointManager(
       epath.Path(workdir).resolve() / "checkpoints",
-      item_handlers={name: ocp.StandardCheckpointHandler() for name in ("model", "ema", "train")},
+      item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS},
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep, enable_async_checkpointing=True, create=True
       ),
@@ -46,7 +50,8 @@ class Checkpoints:
     """Starts saving; the state may be donated to the next step as soon as this returns."""
     step = int(state.step)
     if step not in self._manager.all_steps():
-      self._manager.save(step, args=ocp.args.Composite(**_items(state, ocp.args.StandardSave)))
+      items = {name: ocp.args.StandardSave(part) for name, part in _parts(state).items()}
+      self._manager.save(step, args=ocp.args.Composite(**items))
 
   def wait(self) -> None:
     """Returns when all saves that were started are on disk."""
@@ -55,36 +60,49 @@ class Checkpoints:
   def restore(self, step: int, *, abstract: State, shardings: State) -> State:
     """The whole state at a step, laid out by `shardings`.
 
+    Where no average of the statistics was kept it begins with the statistics.
+
     Raises:
       ValueError: the checkpoint holds other parameters than the config's model; all of them.
     """
-    target = _targets(abstract, shardings)
-    self._check(step, _parts(target))
-    items = self._manager.restore(
-      step, args=ocp.args.Composite(**_items(target, ocp.args.StandardRestore))
-    )
-    return State(
-      **items["model"], **items["train"], ema=items["ema"] if abstract.ema is not None else None
-    )
+    parts = _parts(_targets(abstract, shardings))
+    if not self._has(step, "ema_rest"):
+      parts.pop("ema_rest", None)
+    self._check(step, parts)
+    items = self._restore(step, parts)
+    averages = {"ema": None, "ema_rest": None}
+    if abstract.ema is not None:
+      kept = items["ema_rest"] if "ema_rest" in parts else items["model"]["rest"]
+      averages = {"ema": items["ema"], "ema_rest": jax.tree.map(jnp.copy, kept)}
+    return State(**items["model"], **items["train"], **averages)
 
   def restore_weights(
     self, step: int, *, abstract: State, shardings: State, ema: bool
   ) -> tuple[Any, Any]:
-    """(params, rest) at a step without the optimizer; `ema`: the moving average as params."""
+    """(params, rest) at a step without the optimizer; `ema`: the moving averages, if kept."""
     target = _targets(abstract, shardings)
     parts = {"model": {"params": target.params, "rest": target.rest}}
     if ema:
       parts["ema"] = target.params
+      if self._has(step, "ema_rest"):
+        parts["ema_rest"] = target.rest
     self._check(step, parts)
-    items = self._manager.restore(
-      step,
-      args=ocp.args.Composite(**{k: ocp.args.StandardRestore(v) for k, v in parts.items()}),
-    )
-    return items["ema"] if ema else items["model"]["params"], items["model"]["rest"]
+    items = self._restore(step, parts)
+    params, rest = items["model"]["params"], items["model"]["rest"]
+    if not ema:
+      return params, rest
+    return items["ema"], items["ema_rest"] if "ema_rest" in parts else rest
 
   def has_ema(self, step: int) -> bool:
     """Does the checkpoint at this step hold a moving average?"""
-    return self._manager.item_metadata(step).get("ema") is not None
+    return self._has(step, "ema")
+
+  def _has(self, step: int, item: str) -> bool:
+    return self._manager.item_metadata(step).get(item) is not None
+
+  def _restore(self, step: int, parts: Mapping[str, Any]) -> Any:
+    wanted = {name: ocp.args.StandardRestore(part) for name, part in parts.items()}
+    return self._manager.restore(step, args=ocp.args.Composite(**wanted))
 
   def _check(self, step: int, parts: Mapping[str, Any]) -> None:
     metadata = self._manager.item_metadata(step)
@@ -129,11 +147,11 @@ def _parts(state: State) -> dict[str, Any]:
     "model": {"params": state.params, "rest": state.rest},
     "train": {"step": state.step, "opt": state.opt, "bad": state.bad},
   }
-  return parts if state.ema is None else {**parts, "ema": state.ema}
-
-
-def _items(state: State, wrap: Any) -> dict[str, Any]:
-  return {name: wrap(part) for name, part in _parts(state).items()}
+  if state.ema is not None:
+    parts["ema"] = state.ema
+    if jax.tree.leaves(state.ema_rest):  # many models have no statistics
+      parts["ema_rest"] = state.ema_rest
+  return parts
 
 
 def _targets(abstract: State, shardings: State) -> State:

@@ -247,10 +247,11 @@ def _held(program, spec, rows):
   state, places = program.abstract, program.shardings
   rest = (state.rest, state.step, state.bad)
   rest_places = (places.rest, places.step, places.bad)
+  averages, average_places = ((x.ema, x.ema_rest) for x in (state, places))
   return {
     "parameters": sharding.bytes_per_device(state.params, places.params),
     "optimizer": sharding.bytes_per_device(state.opt, places.opt),
-    "ema": sharding.bytes_per_device(state.ema, places.ema),
+    "ema": sharding.bytes_per_device(averages, average_places),
     "other state": sharding.bytes_per_device(rest, rest_places),
     "batch": sharding.bytes_per_device(spec, rows),
   }

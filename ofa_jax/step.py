@@ -31,6 +31,7 @@ class State:
     rest: what is learnt without gradients (running statistics of batch norm).
     ema: moving average of `params`; None when off.
     bad: int32[2], non-finite steps in all, and in a row until now.
+    ema_rest: moving average of `rest`; None when off.
   """
 
   step: jax.Array
@@ -39,6 +40,14 @@ class State:
   rest: Any
   ema: Any
   bad: jax.Array
+  ema_rest: Any = None
+
+  @property
+  def evaluated(self) -> tuple[Any, Any]:
+    """(params, rest) that are evaluated: the moving average where there is one."""
+    if self.ema is None:
+      return self.params, self.rest
+    return self.ema, self.ema_rest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +105,7 @@ def build(config: Config, mesh: jax.sharding.Mesh, *, steps: int) -> Program:
     rest=jax.tree.map(lambda _: whole, rest),
     ema=None if config.ema is None else places,
     bad=whole,
+    ema_rest=None if config.ema is None else jax.tree.map(lambda _: whole, rest),
   )
   return Program(
     config=config,
@@ -143,15 +153,16 @@ def train_step(program: Program) -> Callable[..., tuple[State, dict[str, jax.Arr
     grads = optim_lib.clip(grads, norm, limit=config.optim.clip_norm)
     updates, opt = program.optimizer.update(grads, state.opt, state.params)
     params = optim_lib.apply(config.optim, state.params, updates, lr=lr)
-    ema = state.ema
-    if ema is not None:
-      ema = jax.tree.map(lambda e, p: config.ema * e + (1 - config.ema) * p, ema, params)
-    new = (params, opt, rest, ema)
-    old = (state.params, state.opt, state.rest, state.ema)
-    params, opt, rest, ema = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+    new = {"params": params, "opt": opt, "rest": rest, **_averages(config, state, params, rest)}
+    old = {name: getattr(state, name) for name in new}
+    new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
     bad = jnp.where(good, state.bad * jnp.array([1, 0], jnp.int32), state.bad + 1)
-    state = State(step=state.step + 1, params=params, opt=opt, rest=rest, ema=ema, bad=bad)
-    return state, {**metrics, "grad_norm": norm, "lr": lr, "bad": bad}
+    return State(step=state.step + 1, bad=bad, **new), {
+      **metrics,
+      "grad_norm": norm,
+      "lr": lr,
+      "bad": bad,
+    }
 
   whole = sharding.replicated(program.mesh)
   return jax.jit(step, donate_argnums=0, out_shardings=(program.shardings, whole))
@@ -186,9 +197,34 @@ def _state(config, optimizer, params, rest):
     params=params,
     opt=optimizer.init(params),
     rest=rest,
-    ema=None if config.ema is None else jax.tree.map(jnp.copy, params),
     bad=jnp.zeros(2, jnp.int32),
+    **averages_of(config, params, rest),
   )
+
+
+def averages_of(config: Config, params: Any, rest: Any) -> dict[str, Any]:
+  """The fields `ema` and `ema_rest` of a state that begins with these weights."""
+  if config.ema is None:
+    return {"ema": None, "ema_rest": None}
+  return {"ema": jax.tree.map(jnp.copy, params), "ema_rest": jax.tree.map(jnp.copy, rest)}
+
+
+def _averages(config, state, params, rest):
+  """The moving averages after an update, by fairseq's formula: a copy until they start."""
+  if config.ema is None:
+    return {"ema": None, "ema_rest": None}
+  share, new = config.ema, 1 - config.ema
+  if config.ema_start:
+    early = state.step + 1 < config.ema_start
+    share, new = jnp.where(early, 0.0, share), jnp.where(early, 1.0, new)
+
+  def average(old, now):
+    return share * old + new * now
+
+  return {
+    "ema": jax.tree.map(average, state.ema, params),
+    "ema_rest": jax.tree.map(average, state.ema_rest, rest),
+  }
 
 
 def _gradients(program, state, batch, key):
