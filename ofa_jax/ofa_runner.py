@@ -95,19 +95,10 @@ class Runner:
     """
     if len(self._weights) > 1:
       raise ValueError(f"Expected one model to score answers with, found {len(self._weights)}")
-    prompts = rows["decoder"]
-    lengths = np.sum(prompts != PAD, axis=1)
-    scores = np.empty((len(prompts), plan.num_answers), np.float32)
-    width = bucket(prompts.shape[1], 8)
+    width = bucket(rows["decoder"].shape[1], 8)
+    rows = {**rows, "decoder": widened(rows["decoder"], width)}
     room = MAX_POSITIONS // (plan.width * (width + len(plan.levels)))
-    for length in np.unique(lengths):  # all prompts of a batch are equally long
-      same = np.flatnonzero(lengths == length)
-      part = {name: x[same] for name, x in rows.items()}
-      part["decoder"] = widened(part["decoder"], width)
-      shared = {"plan": plan, "length": np.int32(length)}
-      found = self._run(self._score, part, shared=shared, most=room)
-      scores[same] = found[:, : plan.num_answers]
-    return scores
+    return self._run(self._score, rows, shared={"plan": plan}, most=room)[:, : plan.num_answers]
 
   def _forward_rows(self, weights, rows, shared, static):
     del shared, static
@@ -152,29 +143,8 @@ class Runner:
   def _score_rows(self, weights, rows, shared, static):
     del static
     (model,) = self._models(weights)
-    plan, prompts = shared["plan"], rows["decoder"]
-    cache = model.start(self._encode(model, rows), max_length=prompts.shape[1] + len(plan.levels))
-
-    def step(cache, tokens, position):
-      x = model.tokens(tokens)
-      return model.decoder.step(cache, x, tokens != PAD, position=position)
-
-    def look(states, places, tokens):
-      return jnp.einsum(
-        "bed,ed->be",
-        states[:, places],
-        model.tokens(tokens),
-        preferred_element_type=numerics.wide(states.dtype),
-      )
-
-    return candidates.score(
-      step,
-      cache,
-      reorder=model.reorder,
-      prompts=prompts,
-      length=shared["length"],
-      plan=plan,
-      look=look,
+    return candidates.score_answers(
+      model, self._encode(model, rows), prompts=rows["decoder"], plan=shared["plan"]
     )
 
   def _models(self, weights):

@@ -2,9 +2,10 @@
 
 As in the original, an answer's score is the sum of the log-probabilities of its tokens and of eos,
 each renormalised over what the trie of all answers allows there. So only the forks of the trie
-contribute: a token without an alternative has probability one. The prompt is run once; then the
-beginnings of answers at which the trie forks, or that lead to such, are run once each, all of the
-same length together. Of the logits only those of the continuations are looked at.
+contribute: a token without an alternative has probability one. The prompts, which may be of
+different lengths, are run once, in one pass; then the beginnings of answers at which the trie
+forks, or that lead to such, are run once each, all of the same length together. Of the logits only
+those of the continuations are looked at.
 """
 
 import dataclasses
@@ -16,9 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax.decode.beam import EOS, Reorder, Step
+from ofa_jax.decode.beam import EOS, PAD, Reorder, Step
 from ofa_jax.decode.trie import check
+from ofa_jax.models.ofa import OFA
+from ofa_jax.models.ofa_encoder import Encoded
+from ofa_jax.numerics import wide
 
+Prefill = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
 Look = Callable[[jax.Array, np.ndarray, np.ndarray], jax.Array]
 
 
@@ -91,18 +96,18 @@ def plan(answers: Sequence[Sequence[int]]) -> Plan:
   levels, fork_of, edges, before = [], [], {}, {(): 0}
   for length in range(max(map(len, needed), default=-1) + 1):
     level = {x: i for i, x in enumerate(x for x in needed if len(x) == length)}
-    found = [(x, token) for x in level if x in forks for token in follow[x]]
-    edges |= {edge: len(fork_of) + i for i, edge in enumerate(found)}
+    here = [(x, token) for x in level if x in forks for token in follow[x]]
+    edges |= {edge: len(fork_of) + i for i, edge in enumerate(here)}
     levels.append(
       Level(
         tokens=_padded([x[-1] if x else 0 for x in level]),
         parents=_padded([before[x[:-1]] for x in level]),
-        places=_padded([level[x] for x, _ in found]),
-        follow=_padded([token for _, token in found]),
+        places=_padded([level[x] for x, _ in here]),
+        follow=_padded([token for _, token in here]),
       )
     )
-    fork_of += [forks[x] for x, _ in found]
-    fork_of += [num_forks - 1] * (len(levels[-1].places) - len(found))
+    fork_of += [forks[x] for x, _ in here]
+    fork_of += [num_forks - 1] * (len(levels[-1].places) - len(here))
     before = level
   paths = [
     [edges[answer[:i], token] for i, token in enumerate(answer) if answer[:i] in forks]
@@ -121,57 +126,80 @@ def plan(answers: Sequence[Sequence[int]]) -> Plan:
   )
 
 
+def score_answers(model: OFA, encoded: Encoded, *, prompts: jax.Array, plan: Plan) -> jax.Array:
+  """Returns the log-probabilities float32[B, A] of all answers (-inf: padding of the plan).
+
+  It may be called in a jitted function, with a plan that is an argument or a constant.
+
+  Args:
+    model: an OFA.
+    encoded: of B inputs, from `OFA.encode`.
+    prompts: int32[B, P], what the decoder reads before the answer, bos first; shorter ones are
+      filled up with `PAD` on the right.
+    plan: of the answers.
+  """
+
+  def look(states, places, tokens):
+    return jnp.einsum(
+      "bed,ed->be",
+      states[:, places],
+      model.tokens(tokens),
+      preferred_element_type=wide(states.dtype),
+    )
+
+  return score(
+    model.step_hidden,
+    model.start(encoded, max_length=prompts.shape[1] + len(plan.levels)),
+    prefill=model.prefill,
+    reorder=model.reorder,
+    prompts=prompts,
+    plan=plan,
+    look=look,
+  )
+
+
 def score(
   step: Step,
   cache: Any,
   *,
+  prefill: Prefill,
   reorder: Reorder,
   prompts: jax.Array,
-  length: jax.Array,
   plan: Plan,
   look: Look | None = None,
 ) -> jax.Array:
-  """Returns the log-probabilities float32[B, A] of all answers (padded ones are 0).
+  """`score_answers` with any model.
 
   Args:
-    step: (cache, tokens int32[B, M], position int32[]) -> (outputs [B, M, ...], cache).
+    step: (cache, tokens int32[B, M], positions int32[B]) -> (outputs [B, M, ...], cache).
     cache: of one hypothesis, with positions for the prompt and all levels but the first.
+    prefill: (cache, prompts int32[B, P]) -> (outputs [B, 1, ...] of each one's last token, cache).
     reorder: (cache, parents int32[B, M]) -> cache of these hypotheses of each input.
-    prompts: int32[B, P], what the decoder reads before the answer, bos first; all equally long.
-    length: int32[], the tokens of a prompt without padding.
+    prompts: as for `score_answers`.
     plan: of the answers.
     look: (outputs, places int32[E], tokens int32[E]) -> float32[B, E], the logits of some tokens
       at some of the M places; None: the outputs are logits float32[B, M, V].
   """
-  batch, look = len(prompts), look or (lambda logits, places, tokens: logits[:, places, tokens])
+  batch, look = prompts.shape[0], look or (lambda logits, places, tokens: logits[:, places, tokens])
+  real = jnp.arange(len(plan.paths)) < plan.num_answers
   if not plan.levels:
-    return jnp.zeros((batch, len(plan.paths)), jnp.float32)
-  found = []
+    return jnp.broadcast_to(jnp.where(real, 0.0, -jnp.inf), (batch, len(plan.paths)))
+  lengths = jnp.sum(prompts != PAD, axis=1)
+  edges = []
   for depth, level in enumerate(plan.levels):
     if depth:
       cache = reorder(cache, jnp.broadcast_to(level.parents, (batch, len(level.parents))))
       tokens = jnp.broadcast_to(level.tokens, (batch, len(level.tokens)))
-      outputs, cache = step(cache, tokens, length + depth - 1)
+      outputs, cache = step(cache, tokens, lengths + depth - 1)
     else:
-      outputs, cache = _read(step, cache, prompts, length)
-    found.append(look(outputs, level.places, level.follow))
-  logits = jnp.concatenate(found, axis=1).T
+      outputs, cache = prefill(cache, prompts)
+    edges.append(look(outputs, level.places, level.follow))
+  logits = jnp.concatenate(edges, axis=1).T
   highest = jax.ops.segment_max(logits, plan.forks, plan.num_forks)
   weights = jnp.exp(logits - highest[plan.forks])
   norms = highest + jnp.log(jax.ops.segment_sum(weights, plan.forks, plan.num_forks))
   log_probs = jnp.pad(logits - norms[plan.forks], ((0, 1), (0, 0)))
-  return log_probs[plan.paths].sum(1).T
-
-
-def _read(step, cache, prompts, length):
-  """Runs the prompt; the outputs [B, 1, ...] are those of its last token."""
-
-  def one(position, cache):
-    tokens = jax.lax.dynamic_slice_in_dim(prompts, position, 1, axis=1)
-    return step(cache, tokens, position)
-
-  cache = jax.lax.fori_loop(0, length - 1, lambda i, cache: one(i, cache)[1], cache)
-  return one(length - 1, cache)
+  return jnp.where(real, log_probs[plan.paths].sum(1).T, -jnp.inf)
 
 
 def _padded(numbers: list[int]) -> np.ndarray:

@@ -16,7 +16,7 @@ from ofa_jax.models.layers import Embed, Linear, Scan, dropout, split_rngs
 from ofa_jax.models.ofa_config import ClassifierConfig, OFAConfig
 from ofa_jax.models.ofa_decoder import Cache, Decoder
 from ofa_jax.models.ofa_encoder import Encoded, Encoder
-from ofa_jax.models.ofa_layers import INIT
+from ofa_jax.models.ofa_layers import INIT, read
 from ofa_jax.numerics import wide, widened
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3  # ids of the special tokens, as in every fairseq dictionary
@@ -231,13 +231,36 @@ class OFA(nnx.Module):
     Args:
       cache: from `start` or the step before.
       tokens: int32[B, M], the tokens at `position`.
-      position: int32[], 0 first.
+      position: int32[], 0 first; or int32[B], of each input its own.
 
     Returns:
       Logits float32[B, M, V] of the tokens at `position + 1`, and the cache.
     """
-    x, cache = self.decoder.step(cache, self.tokens(tokens), tokens != PAD, position=position)
+    x, cache = self.step_hidden(cache, tokens, position)
     return self.logits(x), cache
+
+  def step_hidden(
+    self, cache: Cache, tokens: jax.Array, position: jax.Array
+  ) -> tuple[jax.Array, Cache]:
+    """Returns the decoder's states [B, M, D] and the cache, as `step` has them."""
+    return self.decoder.step(cache, self.tokens(tokens), tokens != PAD, position=position)
+
+  def prefill(self, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, Cache]:
+    """Decodes what every input begins with, in one pass.
+
+    The next token of an input with n tokens here is at position n, whatever follows them in its
+    row: `step` with positions int32[B] writes over the padding.
+
+    Args:
+      cache: from `start`, of one hypothesis.
+      tokens: int32[B, P], 0 first, filled up with 1.
+
+    Returns:
+      The decoder's state [B, 1, D] at each input's last token, and the cache.
+    """
+    mask = tokens != PAD
+    x, cache = self.decoder.prefill(cache, self.tokens(tokens), mask)
+    return read(x, jnp.sum(mask, axis=1) - 1, axis=1), cache
 
   def reorder(self, cache: Cache, parents: jax.Array) -> Cache:
     """Returns the cache of other hypotheses: int32[B, M'] says which old one each continues."""

@@ -5,6 +5,7 @@ in the norm of its embedding. One batch may hold both.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -29,6 +30,8 @@ from ofa_jax.models.ofa_layers import (
   SelfPositions,
   layer_drops,
   make_prompt,
+  read,
+  write,
 )
 from ofa_jax.models.ofa_positions import EPS, MAX_TOKENS, Positions, RelativeBias, code_cells
 
@@ -62,6 +65,11 @@ class Cache:
   bias: jax.Array
   cross_bias: jax.Array
   code: bool = dataclasses.field(metadata={"static": True})
+
+  @property
+  def length(self) -> int:
+    """N, the positions that there is room for; without the prompt's."""
+    return self.bias.shape[-1]
 
   def reorder(self, parents: jax.Array) -> "Cache":
     """Returns the cache of hypotheses that continue `parents` int32[B, M'] of the old ones."""
@@ -207,28 +215,80 @@ class Decoder(nnx.Module):
     self, cache: Cache, x: jax.Array, mask: jax.Array, *, position: jax.Array
   ) -> tuple[jax.Array, Cache]:
     """Maps embedded tokens [B, M, D] at `position`, mask bool[B, M], to states; see `OFA.step`."""
-    length = cache.bias.shape[-1]
-    prefix = cache.mask.shape[2] - length
-    slot = prefix + position
+    length = cache.length
     if self.entangled:
-      x = x + self.vectors(length, code=cache.code)[0, position]
-    x = (self.code_norm if cache.code else self.text_norm)(x)
-    seen = jax.lax.dynamic_update_slice_in_dim(cache.mask, mask[..., None], slot, axis=2)
-    causal = seen & (jnp.arange(length + prefix) <= slot)
-    absolute, cross_bias = (
-      jax.lax.dynamic_slice_in_dim(bias, position, 1, axis=2)
-      for bias in (cache.bias, cache.cross_bias)
+      x = x + read(self.vectors(length, code=cache.code), position, axis=1)
+
+    def row(tables, position):
+      if cache.code:
+        return tables.codes_step(position, length, self.window)[:, None]
+      return tables.text_step(position, length)[:, None]
+
+    def relative(tables):
+      one = functools.partial(row, tables)
+      return jax.vmap(one)(position) if jnp.ndim(position) else one(position)[None]
+
+    return self._advance(
+      cache,
+      x,
+      mask[..., None],
+      position=position,
+      absolute=read(cache.bias, position, axis=2),
+      relative=relative,
+      cross_bias=read(cache.cross_bias, position, axis=2),
     )
+
+  def prefill(self, cache: Cache, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, Cache]:
+    """Maps embedded tokens [B, P, D] at the first P positions to states [B, P, D].
+
+    Padding, where mask bool[B, P] is False, is written but never attended to.
+    """
+    first = slice(x.shape[1])
+    if self.entangled:
+      x = x + self.vectors(cache.length, code=cache.code)[:, first]
+    return self._advance(
+      cache,
+      x,
+      mask[:, None],
+      position=jnp.int32(0),
+      absolute=cache.bias[:, :, first],
+      relative=lambda tables: self.relative_bias(tables, cache.length, code_mask=cache.code)[
+        :, :, first
+      ],
+      cross_bias=cache.cross_bias[:, :, first],
+    )
+
+  def _advance(
+    self,
+    cache: Cache,
+    x: jax.Array,
+    mask: jax.Array,
+    *,
+    position: jax.Array,
+    absolute: jax.Array,
+    relative: Callable[[RelativeBias], jax.Array],
+    cross_bias: jax.Array,
+  ) -> tuple[jax.Array, Cache]:
+    """Runs the layers over N positions from `position` on: [B, M * N, D], mask bool[B, M, N].
+
+    The biases are those of the positions, [1 or B, H, N, T] and, to the encoder's, [..., N, S].
+    """
+    hypotheses, new = mask.shape[1:]
+    prefix = cache.mask.shape[2] - cache.length
+    slot = prefix + position
+    x = (self.code_norm if cache.code else self.text_norm)(x)
+    seen = write(cache.mask, mask, slot, axis=2)
+    last = jnp.reshape(slot, (-1, 1, 1, 1)) + jnp.arange(new)[:, None]
+    causal = seen[:, :, None] & (jnp.arange(cache.mask.shape[2]) <= last)
 
     x, keys, values = shard_batch(x), [], []
     for layer, k, v, memory in zip(
       cache.layers, cache.keys, cache.values, cache.memory, strict=True
     ):
-      if cache.code:
-        relative = layer.relative.codes_step(position, length, self.window)
-      else:
-        relative = layer.relative.text_step(position, length)
-      bias = absolute + relative[None, :, None]
+      bias = absolute + relative(layer.relative)
+      if bias.shape[0] != 1:  # of each input, for each of its hypotheses
+        bias = jnp.broadcast_to(bias[:, None], (bias.shape[0], hypotheses, *bias.shape[1:]))
+        bias = bias.reshape(-1, *bias.shape[2:])
       x, k, v = layer.step(
         x,
         k,

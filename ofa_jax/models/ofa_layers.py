@@ -5,6 +5,8 @@ factor for every head. Every module here is a whole residual branch: it takes th
 returns them with its output added.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -214,28 +216,28 @@ class DecoderBlock(nnx.Module):
     cross_bias: jax.Array,
     cross_mask: jax.Array,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Maps the states of one position to the next ones, with those before it in a cache.
+    """Maps the states of N positions to the next ones, with those before them in a cache.
 
     Args:
-      x: [B, M, D], M hypotheses of every input.
-      keys, values: [B, M, T, H, K]; the position's are written at `slot`.
-      slot: int32[], the position's place in the cache.
-      bias: float32, broadcastable to [B * M, H, 1, T].
-      mask: bool[B, M, T].
+      x: [B, M * N, D], of M hypotheses of every input.
+      keys, values: [B, M, T, H, K]; those of the positions are written from `slot` on.
+      slot: int32[] or int32[B], the first position's place in the cache.
+      bias: float32, broadcastable to [B * M, H, N, T].
+      mask: bool[B, M, N, T].
       memory: keys and values [B, S, H, K] of the encoder's output.
-      cross_bias: float32, broadcastable to [B, H, 1, S].
+      cross_bias: float32, broadcastable to [B, H, M * N, S].
       cross_mask: bool[B, 1, 1, S].
 
     Returns:
       The states, and `keys` and `values`.
     """
-    B, M, _ = x.shape
+    M, N, T = mask.shape[1:]
     q, k, v = self.attn.project(x)
-    keys = jax.lax.dynamic_update_slice_in_dim(keys, k[:, :, None], slot, axis=2)
-    values = jax.lax.dynamic_update_slice_in_dim(values, v[:, :, None], slot, axis=2)
-    k, v = (x.reshape(B * M, *x.shape[2:]) for x in (keys, values))
-    mask = mask.reshape(B * M, 1, 1, -1)
-    y = self.attn.attend(q.reshape(B * M, 1, *q.shape[2:]), k, v, bias=bias, mask=mask)
+    k, v = (new.reshape(-1, M, N, *new.shape[2:]) for new in (k, v))
+    keys, values = write(keys, k, slot, axis=2), write(values, v, slot, axis=2)
+    k, v = (old.reshape(-1, *old.shape[2:]) for old in (keys, values))
+    mask = mask.reshape(-1, 1, N, T)
+    y = self.attn.attend(q.reshape(-1, N, *q.shape[2:]), k, v, bias=bias, mask=mask)
     x = self.attn.add(x, y.reshape(x.shape), drop=None)
     return self.rest(x, memory, bias=cross_bias, mask=cross_mask, drop=None), keys, values
 
@@ -342,6 +344,25 @@ def relative_bias(config: OFAConfig, *, rngs: nnx.Rngs) -> RelativeBias:
     init=INIT,
     rngs=rngs,
   )
+
+
+def read(x: jax.Array, position: jax.Array, *, axis: int) -> jax.Array:
+  """Returns the slice of x [1 or B, ...] at `position` on an axis, which stays, of length one.
+
+  The position is one for all rows, int32[], or each row's own, int32[B].
+  """
+  if jnp.ndim(position) == 0:
+    return jax.lax.dynamic_slice_in_dim(x, position, 1, axis=axis)
+  rows, x = (None, x[0]) if x.shape[0] == 1 else (0, x)
+  each = functools.partial(read, axis=axis - 1)
+  return jax.vmap(each, in_axes=(rows, 0))(x, position)
+
+
+def write(x: jax.Array, new: jax.Array, position: jax.Array, *, axis: int) -> jax.Array:
+  """Returns x [B, ...] with `new` from `position` (as for `read`) on along an axis."""
+  if jnp.ndim(position) == 0:
+    return jax.lax.dynamic_update_slice_in_dim(x, new, position, axis=axis)
+  return jax.vmap(functools.partial(write, axis=axis - 1))(x, new, position)
 
 
 def with_prompt(

@@ -21,8 +21,9 @@ def functions(logits: jax.Array):
   """(step, reorder) of the model with this table."""
 
   def step(cache, tokens, position):
-    cache = jax.lax.dynamic_update_index_in_dim(cache, tokens, position, axis=2)
-    history = jnp.sum(jnp.where(jnp.arange(cache.shape[2]) <= position, cache, 0), axis=2)
+    here = jnp.arange(cache.shape[2]) - jnp.reshape(position, (-1, 1, 1))
+    cache = jnp.where(here == 0, tokens[..., None], cache)
+    history = jnp.sum(jnp.where(here <= 0, cache, 0), axis=2)
     rows = jnp.arange(len(cache))[:, None]
     return logits[rows, tokens] + logits[rows, history % logits.shape[1]], cache
 
@@ -30,6 +31,18 @@ def functions(logits: jax.Array):
     return jnp.take_along_axis(cache, parents[:, :, None], axis=1)
 
   return step, reorder
+
+
+def prefill(logits: jax.Array):
+  """`prefill` of the model with this table."""
+  step, _ = functions(logits)
+
+  def run(cache, prompts):
+    cache = cache.at[:, 0, : prompts.shape[1]].set(prompts)
+    last = jnp.sum(prompts != beam.PAD, axis=1) - 1
+    return step(cache, jnp.take_along_axis(prompts, last[:, None], axis=1), last)
+
+  return run
 
 
 def cache(*, batch: int, hypotheses: int, length: int) -> jax.Array:

@@ -112,24 +112,27 @@ def test_hypotheses_are_the_originals(name):
   check(found, case["hypos"])
 
 
-@pytest.mark.parametrize("prompt", VQA)
-def test_every_answers_score_is_the_originals(prompt):
-  case, inputs = VQA[prompt], encoded("mm")
-  plan = candidates.plan(case["answer_ids"])
+def test_every_answers_score_is_the_originals():
+  # All inputs with all three kinds of prompts in one batch: prompts of 1 to 9 tokens.
+  tokens, _ = encoded("mm")
+  rows = [(i, case, ids) for case in VQA.values() for i, ids in enumerate(case["decoder_prompts"])]
+  assert len({len(ids) for _, _, ids in rows}) > 3 and len(rows) == 3 * len(tokens)
+  prompts = np.full((len(rows), max(len(ids) for _, _, ids in rows)), PAD, np.int32)
+  for row, (_, _, ids) in zip(prompts, rows, strict=True):
+    row[: len(ids)] = ids
+  answers = [case["answer_ids"] for case in VQA.values()]
+  assert answers[0] == answers[1] == answers[2]
+  plan = candidates.plan(answers[0])
 
   @jax.jit
-  def score(encoded, prompts, length):
-    cache = model().start(encoded, max_length=prompts.shape[1] + len(plan.levels))
-    return candidates.score(
-      model().step, cache, reorder=model().reorder, prompts=prompts, length=length, plan=plan
-    )
+  def score(encoded, places, prompts):
+    encoded = jax.tree.map(lambda x: x[places] if len(x) > 1 else x, encoded)
+    return candidates.score_answers(model(), encoded, prompts=prompts, plan=plan)
 
-  for i, ids in enumerate(case["decoder_prompts"]):
-    prompts = np.full((3, 9), PAD, np.int32)
-    prompts[:, : len(ids)] = ids
-    scores = np.asarray(score(inputs[1], prompts, len(ids)))[i, : plan.num_answers]
-    np.testing.assert_allclose(scores, case["allcand_scores"][i], atol=1e-4)
-    assert case["answers"][scores.argmax()] == case["predicts"][i]
+  scores = np.asarray(score(encoded("mm")[1], np.array([i for i, _, _ in rows]), prompts))
+  for row, (i, case, _) in zip(scores[:, : plan.num_answers], rows, strict=True):
+    np.testing.assert_allclose(row, case["allcand_scores"][i], rtol=1e-6, atol=1e-5)
+    assert case["answers"][row.argmax()] == case["predicts"][i]
 
 
 @pytest.mark.parametrize("prompt", VQA)

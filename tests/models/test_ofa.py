@@ -180,6 +180,39 @@ def test_hypotheses_are_decoded_apart():
   assert error(logits, jnp.stack(alone, axis=1)) < BLOCK
 
 
+@pytest.mark.parametrize("case", ["image_code", "prefix_plain", "entangled"])
+def test_decoding_goes_on_after_beginnings_of_different_lengths(case):
+  options = {"entangle_position_embedding": True, "disable_entangle": False}
+  one = micro_model(**options) if case == "entangled" else model(case)
+  given = inputs(golden("micro", case if case in CASES else "mm_batch"))
+  tokens, code = given.pop("decoder_tokens"), given.pop("code_mask", None) is not None
+  B, T = tokens.shape
+  lengths = jnp.arange(B) % (T - 3) + 1
+  begin = jnp.where(jnp.arange(T - 2) < lengths[:, None], tokens[:, : T - 2], 1)
+  rows = jnp.arange(B)
+
+  @jax.jit
+  def run(model, given):
+    encoded = model.encode(**given)
+    whole = model.decoder(
+      model.tokens(tokens),
+      jnp.ones_like(tokens, bool),
+      encoded,
+      code_mask=jnp.full(B, code) if code else None,
+    )
+    first, cache = model.prefill(model.start(encoded, max_length=T, code=code), begin)
+    found = [first[:, 0]]
+    cache = model.reorder(cache, jnp.zeros((B, 2), jnp.int32))
+    for i in range(2):  # the second of two hypotheses goes the stored way
+      token = tokens[rows, lengths + i]
+      x, cache = model.step_hidden(cache, jnp.stack([token + 2, token], axis=1), lengths + i)
+      found.append(x[:, 1])
+    expected = [whole[rows, lengths - 1 + i] for i in range(3)]
+    return jnp.stack(found), jnp.stack(expected)
+
+  assert error(*run(one, given)) < BLOCK
+
+
 @functools.cache
 def training():
   """Logits, loss, gradients and running statistics of a training step without dropout."""
