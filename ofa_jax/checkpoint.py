@@ -4,35 +4,98 @@ One directory per step holds `model` (parameters and running statistics, what ev
 conversion read), `train` (optimizer and counters), and where there is a moving average `ema`, that
 of the parameters, and `ema_rest`, that of the statistics, which runs made before do not have.
 Nothing random and no data position is stored: both are functions of the step.
+
+The newest ones stay, and beside them the best one by a metric. `W@8`, `W@best`, `W@latest` and
+`W/checkpoints/8` name a step of the run in the folder W.
 """
 
+import contextlib
+import json
 import logging
-from collections.abc import Mapping
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
-from ofa_jax import trees
+from ofa_jax import log, trees
 from ofa_jax.step import State
 
 ITEMS = ("model", "ema", "ema_rest", "train")
+OPTIONAL = ("ema", "ema_rest")
+LATEST, BEST = "latest", "best"
+
+
+class Damaged(ValueError):  # noqa: N818 (named after what it reports)
+  """A stored checkpoint is not what was written."""
+
+
+class Best:
+  """Which step is the best one by a metric of the evaluations; of equal ones the first.
+
+  Args:
+    metric: its name in `metrics.jsonl`, such as "valid/cider".
+    mode: "max" or "min".
+    rows: those of `metrics.jsonl` so far.
+  """
+
+  def __init__(self, metric: str, mode: str, rows: Iterable[Mapping[str, float]] = ()):
+    self.metric, self.mode = metric, mode
+    self._values: dict[int, float] = {}
+    for row in rows:
+      self.add(int(row["step"]), row)
+
+  def add(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Notes an evaluation; one without the metric, or with NaN for it, counts for nothing."""
+    value = metrics.get(self.metric)
+    if value is not None and math.isfinite(value):
+      self._values[step] = value
+
+  def of(self, steps: Iterable[int]) -> int | None:
+    """The best of these steps; None where none of them has been evaluated."""
+    sign = 1 if self.mode == "max" else -1
+    known = [step for step in steps if step in self._values]
+    return max(known, key=lambda step: (sign * self._values[step], -step), default=None)
+
+  def describe(self, step: int) -> str:
+    """Such as "step 8, valid/cider 0.9132"."""
+    return f"step {step}, {self.metric} {self._values[step]:.6g}"
 
 
 class Checkpoints:
   """The checkpoints under `workdir/checkpoints`; use as a context manager, it waits on exit."""
 
-  def __init__(self, workdir: str, *, keep: int = 3):
-    """Args: workdir: local or bucket path; keep: newest checkpoints that stay."""
-    # Orbax reports every array it touches at INFO and warns of defaults that are meant.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+  def __init__(
+    self, workdir: str, *, keep: int = 3, best: Best | None = None, read_only: bool = False
+  ):
+    """Opens the folder.
+
+    Args:
+      workdir: local or bucket path.
+      keep: newest checkpoints that stay.
+      best: says which one stays beside them; None: none.
+      read_only: nothing is made, saved or removed there.
+    """
+    # Orbax reports every array it touches at INFO, warns of defaults that are meant, and repeats
+    # what it raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    self.workdir = epath.Path(workdir).resolve()
+    self.best = best  # may be set later
     self._manager = ocp.CheckpointManager(
-      epath.Path(workdir).resolve() / "checkpoints",
+      self.workdir / "checkpoints",
       item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS},
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=True, create=True
+        preservation_policy=_Keep(keep, self.best_step),
+        enable_async_checkpointing=True,
+        create=not read_only,
+        read_only=read_only,
       ),
     )
 
@@ -42,9 +105,55 @@ class Checkpoints:
   def __exit__(self, *_):
     self._manager.close()
 
+  def steps(self) -> list[int]:
+    """The complete ones, oldest first; a save cut short by a crash does not count."""
+    return sorted(self._manager.all_steps())
+
   def latest(self) -> int | None:
-    """Newest complete step; a save cut short by a crash does not count."""
+    """Newest complete step."""
     return self._manager.latest_step()
+
+  def best_step(self, steps: Sequence[int] | None = None) -> int | None:
+    """The best one of these, or of all; None where that is not known."""
+    return self.best.of(self.steps() if steps is None else steps) if self.best else None
+
+  def listing(self) -> str:
+    """What is there, for people: "2, 4, 6 (best: step 4, valid/cider 0.9132)"."""
+    text = ", ".join(map(str, self.steps())) or "none"
+    best = self.best_step()
+    return text if best is None else f"{text} (best: {self.best.describe(best)})"
+
+  def find(self, which: str | None) -> int:
+    """The step that "latest" (or None), "best" or a number means.
+
+    Raises:
+      ValueError: there is no such checkpoint; those that are there.
+    """
+    steps = self.steps()
+    if not steps:
+      raise ValueError(
+        f"Expected a finished checkpoint in {self.workdir / 'checkpoints'}, found none"
+      )
+    if which in (None, LATEST):
+      return steps[-1]
+    if which != BEST:
+      if int(which) in steps:
+        return int(which)
+      raise ValueError(
+        f"{self.workdir}: expected one of the steps kept there, {self.listing()}; found {which}"
+      )
+    best = self.best_step()
+    if best is None:
+      why = (
+        f"no {self.best.metric} of one of them in its {log.METRICS}"
+        if self.best
+        else "no best_metric in its config.json"
+      )
+      raise ValueError(
+        f"{self.workdir}: expected a run that knows its best step, found {why}. Name one of the "
+        f"steps kept there: {self.listing()}"
+      )
+    return best
 
   def save(self, state: State) -> None:
     """Starts saving; the state may be donated to the next step as soon as this returns."""
@@ -63,49 +172,187 @@ class Checkpoints:
     Where no average of the statistics was kept it begins with the statistics.
 
     Raises:
+      Damaged: it is not what was written.
       ValueError: the checkpoint holds other parameters than the config's model; all of them.
     """
     parts = _parts(_targets(abstract, shardings))
     if not self._has(step, "ema_rest"):
       parts.pop("ema_rest", None)
-    self._check(step, parts)
     items = self._restore(step, parts)
     averages = {"ema": None, "ema_rest": None}
     if abstract.ema is not None:
-      kept = items["ema_rest"] if "ema_rest" in parts else items["model"]["rest"]
-      averages = {"ema": items["ema"], "ema_rest": jax.tree.map(jnp.copy, kept)}
+      averages = {"ema": items["ema"], "ema_rest": _average_of_rest(items)}
     return State(**items["model"], **items["train"], **averages)
+
+  def restore_newest(
+    self, *, abstract: State, shardings: State, warn: Callable[[str], None]
+  ) -> State | None:
+    """The whole state at the newest step that is whole; None where nothing was saved yet.
+
+    Damaged ones that are newer are renamed to `STEP.damaged`, so that the steps are done again and
+    saved under their own names.
+
+    Args:
+      abstract, shardings: as for `restore`.
+      warn: takes a line about each damaged one.
+
+    Raises:
+      ValueError: as `restore`; or all that were saved are damaged.
+    """
+    faults: dict[int, str] = {}
+    for step in reversed(self.steps()):
+      fault = self._agreed_fault(step)
+      if fault is None:
+        try:
+          state = self.restore(step, abstract=abstract, shardings=shardings)
+        except Damaged as error:
+          if jax.process_count() > 1:  # the others may have read their parts, and wait
+            raise
+          fault = str(error)
+        else:
+          for damaged, text in faults.items():
+            self._set_aside(damaged)
+            warn(f"{text}. Going on from step {step}; it stays as {damaged}.damaged, remove it")
+          return state
+      faults[step] = fault
+    if faults:
+      raise ValueError(
+        "Expected a whole checkpoint to go on from, found only damaged ones:\n  "
+        + "\n  ".join(faults.values())
+        + "\nCopy one back from elsewhere, or start anew in another --workdir."
+      )
+    return None
+
+  def restore_parts(
+    self, step: int, *, abstract: State, shardings: State, optimizer: bool
+  ) -> dict[str, Any]:
+    """Fields of the state at a step of another run, to be put into a fresh one.
+
+    Args:
+      step: which one.
+      abstract, shardings: as for `restore`.
+      optimizer: whether its state and the counters are among them.
+
+    Returns:
+      "params", "rest", with `optimizer` "opt", "bad" and "step"; "ema" and "ema_rest", where the
+      state is to have them: the stored ones, or copies of the parameters and statistics.
+
+    Raises:
+      Damaged, ValueError: as `restore`; the first says which steps are there besides.
+    """
+    parts = _parts(_targets(abstract, shardings))
+    if not optimizer:
+      del parts["train"]
+    for name in OPTIONAL:
+      if not self._has(step, name):
+        parts.pop(name, None)
+    items = self._restore_advised(step, parts)
+    fields = {**items["model"], **items.get("train", {})}
+    if abstract.ema is not None:
+      ema = items["ema"] if "ema" in parts else jax.tree.map(jnp.copy, fields["params"])
+      fields |= {"ema": ema, "ema_rest": _average_of_rest(items)}
+    return fields
 
   def restore_weights(
     self, step: int, *, abstract: State, shardings: State, ema: bool
   ) -> tuple[Any, Any]:
-    """(params, rest) at a step without the optimizer; `ema`: the moving averages, if kept."""
+    """(params, rest) at a step without the optimizer; `ema`: their moving averages, if kept.
+
+    Raises:
+      Damaged, ValueError: as `restore`; the first says which steps are there besides.
+    """
     target = _targets(abstract, shardings)
     parts = {"model": {"params": target.params, "rest": target.rest}}
     if ema:
       parts["ema"] = target.params
       if self._has(step, "ema_rest"):
         parts["ema_rest"] = target.rest
-    self._check(step, parts)
-    items = self._restore(step, parts)
-    params, rest = items["model"]["params"], items["model"]["rest"]
-    if not ema:
-      return params, rest
-    return items["ema"], items["ema_rest"] if "ema_rest" in parts else rest
+    items = self._restore_advised(step, parts)
+    if ema:
+      return items["ema"], items.get("ema_rest", items["model"]["rest"])
+    return items["model"]["params"], items["model"]["rest"]
 
   def has_ema(self, step: int) -> bool:
     """Does the checkpoint at this step hold a moving average?"""
     return self._has(step, "ema")
 
   def _has(self, step: int, item: str) -> bool:
-    return self._manager.item_metadata(step).get(item) is not None
+    return (self._directory(step) / item).exists()
 
-  def _restore(self, step: int, parts: Mapping[str, Any]) -> Any:
+  def _directory(self, step: int) -> epath.Path:
+    return self.workdir / "checkpoints" / str(step)
+
+  def _damaged(self, step: int, reason: str) -> Damaged:
+    return Damaged(f"The checkpoint at step {step} is damaged: {self._directory(step)}/{reason}")
+
+  def _fault(self, step: int) -> str | None:
+    """What shows of damage without reading the arrays."""
+    try:
+      self._metadata(step)
+    except Damaged as error:
+      return str(error)
+    return None
+
+  def _agreed_fault(self, step: int) -> str | None:
+    """`_fault` as process 0 sees it, the same on all."""
+    if jax.process_count() == 1:
+      return self._fault(step)
+    fault = self._fault(step) if jax.process_index() == 0 else None
+    if multihost_utils.broadcast_one_to_all(np.asarray(fault is not None)):
+      return fault or f"The checkpoint at step {step} is damaged (process 0 has the reason)"
+    return None
+
+  def _set_aside(self, step: int) -> None:
+    if jax.process_index() == 0:
+      directory = self._directory(step)
+      aside = directory.with_name(f"{step}.damaged")
+      if aside.exists():
+        aside.rmtree()
+      directory.rename(aside)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
+    self._manager.reload()
+
+  def _metadata(self, step: int) -> Mapping[str, Any]:
+    """The items' trees; Damaged where one cannot be read or is gone."""
+    try:
+      metadata = self._manager.item_metadata(step)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      for name in ITEMS:
+        if not _is_json(self._directory(step) / name / "_METADATA"):
+          raise self._damaged(step, f"{name}/_METADATA cannot be read") from error
+      raise self._damaged(step, _unreadable(self._directory(step), error)) from error
+    for name in ITEMS:
+      wanted = name not in OPTIONAL or self._has(step, name)
+      if wanted and (metadata.get(name) is None or metadata[name].tree is None):
+        raise self._damaged(step, f"{name}/_METADATA is missing; was it copied in part?")
+    return metadata
+
+  def _restore(self, step: int, parts: Mapping[str, Any]) -> Mapping[str, Any]:
+    self._check(step, parts)
     wanted = {name: ocp.args.StandardRestore(part) for name, part in parts.items()}
-    return self._manager.restore(step, args=ocp.args.Composite(**wanted))
+    try:
+      with _one_message():
+        return self._manager.restore(step, args=ocp.args.Composite(**wanted))
+    except jax.errors.JaxRuntimeError:  # memory, or another process
+      raise
+    except Exception as error:  # Orbax raises bare ones
+      raise self._damaged(step, _unreadable(self._directory(step), error)) from error
+
+  def _restore_advised(self, step: int, parts: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+      return self._restore(step, parts)
+    except Damaged as error:
+      others = [s for s in reversed(self.steps()) if s != step]
+      advice = "There is no other one."
+      if others:
+        advice = (
+          f"Others are at {', '.join(map(str, others))}: take one with {self.workdir}@{others[0]}"
+        )
+      raise Damaged(f"{error}. {advice}") from error
 
   def _check(self, step: int, parts: Mapping[str, Any]) -> None:
-    metadata = self._manager.item_metadata(step)
+    metadata = self._metadata(step)
     lines = []
     for name, expected in parts.items():
       if metadata.get(name) is None:
@@ -121,25 +368,110 @@ class Checkpoints:
       )
 
 
-def open_weights(workdir: str, *, abstract: State, shardings: State) -> tuple[int, Any, Any]:
-  """(step, params, rest) of the newest checkpoint of a run, its moving average where it has one.
+def split_step(name: str) -> tuple[str, str | None]:
+  """The folder and the step that a name means: of "W@8" and "W/checkpoints/8" ("W", "8").
+
+  A folder that is called so wins; a name without a step has None.
+  """
+  path = epath.Path(name)
+  if path.parent.name == "checkpoints" and path.name.isdigit():
+    return str(path.parent.parent), path.name
+  folder, at, step = name.rpartition("@")
+  if at and folder and (step.isdigit() or step in (BEST, LATEST)) and not path.exists():
+    return folder, step
+  return name, None
+
+
+def open_run(workdir: str) -> Checkpoints:
+  """The checkpoints of a run, to be read only; it knows the run's best one.
 
   Raises:
-    ValueError: no checkpoint there, or one of another model.
+    ValueError: no run there.
   """
   path = epath.Path(workdir).resolve()
   if not (path / "checkpoints").exists():
     raise ValueError(
       f"Expected a run of ofa_jax.train with a checkpoints/ folder, found none in {path}"
     )
-  with Checkpoints(str(path)) as checkpoints:
-    step = checkpoints.latest()
-    if step is None:
-      raise ValueError(f"Expected a finished checkpoint in {path / 'checkpoints'}, found none")
+  described = {}
+  with contextlib.suppress(OSError, ValueError):  # told by whoever needs it
+    described = json.loads((path / "config.json").read_text())
+  metric = described.get("best_metric")
+  best = metric and Best(metric, described.get("best_mode", "max"), log.read_metrics(path))
+  return Checkpoints(str(path), best=best or None, read_only=True)
+
+
+def open_weights(
+  workdir: str, *, abstract: State, shardings: State, which: str | None = None
+) -> tuple[int, Any, Any]:
+  """(step, params, rest) of a checkpoint of a run, its moving average where it has one.
+
+  Args:
+    workdir: of the run.
+    abstract, shardings: what to read, and where it goes.
+    which: the step, "best" or "latest", which is what None means.
+
+  Raises:
+    ValueError: no such checkpoint there, a damaged one, or one of another model.
+  """
+  with open_run(workdir) as checkpoints:
+    step = checkpoints.find(which)
     params, rest = checkpoints.restore_weights(
       step, abstract=abstract, shardings=shardings, ema=checkpoints.has_ema(step)
     )
   return step, params, rest
+
+
+class _Keep:
+  """Orbax's question which checkpoints stay: the newest ones and the best one."""
+
+  def __init__(self, newest: int, best: Callable[[Iterable[int]], int | None]):
+    self._newest, self._best = newest, best
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+    del context
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    stay = {*sorted(steps)[-self._newest :], self._best(steps)}
+    return [step in stay for step in steps]
+
+
+@contextlib.contextmanager
+def _one_message() -> Iterator[None]:
+  """Silences what Orbax leaves running when a read fails: each would print a traceback."""
+  hooks = sys.excepthook, sys.unraisablehook
+  echoes = ("Event loop is closed", "Encountered error while reading array index")
+
+  def uncaught(kind, error, trace):
+    if not str(error).startswith(echoes):
+      hooks[0](kind, error, trace)
+
+  def unraisable(ignored):
+    if not str(ignored.exc_value).startswith(echoes):
+      hooks[1](ignored)
+
+  sys.excepthook, sys.unraisablehook = uncaught, unraisable
+  yield
+  sys.excepthook, sys.unraisablehook = hooks  # after an error they stay, for echoes come late
+
+
+def _unreadable(directory: epath.Path, error: BaseException) -> str:
+  """The file under `directory` that an error of Orbax speaks of, and its reason."""
+  texts, cause = [], error
+  while cause is not None:
+    texts.append(str(cause))
+    cause = cause.__cause__ or cause.__context__
+  # The innermost speaks of the file: DATA_LOSS: ... local file "DIR/model/d/0f25": ... [details]
+  reason = re.sub(r"\s+", " ", texts[-1]).partition(" [tensorstore_spec")[0]
+  named = re.findall(re.escape(str(directory)) + r"/([^\"]*[^\"/])/?\"", reason)
+  return f"{named[-1] if named else ITEMS[0]} cannot be read ({reason.partition(':')[0][:80]})"
+
+
+def _is_json(path: epath.Path) -> bool:
+  try:
+    json.loads(path.read_text())
+  except (OSError, ValueError):
+    return not path.parent.exists()
+  return True
 
 
 def _parts(state: State) -> dict[str, Any]:
@@ -152,6 +484,11 @@ def _parts(state: State) -> dict[str, Any]:
     if jax.tree.leaves(state.ema_rest):  # many models have no statistics
       parts["ema_rest"] = state.ema_rest
   return parts
+
+
+def _average_of_rest(items: Mapping[str, Any]) -> Any:
+  """The statistics' average of a checkpoint; a copy of the statistics where it has none."""
+  return items.get("ema_rest") or jax.tree.map(jnp.copy, items["model"]["rest"])
 
 
 def _targets(abstract: State, shardings: State) -> State:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pathlib
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from ml_collections import config_flags
 
 from ofa_jax import numerics
 from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
+from ofa_jax.files import written_whole
 
 
 def define_config() -> flags.FlagHolder:
@@ -57,15 +57,8 @@ def run(main: Callable[[], None], *, argv: Sequence[str] | None = None) -> None:
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[TextIO]:
   """Opens a text file that takes its name only when the block ends without an error."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f"{path.name}.tmp")
-  try:
-    with open(partial, "w", encoding="utf-8") as file:
-      yield file
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
+  with written_whole(path, replace=True) as made, open(made, "w", encoding="utf-8") as file:
+    yield file
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ anything is compiled.
 
 import dataclasses
 import difflib
+import fractions
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +19,7 @@ PRECISIONS = ("bf16", "fp32", "fp64")
 REMAT = ("none", "dots", "full")
 SCHEDULES = ("constant", "cosine", "linear", "polynomial")
 ADAMS = ("adamw", "fairseq")
+BEST_MODES = ("max", "min")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -65,14 +68,16 @@ class Optim:
 class Eval:
   """One evaluation: `task.score` of `task.predict` over `task.streams(split)`.
 
-  Runs every `every` steps (0: only at the end) and at the end. Metrics are logged as `name/metric`;
-  evaluations may share a name as long as their metrics differ.
+  Runs every `every` steps, every `every_epochs` epochs (each is off at 0 and below), and at the
+  end. Metrics are logged as `name/metric`; evaluations may share a name as long as their metrics
+  differ.
   """
 
   name: str
   task: Any
   split: str = "valid"
   every: int = 0
+  every_epochs: float = 0.0
   batch_size: int | None = None  # global; None: the training batch size
 
 
@@ -85,10 +90,23 @@ class Config:
       `optional`, path regexes of parameters that the weights to start from may lack.
     task: what is learnt; see `ofa_jax/tasks/base.py`.
     batch_size: rows of one update over all devices.
-    steps, epochs: the length of the run; an epoch is ceil(rows / batch_size) updates, and steps
-      win where both are given.
-    init: weights to start from: a run's workdir, a model directory, a released name, a .pt file;
-      None: from scratch.
+    steps, epochs: the length of the run; epoch N ends with update ceil(N * rows / batch_size), and
+      steps win where both are given.
+    init: weights to start from: a run's workdir (of which WORKDIR@STEP is one step), a model
+      directory, a released name, a .pt file; None: from scratch.
+    resume: another run to go on from in this workdir, as WORKDIR, WORKDIR@STEP or WORKDIR@best:
+      its weights, optimizer and step. A workdir that holds checkpoints goes on from its own.
+    reset_optimizer: of what is resumed leave the optimizer behind (the original's
+      --reset-optimizer).
+    reset_step: of what is resumed leave the step behind, so that data and schedule begin anew (the
+      original's --reset-data-offset).
+    log_every: steps between log lines; 0 and below: only at the end.
+    save_every, save_every_epochs: steps and epochs between checkpoints; each is off at 0 and below.
+      The end is always saved.
+    keep: newest checkpoints that stay.
+    best_metric: metric of an evaluation, such as "valid/cider", by which the best checkpoint stays
+      beside the newest; None: none does.
+    best_mode: "max", or "min" where less is better.
     precision: what is computed in on float32 parameters: bf16, fp32 in full, or fp64 (not on TPUs).
     remat: what the backward pass recomputes: what is cheap and large, all but matrix products, or
       whole layers.
@@ -112,10 +130,16 @@ class Config:
   steps: int | None = None
   epochs: float | None = None
   init: str | None = None
+  resume: str | None = None
+  reset_optimizer: bool = False
+  reset_step: bool = False
   seed: int = 0
   log_every: int = 50
   save_every: int = 1000
+  save_every_epochs: float = 0.0
   keep: int = 3
+  best_metric: str | None = None
+  best_mode: str = "max"
   log_to: tuple[str, ...] = ()
   evals: tuple[Eval, ...] = ()
   optim: Optim = dataclasses.field(default_factory=Optim)
@@ -139,7 +163,7 @@ def validate(config: Config, *, devices: int, hosts: int = 1) -> None:
     devices: devices of all hosts together.
     hosts: processes.
   """
-  faults = [*_check_run(config), *_check_optim(config.optim)]
+  faults = [*_check_run(config), *_check_saves(config), *_check_optim(config.optim)]
   try:
     sizes = mesh_sizes(config.mesh, devices)
     faults += _check_batch(config, sizes, hosts)
@@ -149,6 +173,47 @@ def validate(config: Config, *, devices: int, hosts: int = 1) -> None:
     faults += config.task.check(config)
   if faults:
     raise ValueError("The config cannot run:\n" + "\n".join(f"  - {f}" for f in faults))
+
+
+def epoch_end(epoch: float, *, rows: int, batch_size: int) -> int:
+  """The update that ends so many passes over the data: ceil(epoch * rows / batch_size)."""
+  return math.ceil(fractions.Fraction(str(epoch)) * rows / batch_size)
+
+
+def is_due(done: int, *, steps: int, epochs: float, rows: int, batch_size: int) -> bool:
+  """Whether something falls on an update, counted from 1.
+
+  Args:
+    done: the update.
+    steps, epochs: the intervals; each is off at 0 and below.
+    rows, batch_size: of the training data.
+  """
+  if steps > 0 and done % steps == 0:
+    return True
+  if epochs <= 0:
+    return False
+  interval = fractions.Fraction(str(epochs)) * rows / batch_size
+  times = done // interval  # the last one that ended with or before this update
+  return times > 0 and math.ceil(times * interval) == done
+
+
+def check_best(config: Config, *, rows: int, steps: int) -> None:
+  """Raises ValueError where no checkpoint before the end could ever be the best one."""
+  if config.best_metric is None:
+    return
+  size = {"rows": rows, "batch_size": config.batch_size}
+  name = config.best_metric.partition("/")[0]
+  evals = [e for e in config.evals if e.name == name]
+  for done in range(1, steps):
+    saved = is_due(done, steps=config.save_every, epochs=config.save_every_epochs, **size)
+    if saved and any(is_due(done, steps=e.every, epochs=e.every_epochs, **size) for e in evals):
+      return
+  saves = f"save_every={config.save_every}, save_every_epochs={config.save_every_epochs:g}"
+  runs = " and ".join(f"every={e.every}, every_epochs={e.every_epochs:g}" for e in evals)
+  raise ValueError(
+    f"best_metric: expected steps that are both saved and evaluated before the end, found none in "
+    f"{steps} steps: {saves}; evals[{name}] has {runs}. Give both the same interval."
+  )
 
 
 def mesh_sizes(shape: MeshShape, devices: int) -> tuple[int, int, int]:
@@ -220,11 +285,10 @@ def _check_run(c: Config) -> list[str]:
     faults.append(f"epochs: expected more than 0, found {c.epochs}")
   for field, low in (
     ("batch_size", 1),
-    ("log_every", 1),
-    ("save_every", 1),
     ("keep", 1),
     ("accum", 1),
     ("unroll", 1),
+    ("seed", 0),
   ):
     if getattr(c, field) < low:
       faults.append(f"{field}: expected at least {low}, found {getattr(c, field)}")
@@ -238,9 +302,51 @@ def _check_run(c: Config) -> list[str]:
     faults.append(f"ema_start: expected at least 0, and 0 without ema, found {c.ema_start}")
   if c.step_timeout is not None and c.step_timeout <= 0:
     faults.append(f"step_timeout: expected None or more than 0 seconds, found {c.step_timeout}")
+  if c.workers is not None and c.workers < 1:
+    faults.append(f"workers: expected None (one a core) or at least 1, found {c.workers}")
   if not 0 <= c.max_bad_rate <= 1:
     faults.append(f"max_bad_rate: expected a share between 0 and 1, found {c.max_bad_rate}")
   return faults
+
+
+def _check_saves(c: Config) -> list[str]:
+  faults = []
+  epochs = [("epochs", c.epochs), ("save_every_epochs", c.save_every_epochs)]
+  epochs += [(f"evals[{e.name}].every_epochs", e.every_epochs) for e in c.evals]
+  for name, value in epochs:
+    if value is not None and not math.isfinite(value):
+      faults.append(f"{name}: expected a number of epochs, found {value}")
+  resets = [name for name in ("reset_optimizer", "reset_step") if getattr(c, name)]
+  if resets and c.resume is None:
+    faults.append(
+      f"{' and '.join(resets)}: expected resume=WORKDIR with it, found None; `init` takes weights "
+      "only, with a fresh optimizer from step 0"
+    )
+  if c.resume is not None and c.init is not None:
+    faults.append(
+      f"resume and init: expected one of them, found {c.resume!r} and {c.init!r}; `init` takes "
+      "weights only, `resume` the optimizer and the step too"
+    )
+  if c.best_mode not in BEST_MODES:
+    faults.append(f"best_mode: expected one of {', '.join(BEST_MODES)}, found {c.best_mode!r}")
+  if c.best_metric is not None:
+    faults += _check_best_metric(c.best_metric, c.evals)
+  return faults
+
+
+def _check_best_metric(metric: str, evals: tuple[Eval, ...]) -> list[str]:
+  """What shows before an evaluation has run: its name, and the metrics that its task declares."""
+  name, _, key = metric.partition("/")
+  found = [e for e in evals if e.name == name]
+  declared = [getattr(e.task, "metrics", None) for e in found]
+  known = [f"{name}/{m}" for metrics in declared for m in metrics or ()]
+  if key and found and (metric in known or None in declared):
+    return []
+  expected = f"out of {', '.join(known)}" if known else "NAME/METRIC of one of the evals"
+  names = ", ".join(sorted({e.name for e in evals})) or "none"
+  near = difflib.get_close_matches(metric, known, n=1)
+  hint = f"; did you mean {near[0]}?" if near else f" (evals: {names})"
+  return [f"best_metric: expected one {expected}, found {metric!r}{hint}"]
 
 
 def _check_optim(o: Optim) -> list[str]:

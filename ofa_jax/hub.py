@@ -34,14 +34,15 @@ from ofa_jax.convert import (
   torch_files,
   towers,
 )
-from ofa_jax.convert.files import written_whole
 from ofa_jax.convert.params import ModelConfig, Weights, abstract, place, placement
 from ofa_jax.convert.releases import Release
+from ofa_jax.files import written_whole
 from ofa_jax.models.cnclip import CNCLIPConfig
 from ofa_jax.models.ofa import OFAConfig
 from ofa_jax.step import State
 
 FORMAT = 1
+TOKENIZER = "tokenizer"  # the folder of an OFA's in a workdir
 FAMILIES: dict[str, ModuleType] = {family.NAME: family for family in (cnclip_family, ofa_family)}
 RELEASES: dict[str, Release] = {
   name: release for family in FAMILIES.values() for name, release in family.RELEASES.items()
@@ -100,7 +101,8 @@ def open_model(
 
   Args:
     name: a public name, which is downloaded and converted once; a model directory; the workdir of
-      a run of `ofa_jax.train`; a Hugging Face directory; a `.pt` file.
+      a run of `ofa_jax.train`, of which `W@STEP`, `W@best` and `W/checkpoints/STEP` are one
+      checkpoint and W the newest; a Hugging Face directory; a `.pt` file.
     download_root: folder for downloads; None is `~/.cache/ofa_jax`.
     config: the sizes of a `.pt` file where they cannot be inferred.
     ema: of a `.pt` file take the moving average of the weights.
@@ -112,6 +114,9 @@ def open_model(
   if str(name) in RELEASES:
     root = pathlib.Path(download_root or pathlib.Path.home() / ".cache" / "ofa_jax")
     path = fetch(str(name), root)
+  folder, which = checkpoint.split_step(str(path))
+  if which is not None and os.path.isdir(folder):
+    return _open_directory(pathlib.Path(folder), which)
   if path.is_dir():
     return _open_directory(path)
   if path.is_file():
@@ -292,7 +297,8 @@ def load_directory(
   return source.config, *source.load(shardings)
 
 
-def _open_directory(path: pathlib.Path) -> Source:
+def _open_directory(path: pathlib.Path, which: str | None = None) -> Source:
+  """A model in a folder; `which`: the checkpoint of a run, see `checkpoint.Checkpoints.find`."""
   file = path / "config.json"
   try:
     described = json.loads(file.read_text(encoding="utf-8"))
@@ -302,17 +308,23 @@ def _open_directory(path: pathlib.Path) -> Source:
       "found no config.json in it"
     ) from None
   except ValueError as error:
-    raise ValueError(f"{file}: expected JSON, found: {error}") from error
+    run = (path / "checkpoints").is_dir()
+    cure = ". The command that trained this run writes it anew when started again" if run else ""
+    raise ValueError(f"{file}: expected JSON, found: {error}{cure}") from error
   if not isinstance(described, dict):
     raise ValueError(f"{file}: expected a JSON object, found {type(described).__name__}")
   run = described.get("model") if isinstance(described.get("model"), dict) else {}
+  if which is not None and not run:
+    raise ValueError(
+      f"{path}@{which}: expected a run of ofa_jax.train, which has steps, found none"
+    )
   for family in FAMILIES.values():
     if described.get("family") == family.NAME:
       return _open_own(path, described, family)
     if described.get("model_type") == family.MODEL_TYPE:
       return _open_huggingface(path, described, family)
     if str(run.get("_class")).endswith(f".{family.CONFIG.__name__}"):
-      return _open_run(path, described, family)
+      return _open_run(path, described, family, which)
   found = {k: described[k] for k in ("family", "model_type", "name") if k in described}
   families, types, configs = (
     " or ".join(repr(getattr(value, "__name__", value)) for value in values)
@@ -370,9 +382,14 @@ def _open_huggingface(
   return Source(config=config, load=load, form="huggingface", settings=settings, files=path)
 
 
-def _open_run(path: pathlib.Path, described: Mapping[str, Any], family: ModuleType) -> Source:
+def _open_run(
+  path: pathlib.Path, described: Mapping[str, Any], family: ModuleType, which: str | None
+) -> Source:
   config = _explain(path, family.from_json, described["model"])
   task = described.get("task") or {}
+  if which is not None:  # else what is there is seen when it is read, for a run may be under way
+    with checkpoint.open_run(str(path)) as checkpoints:
+      which = str(checkpoints.find(which))
 
   def load(shardings=None):
     _, *expected = abstract(config)
@@ -380,13 +397,36 @@ def _open_run(path: pathlib.Path, described: Mapping[str, Any], family: ModuleTy
       State(step=None, params=params, opt=None, rest=rest, ema=None, bad=None)
       for params, rest in (expected, placement(expected, shardings))
     )
-    _, params, rest = checkpoint.open_weights(str(path), abstract=shapes, shardings=places)
+    _, params, rest = checkpoint.open_weights(
+      str(path), abstract=shapes, shardings=places, which=which
+    )
     return params, rest
 
-  files = task.get("tokenizer")  # a folder, or a model that has one
-  if files is not None:
-    files = pathlib.Path(files) if pathlib.Path(files).is_dir() else open_model(files).files
-  return Source(config=config, load=load, form="run", settings=family.settings(task), files=files)
+  return Source(
+    config=config,
+    load=load,
+    form="run",
+    settings=family.settings(task),
+    files=_files_of_run(path, task.get("tokenizer")),
+  )
+
+
+def _files_of_run(path: pathlib.Path, tokenizer: str | None) -> pathlib.Path | None:
+  """The folder of a run's tokenizer.
+
+  Args:
+    path: its workdir, which holds one since runs keep theirs.
+    tokenizer: what its task says: a folder, or a model that has one. None: it needs none.
+  """
+  own = path / TOKENIZER
+  if tokenizer is None or own.is_dir():
+    return own if own.is_dir() else None
+  if pathlib.Path(tokenizer).is_dir() and not (pathlib.Path(tokenizer) / "config.json").exists():
+    return pathlib.Path(tokenizer)
+  try:
+    return open_model(tokenizer).files
+  except ValueError:  # moved, or of another machine: the weights are still to be had
+    return own
 
 
 def _open_torch(

@@ -16,7 +16,7 @@ import rich.progress
 import rich.table
 from etils import epath
 
-from ofa_jax import writers
+from ofa_jax import files, writers
 
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
@@ -75,7 +75,7 @@ class Log:
     if self._main:
       self.folder.mkdir(parents=True, exist_ok=True)
       self._rows = [r for r in read_metrics(self.folder) if r["step"] <= self._start]
-      (self.folder / METRICS).write_text("".join(json.dumps(r) + "\n" for r in self._rows))
+      files.write_text(self.folder / METRICS, "".join(json.dumps(r) + "\n" for r in self._rows))
       self._writers = writers.open_writers(
         self._log_to, self.folder, start=self._start, described=self._described
       )
@@ -130,14 +130,16 @@ class Log:
 
 
 def read_metrics(workdir: Any) -> list[dict[str, float]]:
-  """Rows of a run's `metrics.jsonl`; a last line cut short by a crash is dropped."""
+  """Rows of a run's `metrics.jsonl`; lines that a crash or a full disk spoiled are dropped."""
   path = epath.Path(workdir) / METRICS
   rows = []
-  for line in path.read_text().splitlines() if path.exists() else ():
+  for line in path.read_bytes().splitlines() if path.exists() else ():
     try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
+      row = json.loads(line)
+      if isinstance(row["step"], int):
+        rows.append(row)
+    except (ValueError, TypeError, KeyError):
+      continue
   return rows
 
 
@@ -167,15 +169,19 @@ def table(title: str, rows: Sequence[tuple[str, str]]) -> rich.table.Table:
 
 
 def plot(rows: Sequence[Mapping[str, float]], path: Any) -> None:
-  """Training loss on the left, evaluation metrics on the right, as PNG."""
+  """Losses on the left, the other metrics of evaluations on the right, as PNG."""
   import matplotlib.figure  # slow to import, and needed once a run
 
   names = sorted({k for r in rows for k in r if k != "step"})
-  losses = [n for n in names if n.startswith("train/") and n.endswith("loss")]
-  # Ranks go to thousands, where the others are shares.
-  scores = [n for n in names if not n.startswith("train/") and not n.endswith("_rank")]
+  losses = [n for n in names if n.endswith("loss")]
+  # Ranks go to thousands, and the scale of the logits to 4.6, where the others are shares.
+  scores = [
+    n
+    for n in names
+    if not n.startswith("train/") and not n.endswith(("loss", "_rank", "logit_scale"))
+  ]
   figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")
-  panels = ((losses, "training loss"), (scores, "evaluation"))
+  panels = ((losses, "loss"), (scores, "evaluation"))
   for axes, (group, title) in zip(figure.subplots(1, 2), panels, strict=True):
     for name in group:
       points = [(r["step"], r[name]) for r in rows if name in r]

@@ -5,15 +5,16 @@ r"""Trains or fine-tunes a model of any family, on one device or a pod.
 
 The workdir receives `config.json`, `log.txt`, `metrics.jsonl`, `curves.png`, `checkpoints/` and,
 from tasks that generate, `results/`; the same command started again goes on from the newest
-checkpoint, bit for bit. SIGTERM saves one at the step it falls into and ends with status 0.
+checkpoint, bit for bit. `--config.resume=W@STEP` goes on from another run in a new workdir.
+SIGTERM saves a checkpoint at the step it falls into and ends with status 0.
 """
 
 import contextlib
 import dataclasses
 import functools
 import json
-import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,8 +22,8 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from ofa_jax import checkpoint, cli, evaluate, log, overview, sharding, step, trees, watchdog
-from ofa_jax.config import Config, mesh_sizes, to_dict, validate
+from ofa_jax import checkpoint, cli, evaluate, files, log, overview, sharding, step, trees, watchdog
+from ofa_jax.config import Config, check_best, epoch_end, is_due, mesh_sizes, to_dict, validate
 from ofa_jax.data import pipeline
 
 
@@ -40,27 +41,37 @@ def train(config: Config, workdir: str) -> dict[str, float]:
   validate(config, devices=jax.device_count(), hosts=jax.process_count())
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
   rows = config.task.examples("train")
-  per_epoch = math.ceil(len(rows) / config.batch_size)
-  steps = config.steps if config.steps is not None else math.ceil(config.epochs * per_epoch)
+  steps = config.steps
+  if steps is None:
+    steps = epoch_end(config.epochs, rows=len(rows), batch_size=config.batch_size)
+  check_best(config, rows=len(rows), steps=steps)
   program = step.build(config, mesh, steps=steps)
   evaluators = evaluate.evaluators(program)
 
   with checkpoint.Checkpoints(workdir, keep=config.keep) as checkpoints:
-    state, origin = _first_state(program, checkpoints)
+    damaged: list[str] = []
+    state, origin = _first_state(program, checkpoints, steps=steps, warn=damaged.append)
     start, described = int(state.step), to_dict(config)
+    if config.best_metric is not None:
+      past = [row for row in log.read_metrics(workdir) if row["step"] <= start]
+      checkpoints.best = checkpoint.Best(config.best_metric, config.best_mode, past)
     with log.Log(
       workdir, steps=steps, start=start, log_to=config.log_to, described=described
     ) as out:
       out.show(overview.table(program, num_rows=len(rows), steps=steps, origin=origin))
       out.line(f"Weights: {origin}")
+      if checkpoints.steps():
+        out.line(f"Checkpoints: {checkpoints.listing()}")
       _save_config(config, workdir, out)
-      for note in (*getattr(rows, "notes", ()), *(n for e in evaluators for n in e.notes)):
+      for note in (
+        *damaged,
+        *getattr(rows, "notes", ()),
+        *(n for e in evaluators for n in e.notes),
+      ):
         out.line(note, level="WARNING")
       last_words = functools.partial(out.line, level="ERROR")
       with watchdog.Watchdog(config.step_timeout, write=last_words) as watch:
-        run = _Run(
-          program, rows, evaluators, checkpoints, out, watch, steps=steps, per_epoch=per_epoch
-        )
+        run = _Run(program, rows, evaluators, checkpoints, out, watch, steps=steps)
         try:
           results = run.whole(state)
         except jax.errors.JaxRuntimeError as e:
@@ -86,7 +97,6 @@ class _Run:
   out: log.Log
   watch: watchdog.Watchdog
   steps: int
-  per_epoch: int
   told_to_stop: bool = False
 
   def whole(self, state: step.State) -> dict[str, float]:
@@ -100,6 +110,7 @@ class _Run:
       self.out.line(f"Told to stop: saved step {int(state.step)}; the same command goes on from it")
       return {}
     results = self.evaluate(state, self.evaluators)
+    self._tell_best(results, self.evaluators)
     self.out.curves()
     return results
 
@@ -139,7 +150,7 @@ class _Run:
           _stop_if_diverged(config, before)
           self.watch.beat()
         before = metrics
-        logs = done % config.log_every == 0 or done == self.steps
+        logs = (config.log_every > 0 and done % config.log_every == 0) or done == self.steps
         if logs:
           self._log(jax.device_get(metrics), done, clock)
         else:
@@ -151,6 +162,21 @@ class _Run:
           self._periodic(state, done, clock)
     return state
 
+  def _tell_best(self, results: dict[str, float], evaluators: Sequence[evaluate.Evaluator]) -> None:
+    """Says which checkpoint is best now; ValueError where no evaluation reports its metric."""
+    best = self.checkpoints.best
+    if best is None:
+      return
+    name = best.metric.partition("/")[0]
+    if best.metric not in results and any(e.evaluation.name == name for e in evaluators):
+      raise ValueError(
+        f"best_metric: expected one that evals[{name}] reports ({', '.join(results)}), found "
+        f"{best.metric!r}. The same command goes on with another one."
+      )
+    step = self.checkpoints.best_step()
+    if step is not None and results:
+      self.out.line(f"Best checkpoint: {best.describe(step)}")
+
   def evaluate(self, state: step.State, evaluators: list[evaluate.Evaluator]) -> dict[str, float]:
     """Metrics of the evaluations at this step, logged; the moving average is used where kept."""
     if not evaluators:
@@ -159,25 +185,44 @@ class _Run:
     results = evaluate.run_all(evaluators, *state.evaluated, folder=self.out.folder / "results")
     done = int(state.step)
     self.out.metrics(done, results)
+    if self.checkpoints.best is not None:
+      self.checkpoints.best.add(done, results)
     shown = " | ".join(f"{k}: {v:.4f}" for k, v in results.items())
     self.out.line(f"Evaluation at step {done} ({time.perf_counter() - start:.1f} s) | {shown}")
+    position = {"step": done, "epoch": self._epoch(done)}
+    for evaluation in (e.evaluation for e in evaluators):
+      prefix = f"{evaluation.name}/"
+      own = {k.removeprefix(prefix): v for k, v in results.items() if k.startswith(prefix)}
+      line = evaluation.task.eval_line({**own, **position})
+      if line:
+        self.out.line(line)
     return results
+
+  def _epoch(self, done: int) -> int:
+    """The pass over the data in which an update reads its first row, from 1."""
+    return (max(done, 1) - 1) * self.program.config.batch_size // len(self.rows) + 1
 
   def _periodic(self, state, done, clock):
     config = self.program.config
-    due = [e for e in self.evaluators if e.evaluation.every and done % e.evaluation.every == 0]
-    saves = done % config.save_every == 0
+    size = {"rows": len(self.rows), "batch_size": config.batch_size}
+    due = [
+      e
+      for e in self.evaluators
+      if is_due(done, steps=e.evaluation.every, epochs=e.evaluation.every_epochs, **size)
+    ]
+    saves = is_due(done, steps=config.save_every, epochs=config.save_every_epochs, **size)
     if not due and not saves:
       return
     jax.block_until_ready(state.step)
     self.watch.beat(watchdog.ALLOWANCE)
     with clock.paused():
+      results = self.evaluate(state, due)
       if due:
-        self.evaluate(state, due)
         self.out.curves()
       if saves:
         self.checkpoints.save(state)
         self.out.line(f"Saving checkpoint at step {done}")
+      self._tell_best(results, due)
     self.watch.beat()
 
   def _compile(self, state, batch, frozen):
@@ -199,7 +244,10 @@ class _Run:
     _stop_if_diverged(config, metrics)
     skipped, _ = metrics.pop("bad")
     batch_time, data_time = clock.lap(done)
-    epoch, in_epoch = divmod(done - 1, self.per_epoch)
+    epoch = self._epoch(done)
+    begin, end = (
+      epoch_end(e, rows=len(self.rows), batch_size=config.batch_size) for e in (epoch - 1, epoch)
+    )
     values = {
       **{k: float(v) for k, v in metrics.items()},
       "data_time": data_time,
@@ -210,10 +258,10 @@ class _Run:
     position = {
       "step": done,
       "steps": self.steps,
-      "epoch": epoch + 1,
-      "seen": (in_epoch + 1) * config.batch_size,
-      "rows": self.per_epoch * config.batch_size,
-      "percent": 100 * (in_epoch + 1) / self.per_epoch,
+      "epoch": epoch,
+      "seen": (done - begin) * config.batch_size,
+      "rows": (end - begin) * config.batch_size,
+      "percent": 100 * (done - begin) / (end - begin),
       "batch_size": config.batch_size,
     }
     line = config.task.log_line({**values, **position})
@@ -259,14 +307,16 @@ class _Clock:
     return result
 
 
-def _first_state(program, checkpoints):
+def _first_state(program, checkpoints, *, steps, warn):
   """The state to go on from, and a phrase that says where it came from."""
   config = program.config
   layout = {"abstract": program.abstract, "shardings": program.shardings}
-  latest = checkpoints.latest()
-  if latest is not None:
-    return checkpoints.restore(latest, **layout), f"resumed from this workdir at step {latest}"
+  state = checkpoints.restore_newest(**layout, warn=warn)
+  if state is not None:
+    return state, f"resumed from this workdir at step {int(state.step)}"
   state = step.init(program)
+  if config.resume is not None:
+    return _resume(program, state, steps=steps)
   if config.init is None:
     return state, f"from scratch, seed {config.seed}"
   loaded = evaluate.load_weights(program, config.init, initial=state.params)
@@ -274,6 +324,29 @@ def _first_state(program, checkpoints):
   averages = step.averages_of(config, loaded.params, loaded.rest)
   return dataclasses.replace(state, params=loaded.params, rest=loaded.rest, **averages), (
     "; ".join([f"of {config.init}", *loaded.resized, f"fresh {fresh}"])
+  )
+
+
+def _resume(program, fresh, *, steps):
+  """The state of another run, with what is reset of it taken from a fresh one."""
+  config = program.config
+  workdir, which = checkpoint.split_step(config.resume)
+  with checkpoint.open_run(workdir) as checkpoints:
+    at = checkpoints.find(which)
+    fields = checkpoints.restore_parts(
+      at,
+      abstract=program.abstract,
+      shardings=program.shardings,
+      optimizer=not config.reset_optimizer,
+    )
+  if config.reset_step:
+    fields |= {"step": fresh.step, "bad": fresh.bad}
+  else:
+    fields["step"] = jax.device_put(np.int32(at), program.shardings.step)
+  optimizer = "fresh optimizer" if config.reset_optimizer else "its optimizer"
+  begin = "0, with data and schedule from their beginning" if config.reset_step else f"{at}"
+  return dataclasses.replace(fresh, **fields), (
+    f"of {workdir} at step {at}, {optimizer}; goes on at step {begin} of {steps}"
   )
 
 
@@ -288,22 +361,41 @@ def _stop_if_diverged(config: Config, metrics: dict[str, Any]) -> None:
 
 
 def _save_config(config: Config, workdir: str, out: log.Log) -> None:
-  """Writes `config.json`; says what differs from the run that is being continued."""
+  """Writes `config.json`, and the files that make the workdir a model.
+
+  Says what differs from the run that is being continued.
+  """
   if jax.process_index() != 0:
     return
   path = epath.Path(workdir) / "config.json"
   new = to_dict(config)
-  if path.exists():
-    old = trees.flatten(json.loads(path.read_text()))
-    now = trees.flatten(json.loads(json.dumps(new)))
-    for name in sorted(old.keys() | now.keys()):
-      if old.get(name) != now.get(name):
-        out.line(
-          f"config.{name.replace('/', '.')} was {old.get(name)!r} before this start and is now "
-          f"{now.get(name)!r}",
-          level="WARNING",
-        )
-  path.write_text(json.dumps(new, indent=2, ensure_ascii=False) + "\n")
+  for name, old, now in _changes(path, new, out):
+    out.line(f"config.{name} was {old!r} before this start and is now {now!r}", level="WARNING")
+  files.write_text(path, json.dumps(new, indent=2, ensure_ascii=False) + "\n")
+  for name, content in config.task.model_files().items():
+    place = epath.Path(workdir) / name
+    if place.exists() and place.read_bytes() == content:
+      continue
+    if place.exists():
+      out.line(f"{name} differs from the one that this run began with", level="WARNING")
+    files.write_bytes(place, content)
+
+
+def _changes(path: epath.Path, new: Any, out: log.Log) -> list[tuple[str, Any, Any]]:
+  """(name, before, now) of the fields that differ from a `config.json` that is there."""
+  if not path.exists():
+    return []
+  try:
+    old = trees.flatten(json.loads(path.read_bytes()))
+  except (ValueError, AttributeError):  # empty after a full disk, or cut short
+    out.line(f"{path} was damaged and is written anew from --config", level="WARNING")
+    return []
+  now = trees.flatten(json.loads(json.dumps(new)))
+  return [
+    (name.replace("/", "."), old.get(name), now.get(name))
+    for name in sorted(old.keys() | now.keys())
+    if old.get(name) != now.get(name)
+  ]
 
 
 def main() -> None:

@@ -23,14 +23,19 @@ MODELS = {"vit": ("micro_vit", "Micro-ViT"), "rn50": ("micro_rn50", "Micro-RN50"
 def save_model(folder: pathlib.Path, model: str) -> pathlib.Path:
   """Writes a micro model ("vit", "rn50") as a model directory named as its image tower."""
   golden, tower = MODELS[model]
+  weights, config = evaluation_weights(golden), cnclip_golden.micro_config(golden)
+  hub.save_directory(folder / tower, config, *convert.from_torch(weights, config))
+  return folder / tower
+
+
+def evaluation_weights(golden: str) -> dict[str, np.ndarray]:
+  """The state dict of a micro model ("micro_vit") with the words of the evaluations' texts."""
   weights = dict(cnclip_golden.micro_state_dict(golden))
   name = "module.bert.embeddings.word_embeddings.weight"
   with np.load(DIR / "evaluation_words.npz") as words:
     weights[name] = weights[name].copy()
     weights[name][words["rows"]] = words[golden]
-  config = cnclip_golden.micro_config(golden)
-  hub.save_directory(folder / tower, config, *convert.from_torch(weights, config))
-  return folder / tower
+  return weights
 
 
 def unpack_zeroshot(folder: pathlib.Path) -> pathlib.Path:

@@ -20,14 +20,15 @@ COMMANDS = {
   *("generate", "api", "ofa_api", "ofa_inputs", "ofa_runner", "cli"),
 }
 ALLOWED = {
-  **dict.fromkeys(NUMPY, NUMPY),
+  **dict.fromkeys(NUMPY, {"files"} | NUMPY),
   "trees": NUMPY,
+  "files": set(),
   "pictures": set(),
   "numerics": set(),
-  **dict.fromkeys(ENGINE, {"trees", "numerics"} | ENGINE),
+  **dict.fromkeys(ENGINE, {"files", "trees", "numerics"} | ENGINE),
   **dict.fromkeys(PURE, {"trees", "numerics"} | PURE | NUMPY),
   "convert": {"trees"} | PURE | NUMPY,
-  "hub": {"trees", "convert", "checkpoint", "step"} | PURE | NUMPY,
+  "hub": {"files", "trees", "convert", "checkpoint", "step"} | PURE | NUMPY,
   "tasks": {"trees", "numerics", "convert", "hub", "pictures"} | PURE | NUMPY,
   **dict.fromkeys(COMMANDS, None),  # anything
 }

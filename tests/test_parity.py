@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax import optim, sharding, step, trees
-from ofa_jax.config import Config, Optim
+from ofa_jax import evaluate, optim, sharding, step, trees
+from ofa_jax.config import Config, Eval, Optim
 from ofa_jax.convert import cnclip as convert
 from ofa_jax.models import cnclip
+from ofa_jax.tasks import in_batch
 from ofa_jax.tasks.contrastive import Contrastive
 from tests.cnclip_golden import (
   MICRO,
@@ -24,6 +25,7 @@ from tests.cnclip_golden import (
   micro_config,
   micro_split,
 )
+from tests.evaluation_golden import RETRIEVAL, evaluation_weights
 
 # Their gradients are rounding noise, which Adam divides by itself: keys' biases do not change
 # attention. Of a ViT's packed bias only the keys' third is meant.
@@ -365,3 +367,58 @@ def test_log_lines_are_the_originals(run, warmup, accum):
       }
     )
     assert line.endswith(f"| Rank 0 | {ours}")
+
+
+def test_validation_is_the_originals():
+  """A run of the original from its data: the losses of its ten updates, its four validations."""
+  model, folder = "micro_vit", RETRIEVAL / "dataset"
+  task = Contrastive(
+    train=(str(folder),), valid=(str(folder),), image_size=32, exact_decode=True, valid_batch_size=6
+  )  # fmt: skip
+  weights = evaluation_weights(model)
+  config = Config(
+    model=micro_config(model),
+    task=task,
+    batch_size=8,
+    steps=10,
+    precision="fp32",
+    optim=Optim(
+      lr=1e-3,
+      b2=0.98,
+      eps=1e-6,
+      weight_decay=0.2,
+      warmup=3,
+      no_decay=cnclip.NO_DECAY_ORIGINAL,
+      clamp=cnclip.LOGIT_SCALE_BOUNDS,
+    ),
+    evals=(Eval(name="valid", task=task),),
+  )
+  program = step.build(
+    config, sharding.make_mesh((1, 1, 1), devices=jax.devices()[:1]), steps=config.steps
+  )
+  params, rest = convert.from_torch(weights, config.model)
+  state = dataclasses.replace(step.init(program), params=params, rest=rest)
+  rows = task.examples("train")
+  (evaluator,) = evaluate.evaluators(program)
+  expected = [
+    re.search(r"Rank 0 \| (.*)", x)[1] for x in golden_lines("train_log", "vit_basic.valid.log")
+  ]
+  trained = [float(LINE.match(x)["loss"]) for x in golden_lines("train_log", "vit_basic.log")]
+  update = step.train_step(program)
+  lines, found = [], []
+  epochs = [in_batch.order(len(rows), batch_size=8, seed=in_batch.SEED + e) for e in range(2)]
+  for i, batch in enumerate(np.concatenate(epochs).reshape(-1, 8)):
+    examples = [rows.example(row, None) for row in batch]
+    stacked = {k: np.stack([e[k] for e in examples]) for k in examples[0]}
+    stacked["weight"] = np.ones(8, np.float32)
+    state, metrics = update(state, sharding.to_global(stacked, program.mesh), None)
+    found.append(float(metrics["loss"]))
+    if i + 1 in (4, 5, 8, 10):
+      values = evaluator(state.params, state.rest)
+      values = {k.removeprefix("valid/"): v for k, v in values.items()}
+      lines.append(task.eval_line({**values, "step": i + 1, "epoch": i // 5 + 1}))
+  np.testing.assert_allclose(found, trained, atol=1e-5)
+  number = re.compile(r"Valid Loss: (\d+\.\d{6})")
+  losses = [[float(number.search(x)[1]) for x in texts] for texts in (lines, expected)]
+  np.testing.assert_allclose(*losses, atol=1e-5)
+  assert [number.sub("", x) for x in lines] == [number.sub("", x) for x in expected]

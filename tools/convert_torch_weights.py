@@ -28,7 +28,7 @@ import numpy as np
 
 from ofa_jax import hub, trees
 from ofa_jax.convert import cnclip, model_config, torch_files
-from ofa_jax.convert.files import written_whole
+from ofa_jax.files import written_whole
 from ofa_jax.models.cnclip import CNCLIPConfig
 
 TARGETS = ("orbax", "torch", "hf")

@@ -45,7 +45,7 @@ def load(path: str | pathlib.Path) -> tuple[str, ...]:
 
 def check(answers: Iterable[str], *, place: str) -> None:
   """Refuses lists that cannot be chosen from; ValueError names the place they are from."""
-  counts = collections.Counter(answers)
+  counts = collections.Counter(list(answers))
   faults = [repr(text) for text, count in counts.items() if count > 1 or not text.strip()]
   if faults or not counts:
     raise ValueError(

@@ -8,12 +8,13 @@ import hashlib
 import io
 import os
 import pathlib
-import uuid
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
+
+from ofa_jax.files import written_whole
 
 T = TypeVar("T")
 
@@ -96,14 +97,8 @@ def load(
 
 def save_atomically(place: pathlib.Path, **arrays: np.ndarray) -> None:
   """Writes an `.npz` that appears whole or not at all."""
-  place.parent.mkdir(parents=True, exist_ok=True)
-  temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.tmp")
-  try:
-    with open(temporary, "xb") as file:
-      np.savez(file, **arrays)
-    os.replace(temporary, place)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with written_whole(place, replace=True) as made, open(made, "xb") as file:
+    np.savez(file, **arrays)
 
 
 def cache_home() -> pathlib.Path:

@@ -20,11 +20,12 @@ import itertools
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterable
 
 import numpy as np
 from PIL import Image
+
+from ofa_jax.files import written_whole
 
 VERSION = 1  # a part of the folder's name: raise it with every change of what is written
 CLASS_NAMES = tuple("零一二三四五六七八九")
@@ -53,19 +54,15 @@ def make_once(
 
   The folder appears whole or not at all, also when several processes make it at once.
   """
-  directory = pathlib.Path(directory)
-  path = directory / name
+  path = pathlib.Path(directory) / name
   if path.is_dir():
     return path
-  directory.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=directory) as scratch:
-    made = pathlib.Path(scratch, "made")
-    write(made)
-    try:
-      made.rename(path)
-    except OSError:
-      if not path.is_dir():  # another process was first: its folder holds the same bytes
-        raise
+  try:
+    with written_whole(path) as made:
+      write(made)
+  except (ValueError, OSError):
+    if not path.is_dir():  # else another process was first: its folder holds the same bytes
+      raise
   return path
 
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 KS = (1, 5, 10)
+METRICS = (*(f"r{k}" for k in KS), "mean_recall", "median_rank", "mean_rank")
 MISS = np.iinfo(np.int64).max  # the rank of a query without right answers
 
 _BLOCK_BYTES = 64 * 2**20  # of scores at a time

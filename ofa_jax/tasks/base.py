@@ -62,10 +62,13 @@ class Task:
       parts and `chunks` is 1.
     prepare: None, or a method `(model, batch, *, rngs, step, frozen) -> batch` run outside the
       gradient (samples and rewards, a teacher's features, what changes with the int32[] `step`).
+    metrics: names that `score` may give, so that a mistyped one is told before training; None:
+      not known beforehand.
   """
 
   whole_batch: ClassVar[bool] = False
   prepare: ClassVar[Callable[..., Any] | None] = None
+  metrics: ClassVar[tuple[str, ...] | None] = None
 
   def check(self, config: Any) -> list[str]:
     """Faults that show without reading data, one line each."""
@@ -102,6 +105,19 @@ class Task:
       "Loss: {loss:.6f} | Data Time: {data_time:.3f}s | Batch Time: {batch_time:.3f}s | "
       "LR: {lr:5f} | Global Batch Size: {batch_size}"
     ).format(**values)
+
+  def eval_line(self, values: Mapping[str, float]) -> str | None:
+    """A line of its own for an evaluation, beside the one with all metrics; None: there is none.
+
+    Args:
+      values: the metrics of the evaluation, "step" and "epoch".
+    """
+    del values
+    return None
+
+  def model_files(self) -> dict[str, bytes]:
+    """What a model needs beside its weights, by its place in the workdir, such as a tokenizer."""
+    return {}
 
   def advise(self, history: list[dict[str, float]]) -> str | None:
     """A hint for the person at the screen, from the metrics logged so far; None: all is well."""

@@ -32,6 +32,7 @@ class Caption(Seq2Seq):
   """
 
   fields: ClassVar[tuple[str, ...]] = ("id", IMAGE, "caption")
+  metrics: ClassVar[tuple[str, ...]] = ("cider", "bleu4", "rouge_l", "exact")
 
   columns: tuple[int, ...] = (0, 4, 2)
   source_length: int = 10

@@ -58,9 +58,7 @@ def prompt(source: Sequence[int], kind: str) -> list[int]:
   return {"none": [], "src": [*source, EOS], "prev_output": list(source)}[kind]
 
 
-def scores(
-  model: OFA, encoded: Encoded, prompts: jax.Array, plan: candidates.Plan
-) -> jax.Array:
+def scores(model: OFA, encoded: Encoded, prompts: jax.Array, plan: candidates.Plan) -> jax.Array:
   """Returns the log-probabilities float32[B, A] of all answers; -inf behind the last one.
 
   A thousand beginnings of answers may be run for each input: so many inputs at once as

@@ -25,6 +25,7 @@ from ofa_jax.models.clip_resnet import ResNetConfig
 from ofa_jax.models.layers import recomputed
 from ofa_jax.numerics import widened
 from ofa_jax.scoring import retrieval, zeroshot
+from ofa_jax.tasks import in_batch
 from ofa_jax.tasks.base import Task, normalized
 from ofa_jax.tokenizers.bert import ChineseBertTokenizer
 
@@ -38,7 +39,8 @@ class Contrastive(Task):
   """Symmetric InfoNCE, or SigLIP's loss, over image-text pairs.
 
   Attributes:
-    train, valid, test: data of each split; several sources are mixed by their weights.
+    train, valid, test: data of each split, or its path: a folder in which the split is looked for,
+      or a file or pattern (`PairData.of`); several sources are mixed by their weights.
     image_size: pixels a side.
     context_length: tokens of a text, [CLS] and [SEP] included.
     augment: "none"; "crop", a random square of three quarters of the area, mirrored at random;
@@ -56,13 +58,15 @@ class Contrastive(Task):
     teacher: model to learn from, as `hub.open_model` takes it; of the same image size. None: off.
     distill_features: weight of its image features, as in the original (`--kd_loss_weight`, 0.5).
     distill_logits: weight of its similarities between images and texts.
+    valid_batch_size: pairs that an evaluation compares with each other for its loss and accuracies
+      (the original's --valid-batch-size, per GPU); recalls are over all.
     cache_dir: folder of the decode cache, which makes later epochs nearly free; None: off.
     cache_bytes: its size limit.
   """
 
-  train: tuple[pairs.PairData, ...] = ()
-  valid: tuple[pairs.PairData, ...] = ()
-  test: tuple[pairs.PairData, ...] = ()
+  train: tuple[pairs.PairData | str, ...] = ()
+  valid: tuple[pairs.PairData | str, ...] = ()
+  test: tuple[pairs.PairData | str, ...] = ()
   image_size: int = 224
   context_length: int = 52
   augment: str = "none"
@@ -78,10 +82,15 @@ class Contrastive(Task):
   teacher: str | None = None
   distill_features: float = 0.5
   distill_logits: float = 0.0
+  valid_batch_size: int = 64
   cache_dir: str | None = None
   cache_bytes: int = 64 * 2**30
 
   whole_batch: ClassVar[bool] = True
+  metrics: ClassVar[tuple[str, ...]] = (
+    *(f"{way}_{m}" for way in ("t2i", "i2t") for m in retrieval.METRICS),
+    *("loss", "i2t_acc", "t2i_acc", "logit_scale"),
+  )
 
   def check(self, config: Any) -> list[str]:
     faults = _check_image_size(self.image_size, config)
@@ -98,8 +107,9 @@ class Contrastive(Task):
         faults.append(f"task.{field}: expected one of {', '.join(allowed)}, found {found!r}")
     if self.mask_until is not None and not self.mask_ratio:
       faults.append("task.mask_until: expected a mask_ratio with it, found 0")
-    if self.loss_chunks < 1:
-      faults.append(f"task.loss_chunks: expected at least 1, found {self.loss_chunks}")
+    for field in ("loss_chunks", "valid_batch_size"):
+      if getattr(self, field) < 1:
+        faults.append(f"task.{field}: expected at least 1, found {getattr(self, field)}")
     if (config.model.logit_bias is None) == (self.loss_kind == "sigmoid"):
       faults.append(
         "model.logit_bias: expected a number with task.loss_kind='sigmoid' (SigLIP: -10) and None "
@@ -224,17 +234,42 @@ class Contrastive(Task):
     }
 
   def predict(self, model, batch):
-    return {"features": encode_either(model, batch)}
+    features = {"features": encode_either(model, batch)}
+    if "tokens" in batch:  # with every row, for an evaluation keeps rows only
+      rows = batch["tokens"].shape[:1]
+      features["logit_scale"] = jnp.broadcast_to(widened(model.logit_scale[...]), rows)
+      if model.logit_bias is not None:
+        features["logit_bias"] = jnp.broadcast_to(widened(model.logit_bias[...]), rows)
+    return features
 
   def score(self, predictions, streams):
-    """Full-pool recalls as fractions, and ranks from 1; what could not be read comes last."""
+    """Full-pool recalls as fractions, and ranks from 1; what could not be read comes last.
+
+    Beside them loss and accuracies within batches of the pairs that could be read, as the original
+    has them (`in_batch`).
+    """
     image, text = predictions["image"], predictions["text"]
-    return retrieval.recall_both_ways(
-      image["features"],
-      text["features"],
-      images_of=streams["text"].images_of,
-      readable=image["valid"],
+    images_of, readable = streams["text"].images_of, image["valid"]
+    values = retrieval.recall_both_ways(
+      image["features"], text["features"], images_of=images_of, readable=readable
     )
+    edges = [(i, t) for t, images in enumerate(images_of) for i in images if readable[i]]
+    if edges:
+      bias = text.get("logit_bias")
+      values |= in_batch.scores(
+        image["features"],
+        text["features"],
+        edges=edges,
+        logit_scale=text["logit_scale"][0],
+        logit_bias=None if bias is None else bias[0],
+        batch_size=self.valid_batch_size,
+        kind=self.loss_kind,
+      )
+      values["logit_scale"] = float(text["logit_scale"][0])
+    return values
+
+  def eval_line(self, values):
+    return in_batch.line(values, batch_size=self.valid_batch_size) if "loss" in values else None
 
   def results(self, predictions, streams):
     """`retrieval.png`: texts from all over the evaluation with the images that rank highest."""
@@ -282,7 +317,7 @@ class Contrastive(Task):
       raise ValueError(f"Expected data for the split {split!r} in task.{split}, found none")
     if most is not None and len(sources) > most:
       raise ValueError(f"Expected {most} source for evaluating {split!r}, found {len(sources)}")
-    return sources
+    return [_source(source, split) for source in sources]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -300,6 +335,8 @@ class ZeroShot(Task):
   templates: tuple[str, ...]
   image_size: int = 224
   context_length: int = 52
+
+  metrics: ClassVar[tuple[str, ...]] = ("zeroshot_top1", "zeroshot_top5")
 
   def check(self, config: Any) -> list[str]:
     return _check_image_size(self.image_size, config)
@@ -364,6 +401,13 @@ def teacher_config(name: str) -> cnclip.CNCLIPConfig:
 def to_float(image: jax.Array) -> jax.Array:
   """uint8[B, S, S, 3] pixels to the normalised float32 that the towers expect; floats are that."""
   return normalized(image, mean=images.CLIP_MEAN, std=images.CLIP_STD)
+
+
+def _source(source: pairs.PairData | str, split: str) -> pairs.PairData:
+  """What a path on the command line means: a folder with the split, or a file that is one."""
+  if isinstance(source, pairs.PairData):
+    return source
+  return pairs.PairData.of(source, split if Path(source).is_dir() else None)
 
 
 def _tokenize(encoder, context_length, caption):

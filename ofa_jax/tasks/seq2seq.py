@@ -26,7 +26,7 @@ from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
 from ofa_jax.data.tsv import Table
 from ofa_jax.decode.beam import BOS, EOS, PAD, Hypotheses, Search, generate
 from ofa_jax.tasks.base import Predictions, Task, normalized
-from ofa_jax.tokenizers.ofa import OFATokenizer
+from ofa_jax.tokenizers.ofa import OFATokenizer, layout_files
 
 IMAGE = "image"  # the column of base64 images
 MAX_POSITIONS = 1024  # the original's --max-source-positions and --max-target-positions
@@ -120,6 +120,13 @@ class Seq2Seq(Task):
   def encode(self, text: str) -> list[int]:
     """Token ids of a text; prompts and answers begin with a space."""
     return self.words.encode(text)
+
+  def model_files(self) -> dict[str, bytes]:
+    """The tokenizer's files, so that a workdir is a model wherever it is moved to."""
+    folder = _tokenizer_folder(self.tokenizer)
+    return {
+      f"{hub.TOKENIZER}/{name}": (folder / name).read_bytes() for name in layout_files(folder)
+    }
 
   def texts(self, predictions: Predictions) -> dict[int, str]:
     """The answers by row, of all rows that could be read."""
@@ -328,10 +335,17 @@ class Rows:
 @functools.cache
 def load_tokenizer(name: str) -> OFATokenizer:
   """The tokenizer in a folder, or of a model, read once; ValueError where there is none."""
+  return OFATokenizer.from_directory(_tokenizer_folder(name))
+
+
+def _tokenizer_folder(name: str) -> Path:
   folder = Path(name)
   if folder.is_dir() and not (folder / "config.json").exists():
-    return OFATokenizer.from_directory(folder)
-  return hub.open_model(name).tokenizer
+    return folder
+  source = hub.open_model(name)
+  if source.files is None:
+    return source.tokenizer  # raises what is missing
+  return source.files
 
 
 def _prompts(batch: Mapping[str, jax.Array]) -> jax.Array:

@@ -278,6 +278,11 @@ def _bert_char(char: str) -> str:
   return "" if unicodedata.category(char)[0] == "C" and char not in "\t\n\r" else char
 
 
+def layout_files(directory: pathlib.Path) -> tuple[str, ...]:
+  """The names of a tokenizer's files in a folder; ValueError where they are missing."""
+  return LAYOUTS[_layout(directory)]
+
+
 def _layout(directory: pathlib.Path) -> str:
   for kind, names in LAYOUTS.items():
     if all((directory / name).is_file() for name in names):

@@ -1,0 +1,95 @@
+"""Files and folders that appear whole or not at all, whatever ends the process that writes them."""
+
+import contextlib
+import os
+import pathlib
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def written_whole(path: str | os.PathLike, *, replace: bool = False) -> Iterator[pathlib.Path]:
+  """Gives a path to write a file or folder to, which becomes `path` if nothing is raised.
+
+  What a killed process of this machine left half-written of the same path is removed.
+
+  Args:
+    path: a local path; its parents are made.
+    replace: a file that is there already gives way at the end.
+
+  Raises:
+    ValueError: without `replace`: `path` exists, now or at the end.
+  """
+  path = pathlib.Path(path).resolve()
+  if not replace:
+    _check_free(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  _remove_leftovers(path)
+  made = path.with_name(f".{path.name}.{_writer()}.{secrets.token_hex(4)}")
+  try:
+    yield made
+    if replace:
+      made.replace(path)
+    else:
+      _check_free(path)
+      made.rename(path)
+  finally:
+    _remove(made)
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+  """Writes a small file, local or in a bucket, that is always the old one or the new one."""
+  if "://" in str(path):
+    from etils import epath  # of commands that write to buckets only
+
+    epath.Path(path).write_bytes(content)  # an object appears whole by itself
+    return
+  with written_whole(path, replace=True) as made, open(made, "wb") as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())  # else a power cut may leave the name without the bytes
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """`write_bytes` of a text in UTF-8."""
+  write_bytes(path, text.encode())
+
+
+def _check_free(path: pathlib.Path) -> None:
+  if path.exists():
+    raise ValueError(f"{path} exists already; remove it or choose another name")
+
+
+def _writer() -> str:
+  host = re.sub(r"[^\w-]", "_", socket.gethostname())[:32]
+  return f"{host}.{os.getpid()}"
+
+
+def _remove_leftovers(path: pathlib.Path) -> None:
+  host, _ = _writer().rsplit(".", 1)
+  name = re.compile(re.escape(f".{path.name}.{host}.") + r"(\d+)\.[0-9a-f]{8}")
+  for entry in os.listdir(path.parent):
+    leftover = name.fullmatch(entry)
+    if leftover and not _alive(int(leftover[1])):
+      with contextlib.suppress(OSError):  # another process was faster
+        _remove(path.with_name(entry))
+
+
+def _alive(process: int) -> bool:
+  try:
+    os.kill(process, 0)
+  except ProcessLookupError:
+    return False
+  except OSError:  # there, but another user's
+    return True
+  return True
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)
