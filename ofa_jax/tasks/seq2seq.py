@@ -23,12 +23,13 @@ import numpy as np
 from ofa_jax import hub, losses
 from ofa_jax.data import images
 from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
-from ofa_jax.data.tsv import Table
-from ofa_jax.decode.beam import BOS, EOS, PAD, Hypotheses, Search, generate
+from ofa_jax.data.rows import Row
+from ofa_jax.data.tsv import IMAGE, Table
+from ofa_jax.decode import answers
+from ofa_jax.decode.beam import BOS, EOS, PAD, Hypotheses, Search
 from ofa_jax.tasks.base import Predictions, Task, normalized
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
-IMAGE = "image"  # the column of base64 images
 MAX_POSITIONS = 1024  # the original's --max-source-positions and --max-target-positions
 
 
@@ -55,7 +56,7 @@ class Seq2Seq(Task):
     sentence_avg: the loss is a mean over rows, not over tokens.
     ignore_prefix, ignore_eos: the first so many tokens, or the ends, cost nothing.
     allowed_range: ids (first, end) that have a probability beside the special ones; None: all.
-    search: how answers are generated in evaluations.
+    search: how answers are generated in evaluations; lengths do not count the decoder's prompts.
     cache_dir, cache_bytes: folder and limit of the decode cache; None: off.
   """
 
@@ -86,18 +87,27 @@ class Seq2Seq(Task):
   cache_dir: str | None = None
   cache_bytes: int = DEFAULT_MAX_BYTES
 
-  def example(self, row: Mapping[str, str], rng: np.random.Generator | None) -> dict[str, Any]:
-    """What a row asks and what is right, as token ids without begin and end.
+  def example(self, row: Row, rng: np.random.Generator | None) -> dict[str, Any]:
+    """What a row asks and what is right.
 
     Args:
-      row: the text columns by name.
+      row: its texts by the names of their columns, `row.size` and `row.image()` of its picture.
       rng: the row's own generator; None outside training.
 
     Returns:
-      "source" and "target", and with `prompts` "prompt". Anything else goes into the batch as it is
-      and has its place in `blank`.
+      "source" and "target", and with `prompts` "prompt": token ids without begin and end; "image"
+      where `fields` has it, as from `image`. Anything else goes into the batch as it is and has
+      its place in `blank`.
     """
     raise NotImplementedError
+
+  def image(self, row: Row, rng: np.random.Generator | None) -> np.ndarray:
+    """A row's picture as the model sees it, uint8[S, S, 3]: the whole of it, squashed to a square.
+
+    A task that crops, mirrors or recolours overrides it, or makes the picture in `example`, beside
+    the boxes that move with it; such pictures do not go through the decode cache.
+    """
+    return row.square(rng)
 
   def blank(self) -> dict[str, np.ndarray]:
     """The fields of an example and their shapes; a row like this changes nothing, and is finite."""
@@ -238,33 +248,35 @@ class Seq2Seq(Task):
   def streams(self, split: str) -> dict[str, Any]:
     return {"examples": self.examples(split)}
 
-  def predict(self, model, batch):
+  def predict(self, model, batch, *, rngs, frozen):
     """The best answer of each row, int32[B, N] with its end and padding, and its score."""
-    found = self.generate(model, batch)
-    tokens = found.tokens[:, 0]
-    if self.prompts:
-      length = jnp.sum(_prompts(batch) != PAD, axis=1, keepdims=True)
-      places = length + jnp.arange(tokens.shape[1])
-      tokens = jnp.take_along_axis(tokens, places, axis=1, mode="fill", fill_value=PAD)
-    return {"tokens": tokens, "score": found.scores[:, 0]}
+    del frozen
 
-  def generate(self, model: Any, batch: Mapping[str, jax.Array]) -> Hypotheses:
-    """Searches for the answers of a batch, behind their prompts, which count in all lengths."""
-    encoded = model.encode(batch["source"], **self.pictures(batch))
-    cache = model.start(
-      encoded,
-      max_length=self.search.max_length + 1,
-      hypotheses=self.search.num_beams,
-      code=self.search.gen_code,
-    )
-    return generate(
-      model.step,
-      cache,
-      reorder=model.reorder,
+    def best(model, rows, _):
+      hypotheses = self.generate(model, rows["batch"], rngs=rows["rngs"])
+      return {"tokens": hypotheses.tokens[:, 0], "score": hypotheses.scores[:, 0]}
+
+    keys = answers.row_keys(rngs, batch["index"]) if self.search.sample else None
+    return answers.on_each_device(best)(model, {"batch": batch, "rngs": keys}, None)
+
+  def generate(
+    self, model: Any, batch: Mapping[str, jax.Array], *, rngs: jax.Array | None = None
+  ) -> Hypotheses:
+    """Searches for the answers of a batch behind their prompts, which are left out of them.
+
+    Args:
+      model: an OFA.
+      batch: of `blank`'s fields, and "weight".
+      rngs: PRNG keys [B], for a search that samples.
+    """
+    return answers.generate(
+      [model],
+      [model.encode(batch["source"], **self.pictures(batch))],
       search=self.search,
       batch=len(batch["source"]),
-      prefix_tokens=_prompts(batch) if self.prompts else None,
+      prompts=_prompts(batch) if self.prompts else None,
       active=batch["weight"] > 0,
+      rngs=rngs,
     )
 
   def log_line(self, values):
@@ -286,6 +298,7 @@ class Rows:
   def __init__(self, task: Seq2Seq, table: Table):
     self.table = table
     self._task = task
+    self._fields = task.blank().keys()
     self._reader = None
     if IMAGE in task.fields:
       self._reader = ImageReader(
@@ -299,9 +312,9 @@ class Rows:
   def __len__(self) -> int:
     return len(self.table)
 
-  def row(self, i: int) -> dict[str, str]:
-    """The text columns of row `i`."""
-    return {name: self.table.text(i, name) for name in self._task.fields if name != IMAGE}
+  def row(self, i: int) -> Row:
+    """Row `i`, of which only what is asked for is read."""
+    return Row(self.table, i, reader=self._reader)
 
   def image(self, i: int, *, size: int) -> np.ndarray:
     """uint8[size, size, 3] of row `i`, for people. Raises BadRow when it cannot be read."""
@@ -310,8 +323,11 @@ class Rows:
   def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
     """The fields of `Seq2Seq.blank`. Raises BadRow when the row cannot be read."""
     example = self._task.assemble(self._task.example(self.row(i), rng), warn=rng is not None)
-    if self._reader:
-      example[IMAGE] = self._reader.read(i, rng)
+    if example.keys() != self._fields:
+      raise ValueError(
+        f"Expected {', '.join(sorted(self._fields))}, the fields of `blank`, from "
+        f"{type(self._task).__name__}.example, found {', '.join(sorted(example))}"
+      )
     return example
 
   def blank(self) -> dict[str, np.ndarray]:
