@@ -66,9 +66,7 @@ def get_config(argument: str = "base") -> Config:
   return Config(
     name=f"OFA-{size}: VQA",
     init=f"OFA-{size}",
-    model=ofa.config(
-      size, dropout=0.1, encoder_drop_path=drop_path, decoder_drop_path=drop_path
-    ),
+    model=ofa.config(size, dropout=0.1, encoder_drop_path=drop_path, decoder_drop_path=drop_path),
     task=task,
     batch_size=512,
     **schedule,

@@ -278,3 +278,28 @@ def test_prepare_runs_before_the_loss(digits):
   even = {"change": lambda _, b: b | {"image_index": np.ones_like(b["image_index"])}}
   config.task = Regression(task=config.task.task)
   np.testing.assert_allclose(found, run(config, steps=1, **even)[0], rtol=1e-6)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Imitation(Regression):
+  """The features are to be those that the model itself had before the step, but for a sign."""
+
+  rows: int = 32
+
+  def prepare(self, model, batch, *, rngs, step, frozen):
+    assert len(batch["tokens"]) == self.rows
+    # A number for the whole part, as schedules are, beside what is made for each row.
+    return {**batch, "goal": -model.encode_text(batch["tokens"]), "share": 1 / (1 + step)}
+
+  def loss(self, model, batch, *, rngs, chunks=1):
+    features = model.encode_text(batch["tokens"], rngs=rngs)
+    errors = jnp.square(features - batch["goal"]).mean(-1) * batch["share"]
+    return {"loss": losses.mean(errors, (batch["image_index"] % 3).astype(jnp.float32))}
+
+
+def test_parts_are_prepared_one_by_one_with_the_result_of_the_whole(digits):
+  config = tiny.config(digits)
+  config.task = Imitation(task=config.task)
+  whole, _ = run(config, steps=3)
+  parts = dataclasses.replace(config, accum=4, task=dataclasses.replace(config.task, rows=8))
+  np.testing.assert_allclose(run(parts, steps=3)[0], whole, rtol=1e-5)

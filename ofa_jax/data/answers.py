@@ -55,7 +55,7 @@ def check(answers: Iterable[str], *, place: str) -> None:
 
 
 def counted(answers: Iterable[str], *, least: int) -> tuple[str, ...]:
-  """Those that come at least so often, the most frequent first, equal ones in order of the alphabet.
+  """Those that come at least so often: the most frequent first, equal ones by the alphabet.
 
   Raises:
     ValueError: none does.

@@ -7,9 +7,11 @@ either every answer is scored and the best is taken, or a beam search keeps to t
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ofa_jax.decode import candidates
@@ -20,6 +22,7 @@ from ofa_jax.models.ofa_encoder import Encoded
 
 PROMPTS = ("none", "src", "prev_output")  # the original's --prompt-type
 INFERENCE = ("allcand", "beamsearch")  # the original's --val-inference-type
+Arrays = TypeVar("Arrays", Trie, candidates.Plan)
 MAX_POSITIONS = 1 << 16  # of all answers' beginnings in a cache: in Base 37 kB each, in fp32
 
 
@@ -88,9 +91,18 @@ def scores(model: OFA, encoded: Encoded, prompts: jax.Array, plan: candidates.Pl
   return jax.lax.map(part, rows).reshape(batch, -1)
 
 
-def placed(trie: Trie | None, mesh: Mesh, *, load: bool) -> Trie | None:
-  """A trie on every device of a mesh; `load` False gives its ShapeDtypeStructs."""
+def placed(arrays: Arrays, mesh: Mesh, *, load: bool) -> Arrays:
+  """A trie or a plan on every device of a mesh; `load` False gives its ShapeDtypeStructs."""
   whole = NamedSharding(mesh, PartitionSpec())
   if load:
-    return jax.device_put(trie, whole)
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), trie)
+    return jax.device_put(arrays, whole)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+    jax.eval_shape(lambda: jax.tree.map(jnp.asarray, arrays)),
+  )
+
+
+def usual_trie() -> Trie:
+  """An empty trie with room for the 3,129 answers of VQA v2, to compile for without reading any."""
+  first, edges = (np.zeros(n, np.int32) for n in (8193, 8192))
+  return Trie(first=first, tokens=edges, nodes=edges, width=4096)

@@ -8,6 +8,7 @@ training") and chosen from, or they are free.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
@@ -20,7 +21,9 @@ from ofa_jax.data.text import pre_question
 from ofa_jax.data.tsv import IMAGE, BadRow, Table
 from ofa_jax.decode.answers import on_each_device
 from ofa_jax.decode.beam import Search
+from ofa_jax.decode.candidates import Plan
 from ofa_jax.decode.trie import DEAD
+from ofa_jax.models.ofa import OFA
 from ofa_jax.scoring import vqa
 from ofa_jax.tasks import choice
 from ofa_jax.tasks.choice import Choices
@@ -45,6 +48,7 @@ class VQA(Seq2Seq):
     answer_length: tokens of an answer (--max-tgt-length).
   """
 
+  metrics: ClassVar[tuple[str, ...]] = ("vqa_score",)
   names: ClassVar[tuple[str, ...]] = ("id", IMAGE, "question", "answer", "objects")
 
   columns: tuple[int, ...] = (0, 5, 2, 3, 4)
@@ -102,16 +106,21 @@ class VQA(Seq2Seq):
       nodes = self.choices.trie.path(target)
       if nodes is None and rng is not None:
         raise BadRow(row.name, f"the answer {answer!r} is not among those to choose from")
-      example["node"] = np.full(self.target_length, DEAD, np.int32)
+      example["node"] = np.full(self.learnt_tokens, DEAD, np.int32)
       if nodes is not None:
-        example["node"][len(given) : len(given) + len(nodes)] = nodes
+        example["node"][: len(nodes)] = nodes
     return example
 
   def blank(self):
     example = super().blank() | {"conf": np.float32(1)}
     if self.answers is not None:
-      example["node"] = np.full(self.target_length, DEAD, np.int32)
+      example["node"] = np.full(self.learnt_tokens, DEAD, np.int32)
     return example
+
+  @property
+  def learnt_tokens(self) -> int:
+    """Those of the longest answer, and its end."""
+    return self.answer_length + 1
 
   def check(self, config):
     faults = super().check(config)
@@ -124,6 +133,11 @@ class VQA(Seq2Seq):
       faults.append(
         "task.answers: expected a file of answers, or 'train', to choose from, found none; "
         "task.inference=beamsearch needs none"
+      )
+    if self.inference == "beamsearch" and self.prompt == "src":
+      faults.append(
+        "task.prompt: expected none or prev_output with task.inference=beamsearch, found src, "
+        "whose end ends the search"
       )
     if self.answer_length < 1 or self.max_words < 1 or self.max_objects < 0 or self.least < 1:
       faults.append(
@@ -143,12 +157,15 @@ class VQA(Seq2Seq):
     _ = self.choices  # its faults are told before anything is compiled
     return super().examples(split)
 
-  def frozen(self, mesh, *, precision, load=True):
-    """The trie of the answers, which says what each target may be."""
+  def frozen(self, mesh, *, precision, training=True, load=True):
+    """The trie of the answers; for evaluations by "allcand" the plan of how to score them."""
     del precision
     if self.answers is None:
       return None
-    return choice.placed(self.choices.trie if load else None, mesh)
+    if training and not load:
+      return choice.placed(choice.usual_trie(), mesh, load=False)
+    scored = not training and self.inference == "allcand"
+    return choice.placed(self.choices.plan if scored else self.choices.trie, mesh, load=load)
 
   def prepare(self, model, batch, *, rngs, step, frozen):
     batch = super().prepare(model, batch, rngs=rngs, step=step, frozen=frozen)
@@ -159,14 +176,9 @@ class VQA(Seq2Seq):
       return None
     return batch["trie"].allowed(batch["node"], vocab_size=vocab_size)
 
-  def trie(self):
-    choices = self.choices
-    return None if choices is None else choices.trie
-
-  def scores(self, model, batch, plan=None) -> jax.Array:
+  def scores(self, model: OFA, batch: Mapping[str, jax.Array], plan: Plan) -> jax.Array:
     """The log-probabilities float32[B, A] of all answers; -inf behind the last one."""
     encoded = model.encode(batch["source"], **self.pictures(batch))
-    plan = self.choices.plan if plan is None else plan
     return choice.scores(model, encoded, decoder_prompts(batch), plan)
 
   def predict(self, model, batch, *, rngs, frozen):
@@ -178,7 +190,7 @@ class VQA(Seq2Seq):
       scores = self.scores(model, batch, plan)
       return {"answer": jnp.argmax(scores, axis=1), "score": jnp.max(scores, axis=1)}
 
-    return on_each_device(best)(model, batch, self.choices.plan)
+    return on_each_device(best)(model, dict(batch), frozen)
 
   def texts(self, predictions):
     """The answers by row, of all rows that could be read."""
@@ -230,7 +242,7 @@ def load_choices(
 
 
 def _learnt(files, column):
-  """The answer that each row of training files teaches; bad rows are counted where they are read."""
+  """The answers that the rows of training files teach; bad rows are told where they are read."""
   table = Table(files, columns={"answer": column})
   for i in range(len(table)):
     try:
