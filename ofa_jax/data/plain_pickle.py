@@ -27,7 +27,7 @@ def load(
   try:
     return _Plain(io.BytesIO(data), names or {}, encoding).load()
   except Exception as error:  # damaged pickles raise anything from EOFError to IndexError
-    raise ValueError(f"not a plain pickle: {error}") from error
+    raise ValueError(f"not a plain pickle: {type(error).__name__}: {error}") from error
 
 
 class _Plain(pickle.Unpickler):

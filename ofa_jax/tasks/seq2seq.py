@@ -397,7 +397,7 @@ def decoder_prompts(batch: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def _learnt(targets: jax.Array, number: int, *, ignore_prefix: int) -> tuple[jax.Array, jax.Array]:
-  """The places int32[B, N] behind the prompts, and the targets there, padding where there is none."""
+  """The places int32[B, N] behind the prompts, and the targets there; padding if there is none."""
   begin = jnp.sum(jnp.cumprod(targets == PAD, axis=1), axis=1, keepdims=True)
   places, last = begin + jnp.arange(number), targets.shape[1] - 1
   inside = (places <= last) & (places >= ignore_prefix)
