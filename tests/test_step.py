@@ -41,6 +41,7 @@ def run(config, *, steps=5, mesh=None, change=None, seen=lambda state: None):
   seen(state)
   update = step.train_step(program)
   rows = config.task.examples("train")
+  frozen = config.task.frozen(program.mesh, precision=config.precision)
   bad = pipeline.BadRows(max_rate=0.0)
   history = []
   with pipeline.train_batches(
@@ -50,7 +51,7 @@ def run(config, *, steps=5, mesh=None, change=None, seen=lambda state: None):
       batch = next(batches)
       if change is not None:
         batch = change(i, batch)
-      state, metrics = update(state, sharding.to_global(batch, program.mesh))
+      state, metrics = update(state, sharding.to_global(batch, program.mesh), frozen)
       seen(state)
       history.append([float(metrics["loss"]), float(metrics["grad_norm"])])
   return np.array(history), state

@@ -310,3 +310,29 @@ def test_the_loss_is_the_originals_with_confidences_and_what_the_trie_allows(mic
       count += 1
   np.testing.assert_allclose(loss.total, total, rtol=1e-5)
   assert loss.count == count
+
+
+class Whole(VQA):
+  """Logits at every place, as of tasks that say nothing of what is learnt."""
+
+  learnt_tokens = None
+
+
+@pytest.mark.parametrize("options", [{}, {"ignore_prefix": 5, "rdrop": 0.5, "drop_worst": 0.3}])
+def test_logits_where_nothing_is_learnt_change_nothing(micro, options):
+  task = dataclasses.replace(micro, answers=None, smoothing=0.1, **options)
+  whole = Whole(**{f.name: getattr(task, f.name) for f in dataclasses.fields(task)})
+  batch, model = golden_batch("prev_output"), micro_model()
+  given = [ids[1:] for ids in MICRO["prev_output"]["decoder_prompts"]]
+  pairs = list(zip(given, ([45, 62], [5, 62, 61], [60] * 16), strict=True))
+  batch["previous"] = jnp.array([filled([0, *p, *a], 24)[:24] for p, a in pairs])
+  batch["target"] = jnp.array([filled([PAD] * len(p) + [*a, 2], 24) for p, a in pairs])
+  batch |= {"conf": jnp.array([0.3, 1.0, 0.6]), "dropping": True}
+  task = dataclasses.replace(task, answer_length=16)
+
+  def losses(task):
+    return jax.jit(lambda b: task.loss(model, b, rngs=jax.random.key(0)))(batch)
+
+  for name, mean in losses(task).items():
+    np.testing.assert_allclose(mean.total, losses(whole)[name].total, rtol=1e-6, err_msg=name)
+    assert mean.count == losses(whole)[name].count
