@@ -1,7 +1,8 @@
 """Checkpoints of a run: saved in the background, atomic, restored onto any mesh.
 
-One directory per step holds three items: `model` (parameters and running statistics, what
-evaluation and conversion read), `ema` where there is one, and `train` (optimizer and counters).
+One directory per step holds `model` (parameters and running statistics, what evaluation and
+conversion read), `train` (optimizer and counters), and where there is a moving average `ema`, that
+of the parameters, and `ema_rest`, that of the statistics, which runs made before do not have.
 Nothing random and no data position is stored: both are functions of the step.
 
 The newest ones stay, and beside them the best one by a metric. `W@8`, `W@best`, `W@latest` and
@@ -28,7 +29,8 @@ from jax.experimental import multihost_utils
 from ofa_jax import log, trees
 from ofa_jax.step import State
 
-ITEMS = ("model", "ema", "train")
+ITEMS = ("model", "ema", "ema_rest", "train")
+OPTIONAL = ("ema", "ema_rest")
 LATEST, BEST = "latest", "best"
 
 
@@ -158,7 +160,8 @@ class Checkpoints:
     """Starts saving; the state may be donated to the next step as soon as this returns."""
     step = int(state.step)
     if step not in self._manager.all_steps():
-      self._manager.save(step, args=ocp.args.Composite(**_items(state, ocp.args.StandardSave)))
+      items = {name: ocp.args.StandardSave(part) for name, part in _parts(state).items()}
+      self._manager.save(step, args=ocp.args.Composite(**items))
 
   def wait(self) -> None:
     """Returns when all saves that were started are on disk."""
@@ -167,15 +170,20 @@ class Checkpoints:
   def restore(self, step: int, *, abstract: State, shardings: State) -> State:
     """The whole state at a step, laid out by `shardings`.
 
+    Where no average of the statistics was kept it begins with the statistics.
+
     Raises:
       Damaged: it is not what was written.
       ValueError: the checkpoint holds other parameters than the config's model; all of them.
     """
-    target = _targets(abstract, shardings)
-    items = self._restore(step, _parts(target))
-    return State(
-      **items["model"], **items["train"], ema=items["ema"] if abstract.ema is not None else None
-    )
+    parts = _parts(_targets(abstract, shardings))
+    if not self._has(step, "ema_rest"):
+      parts.pop("ema_rest", None)
+    items = self._restore(step, parts)
+    averages = {"ema": None, "ema_rest": None}
+    if abstract.ema is not None:
+      averages = {"ema": items["ema"], "ema_rest": _average_of_rest(items)}
+    return State(**items["model"], **items["train"], **averages)
 
   def restore_newest(
     self, *, abstract: State, shardings: State, warn: Callable[[str], None]
@@ -227,8 +235,8 @@ class Checkpoints:
       optimizer: whether its state and the counters are among them.
 
     Returns:
-      "params", "rest", with `optimizer` "opt", "bad" and "step"; "ema", where the state is to have
-      one: the stored one, or a copy of the parameters.
+      "params", "rest", with `optimizer` "opt", "bad" and "step"; "ema" and "ema_rest", where the
+      state is to have them: the stored ones, or copies of the parameters and statistics.
 
     Raises:
       Damaged, ValueError: as `restore`; the first says which steps are there besides.
@@ -236,19 +244,20 @@ class Checkpoints:
     parts = _parts(_targets(abstract, shardings))
     if not optimizer:
       del parts["train"]
-    if not self.has_ema(step):
-      parts.pop("ema", None)
+    for name in OPTIONAL:
+      if not self._has(step, name):
+        parts.pop(name, None)
     items = self._restore_advised(step, parts)
     fields = {**items["model"], **items.get("train", {})}
     if abstract.ema is not None:
       ema = items["ema"] if "ema" in parts else jax.tree.map(jnp.copy, fields["params"])
-      fields["ema"] = ema
+      fields |= {"ema": ema, "ema_rest": _average_of_rest(items)}
     return fields
 
   def restore_weights(
     self, step: int, *, abstract: State, shardings: State, ema: bool
   ) -> tuple[Any, Any]:
-    """(params, rest) at a step without the optimizer; `ema`: the moving average as params.
+    """(params, rest) at a step without the optimizer; `ema`: their moving averages, if kept.
 
     Raises:
       Damaged, ValueError: as `restore`; the first says which steps are there besides.
@@ -257,12 +266,19 @@ class Checkpoints:
     parts = {"model": {"params": target.params, "rest": target.rest}}
     if ema:
       parts["ema"] = target.params
+      if self._has(step, "ema_rest"):
+        parts["ema_rest"] = target.rest
     items = self._restore_advised(step, parts)
-    return items["ema"] if ema else items["model"]["params"], items["model"]["rest"]
+    if ema:
+      return items["ema"], items.get("ema_rest", items["model"]["rest"])
+    return items["model"]["params"], items["model"]["rest"]
 
   def has_ema(self, step: int) -> bool:
     """Does the checkpoint at this step hold a moving average?"""
-    return (self._directory(step) / "ema").exists()
+    return self._has(step, "ema")
+
+  def _has(self, step: int, item: str) -> bool:
+    return (self._directory(step) / item).exists()
 
   def _directory(self, step: int) -> epath.Path:
     return self.workdir / "checkpoints" / str(step)
@@ -308,7 +324,7 @@ class Checkpoints:
           raise self._damaged(step, f"{name}/_METADATA cannot be read") from error
       raise self._damaged(step, _unreadable(self._directory(step), error)) from error
     for name in ITEMS:
-      wanted = name != "ema" or self.has_ema(step)
+      wanted = name not in OPTIONAL or self._has(step, name)
       if wanted and (metadata.get(name) is None or metadata[name].tree is None):
         raise self._damaged(step, f"{name}/_METADATA is missing; was it copied in part?")
     return metadata
@@ -464,11 +480,16 @@ def _parts(state: State) -> dict[str, Any]:
     "model": {"params": state.params, "rest": state.rest},
     "train": {"step": state.step, "opt": state.opt, "bad": state.bad},
   }
-  return parts if state.ema is None else {**parts, "ema": state.ema}
+  if state.ema is not None:
+    parts["ema"] = state.ema
+    if jax.tree.leaves(state.ema_rest):  # many models have no statistics
+      parts["ema_rest"] = state.ema_rest
+  return parts
 
 
-def _items(state: State, wrap: Any) -> dict[str, Any]:
-  return {name: wrap(part) for name, part in _parts(state).items()}
+def _average_of_rest(items: Mapping[str, Any]) -> Any:
+  """The statistics' average of a checkpoint; a copy of the statistics where it has none."""
+  return items.get("ema_rest") or jax.tree.map(jnp.copy, items["model"]["rest"])
 
 
 def _targets(abstract: State, shardings: State) -> State:

@@ -98,7 +98,7 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
       raise
     raise ValueError(f"{e} Its library is needed: {topology.INSTALL['cuda']}") from e
   lowered_at = time.perf_counter()
-  forward = _forward(program, spec)
+  forward = _forward(program, spec, frozen)
   held = _held(program, spec, rows)
   if frozen is not None:
     places = jax.tree.map(lambda x: x.sharding, frozen)
@@ -247,26 +247,33 @@ def _held(program, spec, rows):
   state, places = program.abstract, program.shardings
   rest = (state.rest, state.step, state.bad)
   rest_places = (places.rest, places.step, places.bad)
+  averages, average_places = ((x.ema, x.ema_rest) for x in (state, places))
   return {
     "parameters": sharding.bytes_per_device(state.params, places.params),
     "optimizer": sharding.bytes_per_device(state.opt, places.opt),
-    "ema": sharding.bytes_per_device(state.ema, places.ema),
+    "ema": sharding.bytes_per_device(averages, average_places),
     "other state": sharding.bytes_per_device(rest, rest_places),
     "batch": sharding.bytes_per_device(spec, rows),
   }
 
 
-def _forward(program, spec):
-  """Operations of the loss alone."""
+def _forward(program, spec, frozen):
+  """Operations of the loss alone, of a batch that the task has prepared."""
+  task, state = program.config.task, program.abstract
+  key = jax.eval_shape(lambda: jax.random.key(0))
+
+  @program.traced
+  def prepare(params, rest, batch, key, step, frozen):
+    model = program.model(params, rest)
+    return task.prepare(model, batch, rngs=key, step=step, frozen=frozen)
 
   @program.traced
   def loss(params, rest, batch, key):
     # In one part: accumulation computes nothing twice in the forward pass.
-    model = program.model(params, rest)
-    return program.config.task.loss(model, batch, rngs=key)["loss"].total
+    return task.loss(program.model(params, rest), batch, rngs=key)["loss"].total
 
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  state = program.abstract
+  if task.prepare is not None:
+    spec = jax.eval_shape(prepare, state.params, state.rest, spec, key, state.step, frozen)
   return flops.count(jax.make_jaxpr(loss)(state.params, state.rest, spec, key))
 
 

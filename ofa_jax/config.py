@@ -113,8 +113,9 @@ class Config:
     unroll: layers per iteration of the scan over layers; more is slower to compile, and on CPUs
       slower to run.
     accum: chunks in which one update is computed, with the result of the whole batch.
-    ema: decay of the exponential moving average of the parameters, which is then what is
-      evaluated; None: off.
+    ema: decay of the exponential moving average of the parameters and of BatchNorm's statistics,
+      which is then what is evaluated; None: off.
+    ema_start: updates until which the average is a copy (fairseq's --ema-start-update).
     log_to: where metrics go beside `metrics.jsonl`: "tensorboard", "wandb".
     max_bad_rate: share of undecodable rows above which the run stops.
     workers: decoding threads per host; None: one a core.
@@ -148,6 +149,7 @@ class Config:
   unroll: int = 1
   accum: int = 1
   ema: float | None = None
+  ema_start: int = 0
   max_bad_rate: float = 0.01
   workers: int | None = None
   step_timeout: float | None = None
@@ -299,6 +301,8 @@ def _check_run(c: Config) -> list[str]:
   faults += writers.faults(c.log_to)
   if c.ema is not None and not 0 < c.ema < 1:
     faults.append(f"ema: expected None or a decay between 0 and 1, found {c.ema}")
+  if c.ema_start < 0 or (c.ema is None and c.ema_start):
+    faults.append(f"ema_start: expected at least 0, and 0 without ema, found {c.ema_start}")
   if c.step_timeout is not None and c.step_timeout <= 0:
     faults.append(f"step_timeout: expected None or more than 0 seconds, found {c.step_timeout}")
   if c.workers is not None and c.workers < 1:

@@ -30,12 +30,25 @@ from ofa_jax.data import pipeline
 class Evaluator:
   """One evaluation of a config, with its data opened once and its step compiled once."""
 
-  def __init__(self, program: step.Program, evaluation: Eval):
-    """Opens the data; raises ValueError for faulty files, before anything is compiled."""
+  def __init__(self, program: step.Program, evaluation: Eval, *, number: int = 0):
+    """Opens the data and traces the predictions, before anything is compiled.
+
+    Args:
+      program: from `step.build`.
+      evaluation: of its config.
+      number: its place in the config, for the random numbers of the predictions.
+
+    Raises:
+      ValueError: faulty files, or predictions that cannot be made.
+    """
     self.evaluation = evaluation
     self._program = program
+    self._number = number
     self._streams = evaluation.task.streams(evaluation.split)
     self._predict = step.predict_step(program, evaluation.task)
+    self._trace()
+    task, precision = evaluation.task, program.config.precision
+    self._frozen = task.frozen(program.mesh, precision=precision, training=False)
 
   @property
   def notes(self) -> list[str]:
@@ -52,7 +65,10 @@ class Evaluator:
       folder: where the task's result files go, as `name_file`; None: nowhere.
     """
     name, task = self.evaluation.name, self.evaluation.task
-    predictions = {k: self._run(rows, params, rest) for k, rows in self._streams.items()}
+    predictions = {
+      stream: self._run(rows, params, rest, self._key(place))
+      for place, (stream, rows) in enumerate(self._streams.items())
+    }
     scores = {}
     if jax.process_index() == 0:
       scores = task.score(predictions, self._streams)
@@ -63,11 +79,39 @@ class Evaluator:
     scores = _from_first_host(scores)
     return {f"{name}/{k}": float(v) for k, v in scores.items()}
 
-  def _run(self, rows, params, rest):
+  def _trace(self):
+    """Traces the predictions of every stream, so that no fault waits for the first evaluation."""
+    name, task, state = self.evaluation.name, self.evaluation.task, self._program.abstract
+    frozen = task.frozen(
+      self._program.mesh, precision=self._program.config.precision, training=False, load=False
+    )
+    for place, (stream, rows) in enumerate(self._streams.items()):
+      fields = {**rows.blank(), "index": np.int32(0), "weight": np.float32(0)}
+      batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((self._batch_size, *x.shape), x.dtype), fields
+      )
+      where = f"evals[{name}]: {type(task).__name__}.predict of the stream {stream!r}"
+      try:
+        jax.eval_shape(self._predict, state.params, state.rest, batch, self._key(place), frozen)
+      except ValueError as e:
+        raise ValueError(f"{where}: {e}") from e
+      except Exception as e:
+        e.add_note(where)
+        raise
+
+  @property
+  def _batch_size(self):
+    return self.evaluation.batch_size or self._program.config.batch_size
+
+  def _key(self, stream):
+    seed = self._program.config.seed
+    return step.prediction_key(seed, evaluation=self._number, stream=stream)
+
+  def _run(self, rows, params, rest, key):
     config = self._program.config
     batches = pipeline.eval_batches(
       rows,
-      batch_size=self.evaluation.batch_size or config.batch_size,
+      batch_size=self._batch_size,
       host=jax.process_index(),
       hosts=jax.process_count(),
       workers=config.workers,
@@ -77,7 +121,8 @@ class Evaluator:
     waiting = None
     with batches:
       for batch in batches:
-        outputs = self._predict(params, rest, sharding.to_global(batch, self._program.mesh))
+        batch = sharding.to_global(batch, self._program.mesh)
+        outputs = self._predict(params, rest, batch, key, self._frozen)
         # One batch late: the device works on this one while the host copies the last.
         if waiting is not None:
           _collect(found, waiting, len(rows))
@@ -88,8 +133,8 @@ class Evaluator:
 
 
 def evaluators(program: step.Program) -> list[Evaluator]:
-  """All evaluations of the config, their data checked."""
-  return [Evaluator(program, e) for e in program.config.evals]
+  """All evaluations of the config, their data checked and their predictions traced."""
+  return [Evaluator(program, e, number=i) for i, e in enumerate(program.config.evals)]
 
 
 def run_all(

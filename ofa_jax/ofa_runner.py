@@ -6,21 +6,20 @@ which decodes its rows alone: no search waits for another device's.
 """
 
 import collections
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
 from ofa_jax import hub, numerics, sharding, trees
 from ofa_jax.convert.params import abstract
 from ofa_jax.data import images
-from ofa_jax.decode import beam, candidates
+from ofa_jax.decode import answers, beam, candidates
 from ofa_jax.decode.beam import EOS, PAD
 from ofa_jax.decode.trie import Trie
-from ofa_jax.models.layers import BATCH_AXES
 from ofa_jax.ofa_inputs import Colours
 from ofa_jax.tasks.base import normalized
 
@@ -112,32 +111,17 @@ class Runner:
     each = jax.nn.log_softmax(jnp.stack(logits))
     return jax.nn.logsumexp(each, axis=0) - jnp.log(len(models))
 
-  def _generate_rows(self, weights, rows, shared, search):
+  def _generate_rows(self, weights, rows, shared, static):
     models = self._models(weights)
-    caches = tuple(
-      model.start(
-        self._encode(model, rows),
-        max_length=search.max_length + 1,
-        hypotheses=search.num_beams,
-        code=search.gen_code,
-      )
-      for model in models
-    )
-    functions = [(model.step, model.reorder) for model in models]
-    step, reorder = beam.ensemble(functions) if len(models) > 1 else functions[0]
-    rngs = shared.get("rngs")
-    if rngs is not None:
-      rngs = jax.random.fold_in(rngs, jax.lax.axis_index("data"))
-    return beam.generate(
-      step,
-      caches if len(models) > 1 else caches[0],
-      reorder=reorder,
-      search=search,
+    return answers.generate(
+      models,
+      [self._encode(model, rows) for model in models],
+      search=static,
       batch=len(rows["source"]),
       prefix_tokens=rows.get("prefix"),
       trie=shared.get("trie"),
       active=rows["active"],
-      rngs=rngs,
+      rngs=answers.row_keys(shared.get("rngs"), rows["index"]),
     )
 
   def _score_rows(self, weights, rows, shared, static):
@@ -160,13 +144,8 @@ class Runner:
     """`function(weights, rows, shared, static)`, each device with its own rows."""
 
     def call(weights, rows, shared, *, static):
-      return jax.shard_map(
-        lambda *arrays: function(*arrays, static),
-        mesh=self._mesh,
-        in_specs=(P(), P(BATCH_AXES), P()),
-        out_specs=P(BATCH_AXES),
-        check_vma=False,
-      )(weights, rows, shared)
+      each = functools.partial(function, static=static)
+      return answers.on_each_device(each, mesh=self._mesh)(weights, rows, shared)
 
     return call
 
@@ -176,7 +155,7 @@ class Runner:
     length = rows["source"].shape[1]
     length = bucket(length, 16) if length <= 64 else -(-length // 64) * 64
     rows = {**rows, "source": widened(rows["source"], length)}
-    rows["active"] = np.ones(number, bool)
+    rows |= {"active": np.ones(number, bool), "index": np.arange(number, dtype=np.int32)}
     devices = self._mesh.size
     largest = devices * (1 << (min(max(most, 1), MAX_BATCH).bit_length() - 1))
     place = sharding.batch_sharding(self._mesh)

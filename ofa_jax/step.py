@@ -18,6 +18,9 @@ from ofa_jax import numerics, sharding, trees
 from ofa_jax import optim as optim_lib
 from ofa_jax.config import Config
 
+# Folded into keys where small numbers are: steps into the seed's, parts and splits into a step's.
+_PREDICTIONS = _PREPARES = 2**32 - 1
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
@@ -31,6 +34,7 @@ class State:
     rest: what is learnt without gradients (running statistics of batch norm).
     ema: moving average of `params`; None when off.
     bad: int32[2], non-finite steps in all, and in a row until now.
+    ema_rest: moving average of `rest`; None when off.
   """
 
   step: jax.Array
@@ -39,6 +43,14 @@ class State:
   rest: Any
   ema: Any
   bad: jax.Array
+  ema_rest: Any = None
+
+  @property
+  def evaluated(self) -> tuple[Any, Any]:
+    """(params, rest) that are evaluated: the moving average where there is one."""
+    if self.ema is None:
+      return self.params, self.rest
+    return self.ema, self.ema_rest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +108,7 @@ def build(config: Config, mesh: jax.sharding.Mesh, *, steps: int) -> Program:
     rest=jax.tree.map(lambda _: whole, rest),
     ema=None if config.ema is None else places,
     bad=whole,
+    ema_rest=None if config.ema is None else jax.tree.map(lambda _: whole, rest),
   )
   return Program(
     config=config,
@@ -128,47 +141,57 @@ def train_step(program: Program) -> Callable[..., tuple[State, dict[str, jax.Arr
   A step whose loss or gradient is not finite changes nothing but the counters in `state.bad`.
   Metrics are the task's means with "grad_norm", "lr", and the int32[2] of `state.bad` as "bad".
   """
-  config, task = program.config, program.config.task
+  config = program.config
 
   @program.traced
   def step(state, batch, frozen=None):
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    if task.prepare is not None:
-      model = program.model(state.params, state.rest)
-      batch = task.prepare(model, batch, rngs=key, step=state.step, frozen=frozen)
-    grads, metrics, rest = _gradients(program, state, batch, key)
+    grads, metrics, rest = _gradients(program, state, batch, key, frozen)
     norm = optax.global_norm(grads)
     good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     lr = program.learning_rate(state.step)
     grads = optim_lib.clip(grads, norm, limit=config.optim.clip_norm)
     updates, opt = program.optimizer.update(grads, state.opt, state.params)
     params = optim_lib.apply(config.optim, state.params, updates, lr=lr)
-    ema = state.ema
-    if ema is not None:
-      ema = jax.tree.map(lambda e, p: config.ema * e + (1 - config.ema) * p, ema, params)
-    new = (params, opt, rest, ema)
-    old = (state.params, state.opt, state.rest, state.ema)
-    params, opt, rest, ema = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+    new = {"params": params, "opt": opt, "rest": rest, **_averages(config, state, params, rest)}
+    old = {name: getattr(state, name) for name in new}
+    new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
     bad = jnp.where(good, state.bad * jnp.array([1, 0], jnp.int32), state.bad + 1)
-    state = State(step=state.step + 1, params=params, opt=opt, rest=rest, ema=ema, bad=bad)
-    return state, {**metrics, "grad_norm": norm, "lr": lr, "bad": bad}
+    return State(step=state.step + 1, bad=bad, **new), {
+      **metrics,
+      "grad_norm": norm,
+      "lr": lr,
+      "bad": bad,
+    }
 
   whole = sharding.replicated(program.mesh)
   return jax.jit(step, donate_argnums=0, out_shardings=(program.shardings, whole))
 
 
-def predict_step(program: Program, task: Any) -> Callable[[Any, Any, Any], dict[str, jax.Array]]:
-  """`(params, rest, batch) -> task.predict`, jitted; every host gets all rows.
+def predict_step(program: Program, task: Any) -> Callable[..., dict[str, jax.Array]]:
+  """`(params, rest, batch, key, frozen=None) -> task.predict`, jitted; every host gets all rows.
 
   The batch's "index" and "weight", which say what the rows are, come back beside the predictions.
+  `key` is what `predict` gets as `rngs`, see `prediction_key`; `frozen` what `task.frozen` gives.
   """
 
   @program.traced
-  def predict(params, rest, batch):
+  def predict(params, rest, batch, key, frozen=None):
     known = {name: batch[name] for name in ("index", "weight")}
-    return {**task.predict(program.model(params, rest), batch), **known}
+    model = program.model(params, rest)
+    return {**task.predict(model, batch, rngs=key, frozen=frozen), **known}
 
   return jax.jit(predict, out_shardings=sharding.replicated(program.mesh))
+
+
+def prediction_key(seed: int, *, evaluation: int, stream: int) -> jax.Array:
+  """The PRNG key of a stream of an evaluation, each by its number.
+
+  It is the same at every step of a run and for a stored model, so that what differs between two of
+  them is the model. Threefry, whatever the default: it alone draws for rows by keys of their own.
+  """
+  key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), _PREDICTIONS)
+  return jax.random.fold_in(jax.random.fold_in(key, evaluation), stream)
 
 
 def statistics(model: nnx.Module) -> Any:
@@ -186,15 +209,48 @@ def _state(config, optimizer, params, rest):
     params=params,
     opt=optimizer.init(params),
     rest=rest,
-    ema=None if config.ema is None else jax.tree.map(jnp.copy, params),
     bad=jnp.zeros(2, jnp.int32),
+    **averages_of(config, params, rest),
   )
 
 
-def _gradients(program, state, batch, key):
+def averages_of(config: Config, params: Any, rest: Any) -> dict[str, Any]:
+  """The fields `ema` and `ema_rest` of a state that begins with these weights."""
+  if config.ema is None:
+    return {"ema": None, "ema_rest": None}
+  return {"ema": jax.tree.map(jnp.copy, params), "ema_rest": jax.tree.map(jnp.copy, rest)}
+
+
+def _averages(config, state, params, rest):
+  """The moving averages after an update, by fairseq's formula: a copy until they start."""
+  if config.ema is None:
+    return {"ema": None, "ema_rest": None}
+  share, new = config.ema, 1 - config.ema
+  if config.ema_start:
+    early = state.step + 1 < config.ema_start
+    share, new = jnp.where(early, 0.0, share), jnp.where(early, 1.0, new)
+
+  def average(old, now):
+    return share * old + new * now
+
+  return {
+    "ema": jax.tree.map(average, state.ema, params),
+    "ema_rest": jax.tree.map(average, state.ema_rest, rest),
+  }
+
+
+def _gradients(program, state, batch, key, frozen):
   """Gradients, mean metrics and new running statistics of one batch, in `accum` parts."""
   config, task = program.config, program.config.task
   chunks = config.accum if task.whole_batch else 1
+
+  def prepared(part, key):
+    """What needs no gradient; the running statistics are those before the step for all parts."""
+    if task.prepare is None:
+      return part
+    model = program.model(state.params, state.rest)
+    key = jax.random.fold_in(key, _PREPARES)  # apart from those that the loss makes of it
+    return task.prepare(model, part, rngs=key, step=state.step, frozen=frozen)
 
   def loss(params, rest, part, key):
     model = program.model(optim_lib.stop_frozen(config.optim, params), rest)
@@ -203,13 +259,16 @@ def _gradients(program, state, batch, key):
 
   gradient = jax.grad(loss, has_aux=True)
   if config.accum == 1 or task.whole_batch:
+    batch = prepared(batch, key)
     grads, (metrics, rest) = gradient(state.params, state.rest, batch, key)
   else:
 
     def body(carry, inputs):
       grads, rest = carry
       part, index = inputs
-      more, (metrics, rest) = gradient(state.params, rest, part, jax.random.fold_in(key, index))
+      part_key = jax.random.fold_in(key, index)
+      part = prepared(part, part_key)
+      more, (metrics, rest) = gradient(state.params, rest, part, part_key)
       return (jax.tree.map(jnp.add, grads, more), rest), metrics
 
     parts = trees.split_batch(batch, config.accum)

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
@@ -183,8 +182,7 @@ class _Run:
     if not evaluators:
       return {}
     start = time.perf_counter()
-    params = state.params if state.ema is None else state.ema
-    results = evaluate.run_all(evaluators, params, state.rest, folder=self.out.folder / "results")
+    results = evaluate.run_all(evaluators, *state.evaluated, folder=self.out.folder / "results")
     done = int(state.step)
     self.out.metrics(done, results)
     if self.checkpoints.best is not None:
@@ -322,9 +320,9 @@ def _first_state(program, checkpoints, *, steps, warn):
   if config.init is None:
     return state, f"from scratch, seed {config.seed}"
   loaded = evaluate.load_weights(program, config.init, initial=state.params)
-  ema = None if state.ema is None else jax.tree.map(jnp.copy, loaded.params)
   fresh = ", ".join(["optimizer", *loaded.absent])
-  return dataclasses.replace(state, params=loaded.params, rest=loaded.rest, ema=ema), (
+  averages = step.averages_of(config, loaded.params, loaded.rest)
+  return dataclasses.replace(state, params=loaded.params, rest=loaded.rest, **averages), (
     "; ".join([f"of {config.init}", *loaded.resized, f"fresh {fresh}"])
   )
 

@@ -34,6 +34,7 @@ def test_all_faults_are_told_at_once(good):
     steps=None,
     precision="fp8",
     ema=1.5,
+    ema_start=-1,
     optim=Optim(lr=0.0, schedule="cosin", adam="fair", warmup_ratio=1.5, freeze=("(",)),
     task=dataclasses.replace(good.task, image_size=24, context_length=99, mask_ratio=1.0),
   )
@@ -43,6 +44,7 @@ def test_all_faults_are_told_at_once(good):
     "expected steps or epochs, found neither",
     "precision: expected one of bf16, fp32, fp64, found 'fp8'",
     "ema: expected None or a decay",
+    "ema_start: expected at least 0",
     "optim.lr: expected more than 0",
     "optim.schedule: expected one of constant, cosine, linear, polynomial, found 'cosin'",
     "optim.adam: expected one of adamw, fairseq, found 'fair'",

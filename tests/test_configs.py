@@ -28,6 +28,9 @@ SIZES = {
   ("ofa_caption.py", "base"): 182_238_536,
   ("ofa_caption.py", "large"): 472_977_152,
   ("ofa_caption.py", "huge"): 929_486_848,
+  ("ofa_vqa.py", "base"): 182_238_536,
+  ("ofa_vqa.py", "large"): 472_977_152,
+  ("ofa_vqa.py", "huge,test"): 929_486_848,
 }
 
 # Parameters of the released models; of ViT-B-32, which was not released, by its config.
@@ -117,3 +120,10 @@ def test_every_size_has_its_teacher_or_says_that_it_has_none(name):
 def test_an_unknown_variant_is_told():
   with pytest.raises(ValueError, match="variants"):
     load("cnclip_vith14.py", "huge")
+
+
+def test_questions_are_of_a_size_and_perhaps_of_the_test_split():
+  assert load("ofa_vqa.py", None).name == "OFA-base: VQA"
+  assert [e.split for e in load("ofa_vqa.py", "large,test").evals] == ["test"]
+  with pytest.raises(ValueError, match="base, large, huge and perhaps test, found tiny"):
+    load("ofa_vqa.py", "tiny,test")

@@ -34,12 +34,14 @@ def fresh(program):
   return jax.device_put(_FRESH[key], program.shardings)
 
 
-def run(config, *, steps=5, mesh=None, change=None):
-  """Losses, gradient norms and the last state of the first steps of a run."""
+def run(config, *, steps=5, mesh=None, change=None, seen=lambda state: None):
+  """Losses, gradient norms and the last state of the first steps of a run; `seen` sees each."""
   program = step.build(config, mesh or make_mesh(), steps=10)
   state = fresh(program)
+  seen(state)
   update = step.train_step(program)
   rows = config.task.examples("train")
+  frozen = config.task.frozen(program.mesh, precision=config.precision)
   bad = pipeline.BadRows(max_rate=0.0)
   history = []
   with pipeline.train_batches(
@@ -49,7 +51,8 @@ def run(config, *, steps=5, mesh=None, change=None):
       batch = next(batches)
       if change is not None:
         batch = change(i, batch)
-      state, metrics = update(state, sharding.to_global(batch, program.mesh))
+      state, metrics = update(state, sharding.to_global(batch, program.mesh), frozen)
+      seen(state)
       history.append([float(metrics["loss"]), float(metrics["grad_norm"])])
   return np.array(history), state
 
@@ -181,7 +184,7 @@ def test_a_step_that_is_not_finite_changes_only_the_counters(digits):
   config = tiny.config(digits, ema=0.9)
   _, before = run(config, steps=2)
   _, after = run(config, steps=3, change=spoil({2}))
-  for name in ("params", "opt", "ema"):
+  for name in ("params", "opt", "ema", "rest", "ema_rest"):
     for path, x in trees.flatten(getattr(before, name)).items():
       np.testing.assert_array_equal(trees.flatten(getattr(after, name))[path], x, err_msg=path)
   assert int(after.step) == 3 and after.bad.tolist() == [1, 1]
@@ -189,15 +192,26 @@ def test_a_step_that_is_not_finite_changes_only_the_counters(digits):
   assert later.bad.tolist() == [1, 0] and np.isfinite(history[2:]).all()
 
 
-def test_ema_is_the_moving_average(digits):
-  config = tiny.config(digits, ema=0.75)
-  _, start = run(config, steps=0)
-  _, state = run(config, steps=1)
-  for path, new in trees.flatten(state.params).items():
-    old = trees.flatten(start.params)[path]
-    np.testing.assert_allclose(
-      trees.flatten(state.ema)[path], 0.75 * old + 0.25 * new, atol=1e-6, err_msg=path
-    )
+def test_ema_is_fairseqs_of_weights_and_statistics(digits):
+  """After six updates by its formula in float64: a copy until update 3, then the average."""
+  config = tiny.config(digits, model=tiny.RESNET, ema=0.75, ema_start=3)
+  kept = []
+
+  def keep(state):
+    kept.append(jax.device_get(trees.flatten({"params": state.params, "rest": state.rest})))
+
+  _, state = run(config, steps=6, seen=keep)
+  assert len(kept) == 7
+  expected = {path: x.astype(np.float64) for path, x in kept[0].items()}
+  for updates, now in enumerate(kept[1:], start=1):
+    decay = 0.0 if updates < 3 else 0.75
+    expected = {path: decay * e + (1 - decay) * now[path] for path, e in expected.items()}
+  found = trees.flatten(dict(zip(("params", "rest"), state.evaluated, strict=True)))
+  assert found.keys() == expected.keys() and any(path.startswith("rest/") for path in found)
+  for path, x in expected.items():
+    np.testing.assert_allclose(found[path], x, rtol=1e-6, atol=1e-7, err_msg=path)
+    if not path.endswith("logit_scale"):
+      assert np.any(np.abs(kept[-1][path] - x) > 1e-6), path
 
 
 def test_bf16_computes_in_bf16_on_float32_parameters(digits, reference):
@@ -265,3 +279,28 @@ def test_prepare_runs_before_the_loss(digits):
   even = {"change": lambda _, b: b | {"image_index": np.ones_like(b["image_index"])}}
   config.task = Regression(task=config.task.task)
   np.testing.assert_allclose(found, run(config, steps=1, **even)[0], rtol=1e-6)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Imitation(Regression):
+  """The features are to be those that the model itself had before the step, but for a sign."""
+
+  rows: int = 32
+
+  def prepare(self, model, batch, *, rngs, step, frozen):
+    assert len(batch["tokens"]) == self.rows
+    # A number for the whole part, as schedules are, beside what is made for each row.
+    return {**batch, "goal": -model.encode_text(batch["tokens"]), "share": 1 / (1 + step)}
+
+  def loss(self, model, batch, *, rngs, chunks=1):
+    features = model.encode_text(batch["tokens"], rngs=rngs)
+    errors = jnp.square(features - batch["goal"]).mean(-1) * batch["share"]
+    return {"loss": losses.mean(errors, (batch["image_index"] % 3).astype(jnp.float32))}
+
+
+def test_parts_are_prepared_one_by_one_with_the_result_of_the_whole(digits):
+  config = tiny.config(digits)
+  config.task = Imitation(task=config.task)
+  whole, _ = run(config, steps=3)
+  parts = dataclasses.replace(config, accum=4, task=dataclasses.replace(config.task, rows=8))
+  np.testing.assert_allclose(run(parts, steps=3)[0], whole, rtol=1e-5)

@@ -7,14 +7,13 @@ run anything.
 """
 
 import binascii
-import io
 import os
-import pickle
 import weakref
 from collections.abc import Sequence
 
 import numpy as np
 
+from ofa_jax.data import plain_pickle
 from ofa_jax.data.tsv import BadRow, Texts, check_files, decode_base64
 
 # LMDB refuses to open one environment twice in a process, and a training run reads the same folder
@@ -126,20 +125,10 @@ def read_lmdb_pairs(directory: str | os.PathLike) -> Texts:
   return Texts(text_ids, texts, image_ids, (path,), np.array(places, np.int64))
 
 
-class _PlainUnpickler(pickle.Unpickler):
-  """Builds numbers, strings and tuples only: every look-up of a name is refused."""
-
-  def find_class(self, module: str, name: str):
-    raise pickle.UnpicklingError(f"refused: it asks for {module}.{name}")
-
-
 def _load_plain(value: bytes | None) -> tuple[int | str, int | str, str]:
   if value is None:
     raise ValueError("missing")
-  try:
-    record = _PlainUnpickler(io.BytesIO(value)).load()
-  except Exception as error:  # damaged pickles raise anything from EOFError to IndexError
-    raise ValueError(f"not a plain pickle: {error}") from error
+  record = plain_pickle.load(value)
   if type(record) is not tuple or len(record) != 3:
     raise ValueError("not a tuple of three")
   image_id, text_id, text = (v.decode() if type(v) is bytes else v for v in record)

@@ -8,7 +8,7 @@ at the caller's.
 import warnings
 from collections.abc import Callable
 
-from ofa_jax.data.text import pre_caption, pre_question
+from ofa_jax.data.text import REFERENCES, pre_caption, pre_question
 
 MAX_WORDS = 80  # of the user's part in a prompt: the original's --max-src-length
 
@@ -26,6 +26,11 @@ def question(text: str, *, max_words: int = MAX_WORDS) -> str:
   """Asks a question about an image; it gets its question mark if it has none."""
   text = _cut(text, pre_question, max_words)
   return f" {text}" if text.endswith("?") else f" {text}?"
+
+
+def objects(names: str, *, most: int) -> str:
+  """What stands behind a question: the names, "&&" between them, of objects that were seen."""
+  return f" object: {' '.join(names.strip().split(REFERENCES)[:most])}"
 
 
 def region(text: str, *, chinese: bool = False, max_words: int = MAX_WORDS) -> str:

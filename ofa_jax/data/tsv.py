@@ -20,6 +20,8 @@ import pybase64
 
 from ofa_jax.data import index
 
+IMAGE = "image"  # what the column of base64 images is called
+
 INDEX_VERSION = 2
 MAX_COLUMNS = 16
 MAX_ID_BYTES = 256  # more means that the columns are swapped
@@ -102,7 +104,7 @@ class Table(index.Shards):
     Raises:
       BadRow: the line has a wrong number of columns, or its base64 is broken.
     """
-    text = self._column(i, "image")
+    text = self._column(i, IMAGE)
     try:
       return decode_base64(text)
     except binascii.Error as error:
@@ -139,7 +141,7 @@ class ImageTable(Table):
   """
 
   def __init__(self, paths: Sequence[str | os.PathLike], *, index_dir: str | None = None):
-    super().__init__(paths, columns={"id": 0, "image": 1}, width=2, index_dir=index_dir)
+    super().__init__(paths, columns={"id": 0, IMAGE: 1}, width=2, index_dir=index_dir)
     self._order = np.argsort(self._ids, kind="stable")
     self._sorted = self._ids[self._order]
     self._check_duplicates()

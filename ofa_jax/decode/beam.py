@@ -11,6 +11,7 @@ are static: [B, M], inputs by hypotheses.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -138,7 +139,6 @@ class _State(NamedTuple):
   found: Hypotheses  # in the order in which they ended
   count: jax.Array  # int32[B]
   cache: Any
-  rngs: jax.Array | None
 
 
 def generate(
@@ -167,13 +167,15 @@ def generate(
       padded with `PAD` on the right.
     trie: what may follow the prefix.
     active: bool[B], False for inputs that only fill the batch, which get no hypotheses.
-    rngs: PRNG key, for sampling.
+    rngs: PRNG keys [B], one for each input, for sampling: so what is drawn for an input does not
+      depend on those beside it, nor on the device that it is on.
 
   Raises:
-    ValueError: more beams than tokens in the vocabulary; sampling without a key.
+    ValueError: more beams than tokens in the vocabulary; sampling without keys.
   """
-  if search.sample and rngs is None:
-    raise ValueError("Expected a PRNG key (rngs) to sample with, found none")
+  if search.sample and (rngs is None or rngs.shape != (batch,)):
+    shape = "none" if rngs is None else f"shape {rngs.shape}"
+    raise ValueError(f"Expected a PRNG key for each of {batch} inputs to sample, found {shape}")
   beams, length = search.num_beams, search.max_length
 
   def body(state: _State) -> _State:
@@ -187,10 +189,11 @@ def generate(
     if prefix_tokens is not None:
       state, log_probs = _force_prefix(state, log_probs, prefix_tokens, search)
     log_probs = _apply_rules(log_probs, state, search, inside)
-    rngs, key = (None, None) if state.rngs is None else jax.random.split(state.rngs)
-    candidates = _candidates(log_probs, state.total, search, key)
-    state = state._replace(cache=cache, rngs=rngs)
-    state, ends = _collect(state, candidates, search)
+    keys = None
+    if search.sample:
+      keys = jax.vmap(jax.random.fold_in, (0, None))(rngs, state.step)
+    candidates = _candidates(log_probs, state.total, search, keys)
+    state, ends = _collect(state._replace(cache=cache), candidates, search)
     return _continue(
       state, candidates, ends, search=search, reorder=reorder, trie=trie, inside=inside
     )
@@ -217,7 +220,6 @@ def generate(
     ),
     count=jnp.zeros(batch, jnp.int32),
     cache=cache,
-    rngs=rngs,
   )
   found = jax.lax.while_loop(unfinished, body, state).found
   best = jnp.argsort(-found.scores, axis=1, stable=True)
@@ -324,11 +326,12 @@ class _Candidates(NamedTuple):
   parents: jax.Array  # int32[B, C], the hypotheses that they continue
 
 
-def _candidates(log_probs, total, search, rngs) -> _Candidates:
+def _candidates(log_probs, total, search, keys) -> _Candidates:
   """Continuations, the best first: C = 2 * beams, or one for each beam where they are drawn."""
   batch, beams, _ = log_probs.shape
   if search.sample:
-    tokens, scores = sample.draw(log_probs, top_k=search.top_k, top_p=search.top_p, rngs=rngs)
+    draw = functools.partial(sample.draw, top_k=search.top_k, top_p=search.top_p)
+    tokens, scores = jax.vmap(lambda log_probs, key: draw(log_probs, rngs=key))(log_probs, keys)
     return _Candidates(total + scores, tokens, jnp.broadcast_to(jnp.arange(beams), total.shape))
   groups = search.diverse_groups
   if groups == 1:

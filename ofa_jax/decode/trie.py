@@ -50,6 +50,24 @@ class Trie:
     found = exists & (jnp.take(self.tokens, edges) == token[..., None])
     return jnp.max(jnp.where(found, jnp.take(self.nodes, edges), DEAD), axis=-1)
 
+  def path(self, answer: Sequence[int]) -> np.ndarray | None:
+    """Returns the nodes int32[n + 1] at which an answer's tokens and its end are chosen.
+
+    On the host; None where the trie does not hold the answer. The trie has to be one of NumPy.
+    """
+    nodes, node = [ROOT], ROOT
+    for token in answer:
+      begin, end = self.first[node], self.first[node + 1]
+      at = begin + np.searchsorted(self.tokens[begin:end], token)
+      if at == end or self.tokens[at] != token or self.nodes[at] == DEAD:
+        return None
+      node = self.nodes[at]
+      nodes.append(node)
+    begin, end = self.first[node], self.first[node + 1]
+    if not np.any(self.nodes[begin:end] == DEAD):  # no answer ends here
+      return None
+    return np.array(nodes, np.int32)
+
   def _edges(self, node):
     edges = jnp.take(self.first, node)[..., None] + jnp.arange(self.width)
     exists = edges < jnp.take(self.first, node + 1)[..., None]

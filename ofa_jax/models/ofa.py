@@ -109,17 +109,22 @@ class OFA(nnx.Module):
     image_mask: jax.Array | None = None,
     code_mask: jax.Array | None = None,
     num_patches: int | None = None,
+    places: jax.Array | None = None,
     rngs: jax.Array | None = None,
   ) -> jax.Array:
     """Returns logits float32[B, T, V] of the tokens that follow `decoder_tokens`.
 
-    The arguments are those of `encode` and `decode`.
+    The arguments are those of `encode` and `decode`; of `places` int32[B, N] only the logits behind
+    these of the decoder's tokens are computed, float32[B, N, V].
     """
     encode_key, decode_key = split_rngs(rngs, 2)
     encoded = self.encode(
       tokens, image=image, image_mask=image_mask, num_patches=num_patches, rngs=encode_key
     )
-    return self.decode(encoded, decoder_tokens, code_mask=code_mask, rngs=decode_key)
+    hidden = self.hidden(encoded, decoder_tokens, code_mask=code_mask, rngs=decode_key)
+    if places is not None:
+      hidden = jnp.take_along_axis(hidden, places[..., None], axis=1)
+    return self.logits(hidden)
 
   def encode(
     self,

@@ -15,16 +15,22 @@ import dataclasses
 import functools
 import json
 import pathlib
-import pickle
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+
+from ofa_jax.data import plain_pickle
 
 ORDERS = 4
 SIGMA = 6.0
 SCALE = 10.0
 
 _BASE = 1 << 24  # distinct words at most
+_COUNTS = {  # what the original's `defaultdict(float)` is made of
+  ("collections", "defaultdict"): collections.defaultdict,
+  ("builtins", "float"): float,
+  ("__builtin__", "float"): float,
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,8 +68,7 @@ class Frequencies:
         table = json.loads(data)
         counts = {tuple(k.split(" ")): float(v) for k, v in table["document_frequency"].items()}
       else:
-        with path.open("rb") as file:
-          table = _CountsUnpickler(file, encoding="latin1").load()
+        table = plain_pickle.load(data, names=_COUNTS, encoding="latin1")
         counts = {tuple(k): float(v) for k, v in table["document_frequency"].items()}
       return cls(counts, float(table["ref_len"]))
     except Exception as error:  # damaged pickles raise anything from EOFError to IndexError
@@ -253,17 +258,6 @@ class _Table:
     place = np.searchsorted(codes, wanted).clip(max=len(codes) - 1)
     found = codes[place] == wanted
     return np.where(found, place, -1), np.where(found, self.counts[order][place], 0.0)
-
-
-class _CountsUnpickler(pickle.Unpickler):
-  """Builds numbers, strings, tuples and the original's `defaultdict(float)` only."""
-
-  def find_class(self, module: str, name: str):
-    if (module, name) == ("collections", "defaultdict"):
-      return collections.defaultdict
-    if (module, name) in (("builtins", "float"), ("__builtin__", "float")):
-      return float
-    raise pickle.UnpicklingError(f"refused: it asks for {module}.{name}")
 
 
 def _ngrams(words: Sequence[str]) -> Iterable[tuple[str, ...]]:

@@ -36,13 +36,34 @@ class Evaluates(Protocol):
   """What an `Eval` of a config needs of a task."""
 
   def streams(self, split: str) -> dict[str, Any]:
-    """Rows that are predicted, by name; several where inputs differ in kind."""
+    """Rows that are predicted, by name; several where inputs differ in kind.
 
-  def predict(self, model: Any, batch: Any) -> dict[str, jax.Array]:
-    """Predictions for a batch of one of the streams, one row each."""
+    It is called once on every process before anything is compiled, and is the place to open and
+    check whatever `score` will read (frequencies, lists of answers), so that no fault waits for
+    the first evaluation.
+
+    Raises:
+      ValueError: faulty files.
+    """
+
+  def predict(
+    self, model: Any, batch: Any, *, rngs: jax.Array | None, frozen: Any
+  ) -> dict[str, jax.Array]:
+    """Predictions for a batch of one of the streams, one row each.
+
+    Traced for every stream before the first training step.
+
+    Args:
+      model: as for `Trains.loss`.
+      batch: the stream's fields, with "index" int32[B], the rows' numbers in the stream (-1 fills
+        up), and "weight" float32[B], 0 where a row fills up or could not be read.
+      rngs: the stream's PRNG key, the same for all of its batches; what is drawn for a row comes
+        from its key by its number (`decode.answers.row_keys`), and so is the same on any mesh.
+      frozen: what `Task.frozen` gives for evaluations.
+    """
 
   def score(self, predictions: Predictions, streams: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics from the predictions of every stream.
+    """Metrics from the predictions of every stream, on process 0.
 
     Predictions are arrays in the order of the stream's rows, with "valid" bool[N]: False where a
     row could not be read.
@@ -62,6 +83,8 @@ class Task:
       parts and `chunks` is 1.
     prepare: None, or a method `(model, batch, *, rngs, step, frozen) -> batch` run outside the
       gradient (samples and rewards, a teacher's features, what changes with the int32[] `step`).
+      It gets each part of an accumulated batch, with a key of its own, and the whole batch where
+      the task is `whole_batch`.
     metrics: names that `score` may give, so that a mistyped one is told before training; None:
       not known beforehand.
   """
@@ -75,17 +98,20 @@ class Task:
     del config
     return []
 
-  def frozen(self, mesh: jax.sharding.Mesh, *, precision: str, load: bool = True) -> Any:
-    """Arrays that `prepare` reads and nothing trains, such as a teacher's weights. None: none.
+  def frozen(
+    self, mesh: jax.sharding.Mesh, *, precision: str, training: bool = True, load: bool = True
+  ) -> Any:
+    """Arrays that nothing trains, such as a teacher's weights. None: none.
 
     They are an input of the step, neither constants of its program nor in its checkpoints.
 
     Args:
       mesh: where they go.
       precision: that of the run.
+      training: what `prepare` reads; False: what `predict` reads in evaluations.
       load: False gives ShapeDtypeStructs with shardings, for compiling without reading anything.
     """
-    del mesh, precision, load
+    del mesh, precision, training, load
     return None
 
   def results(self, predictions: Predictions, streams: Mapping[str, Any]) -> dict[str, bytes]:

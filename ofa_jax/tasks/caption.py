@@ -4,6 +4,7 @@ A training row has one caption; a row of an evaluation has all of its image, "&&
 """
 
 import dataclasses
+import functools
 import json
 from typing import ClassVar
 
@@ -24,6 +25,9 @@ _PAGE_PIXELS = 180  # a side of a picture on the page
 class Caption(Seq2Seq):
   """Captions of images, compared with those that people wrote.
 
+  A row has a "uniq_id", its own, and an "image_id", its picture's, which results are told by. The
+  original reads one or the other (--selected-cols=0,4,2 to train, 1,4,2 to evaluate).
+
   Attributes:
     max_words: words of a caption that are learnt.
     frequencies: file of the n-grams' document frequencies for CIDEr-D, the original's
@@ -31,10 +35,10 @@ class Caption(Seq2Seq):
     page: pictures of the evaluation that are shown with their captions; 0: none.
   """
 
-  fields: ClassVar[tuple[str, ...]] = ("id", IMAGE, "caption")
+  fields: ClassVar[tuple[str, ...]] = ("uniq_id", "image_id", IMAGE, "caption")
   metrics: ClassVar[tuple[str, ...]] = ("cider", "bleu4", "rouge_l", "exact")
 
-  columns: tuple[int, ...] = (0, 4, 2)
+  columns: tuple[int, ...] = (0, 1, 4, 2)
   source_length: int = 10
   max_words: int = 20
   frequencies: str | None = None
@@ -46,7 +50,15 @@ class Caption(Seq2Seq):
     else:
       caption = target_caption(row["caption"], max_words=self.max_words)
     prompt = prompts.caption(chinese=self.words.kind == "bert-chinese")
-    return {"source": self.encode(prompt), "target": self.encode(" " + caption)}
+    return {
+      "image": self.image(row, rng),
+      "source": self.encode(prompt),
+      "target": self.encode(" " + caption),
+    }
+
+  def streams(self, split):
+    _ = self._frequencies  # its faults are told before anything is compiled
+    return super().streams(split)
 
   def score(self, predictions, streams):
     """CIDEr-D (the original's "cider"), BLEU-4, ROUGE-L, and the share that equal a reference.
@@ -57,26 +69,29 @@ class Caption(Seq2Seq):
     captions = self._captions(predictions, streams)
     found = [caption for _, caption, _ in captions]
     references = [group for _, _, group in captions]
-    frequencies = None if self.frequencies is None else Frequencies.load(self.frequencies)
     exact = [caption in group for caption, group in zip(found, references, strict=True)]
     return {
-      "cider": np.mean(cider_d(found, references, frequencies=frequencies)),
+      "cider": np.mean(cider_d(found, references, frequencies=self._frequencies)),
       "bleu4": bleu(found, references)[3],
       "rouge_l": np.mean(rouge_l(found, references)),
       "exact": np.mean(exact),
     }
 
   def results(self, predictions, streams):
-    """`predict.json`, as the original writes it, and `captions.png`, a page of pictures."""
+    """`predict.json`, as coco-caption reads it, and `captions.png`, a page of pictures."""
     rows = streams["examples"]
     captions = self._captions(predictions, streams)
-    found = [{"image_id": rows.row(i)["id"], "caption": caption} for i, caption, _ in captions]
-    files = {"predict.json": json.dumps(found, ensure_ascii=False).encode()}
+    told = [{"image_id": rows.row(i)["image_id"], "caption": text} for i, text, _ in captions]
+    files = {"predict.json": json.dumps(told, ensure_ascii=False).encode()}
     if self.page:
       shown = captions[: self.page]
       images = [rows.image(i, size=_PAGE_PIXELS) for i, _, _ in shown]
       files["captions.png"] = pictures.captions(images, *([c[k] for c in shown] for k in (1, 2)))
     return files
+
+  @property
+  def _frequencies(self):
+    return None if self.frequencies is None else _load_frequencies(self.frequencies)
 
   def _captions(self, predictions, streams):
     """(row, its caption, its references) of all rows that could be read."""
@@ -85,3 +100,9 @@ class Caption(Seq2Seq):
       (i, remove_punctuation(text).strip(), reference_captions(rows.row(i)["caption"]))
       for i, text in texts.items()
     ]
+
+
+@functools.lru_cache(maxsize=1)
+def _load_frequencies(path: str) -> Frequencies:
+  """Read once; ValueError where it cannot be."""
+  return Frequencies.load(path)

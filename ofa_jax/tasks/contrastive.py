@@ -117,9 +117,9 @@ class Contrastive(Task):
       )
     return faults + _check_batch_norm(self, config) + _check_teacher(self)
 
-  def frozen(self, mesh, *, precision, load=True):
+  def frozen(self, mesh, *, precision, training=True, load=True):
     """The teacher's weights, replicated, in the compute dtype; its statistics stay float32."""
-    if self.teacher is None:
+    if self.teacher is None or not training:
       return None
     source = hub.open_model(self.teacher) if load else None
     config = teacher_config(self.teacher) if source is None else source.config
@@ -233,7 +233,8 @@ class Contrastive(Task):
       ),
     }
 
-  def predict(self, model, batch):
+  def predict(self, model, batch, *, rngs, frozen):
+    del rngs, frozen
     features = {"features": encode_either(model, batch)}
     if "tokens" in batch:  # with every row, for an evaluation keeps rows only
       rows = batch["tokens"].shape[:1]
@@ -356,7 +357,8 @@ class ZeroShot(Task):
       "text": pairs.TextRows(prompts, tokenize=tokenizer(self.context_length)),
     }
 
-  def predict(self, model, batch):
+  def predict(self, model, batch, *, rngs, frozen):
+    del rngs, frozen
     return {"features": encode_either(model, batch)}
 
   def score(self, predictions, streams):

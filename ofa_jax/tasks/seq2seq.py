@@ -23,12 +23,14 @@ import numpy as np
 from ofa_jax import hub, losses
 from ofa_jax.data import images
 from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
-from ofa_jax.data.tsv import Table
-from ofa_jax.decode.beam import BOS, EOS, PAD, Hypotheses, Search, generate
+from ofa_jax.data.rows import Row
+from ofa_jax.data.tsv import IMAGE, Table
+from ofa_jax.decode import answers
+from ofa_jax.decode.beam import BOS, EOS, PAD, Hypotheses, Search
+from ofa_jax.decode.trie import Trie
 from ofa_jax.tasks.base import Predictions, Task, normalized
 from ofa_jax.tokenizers.ofa import OFATokenizer, layout_files
 
-IMAGE = "image"  # the column of base64 images
 MAX_POSITIONS = 1024  # the original's --max-source-positions and --max-target-positions
 
 
@@ -55,7 +57,7 @@ class Seq2Seq(Task):
     sentence_avg: the loss is a mean over rows, not over tokens.
     ignore_prefix, ignore_eos: the first so many tokens, or the ends, cost nothing.
     allowed_range: ids (first, end) that have a probability beside the special ones; None: all.
-    search: how answers are generated in evaluations.
+    search: how answers are generated in evaluations; lengths do not count the decoder's prompts.
     cache_dir, cache_bytes: folder and limit of the decode cache; None: off.
   """
 
@@ -86,18 +88,27 @@ class Seq2Seq(Task):
   cache_dir: str | None = None
   cache_bytes: int = DEFAULT_MAX_BYTES
 
-  def example(self, row: Mapping[str, str], rng: np.random.Generator | None) -> dict[str, Any]:
-    """What a row asks and what is right, as token ids without begin and end.
+  def example(self, row: Row, rng: np.random.Generator | None) -> dict[str, Any]:
+    """What a row asks and what is right.
 
     Args:
-      row: the text columns by name.
+      row: its texts by the names of their columns, `row.size` and `row.image()` of its picture.
       rng: the row's own generator; None outside training.
 
     Returns:
-      "source" and "target", and with `prompts` "prompt". Anything else goes into the batch as it is
-      and has its place in `blank`.
+      "source" and "target", and with `prompts` "prompt": token ids without begin and end; "image"
+      where `fields` has it, as from `image`. Anything else goes into the batch as it is and has
+      its place in `blank`.
     """
     raise NotImplementedError
+
+  def image(self, row: Row, rng: np.random.Generator | None) -> np.ndarray:
+    """A row's picture as the model sees it, uint8[S, S, 3]: the whole of it, squashed to a square.
+
+    A task that crops, mirrors or recolours overrides it, or makes the picture in `example`, beside
+    the boxes that move with it; such pictures do not go through the decode cache.
+    """
+    return row.square(rng)
 
   def blank(self) -> dict[str, np.ndarray]:
     """The fields of an example and their shapes; a row like this changes nothing, and is finite."""
@@ -107,9 +118,14 @@ class Seq2Seq(Task):
       example[IMAGE] = np.zeros((self.image_size, self.image_size, 3), np.uint8)
     return example
 
-  def allowed(self, batch: Mapping[str, jax.Array]) -> jax.Array | None:
-    """Which ids may be each target, bool[B, T, V]; None: all."""
-    del batch
+  def allowed(self, batch: Mapping[str, jax.Array], *, vocab_size: int) -> jax.Array | None:
+    """Which ids may be each target, bool[B, T, V], or [B, `learnt_tokens`, V]; None: all."""
+    del batch, vocab_size
+    return None
+
+  @property
+  def learnt_tokens(self) -> int | None:
+    """At most so many tokens behind the prompt are learnt, and have logits; None: all places."""
     return None
 
   @property
@@ -145,15 +161,10 @@ class Seq2Seq(Task):
       each of its tokens, with padding where nothing is learnt.
     """
     prompt = list(example.get("prompt", ()))[: self.target_length - 2]
-    answer = list(example["target"])
-    source = list(example["source"])
-    room = {"source": self.source_length - 2, "target": self.target_length - 1 - len(prompt)}
-    for name, ids in (("source", source), ("target", answer)):
-      if warn and len(ids) > room[name]:
-        warnings.warn(
-          f"Cut a {name} of {len(ids)} tokens to {room[name]}; task.{name}_length would keep it"
-        )
-    source, answer = source[: room["source"]], answer[: room["target"]]
+    room = self.target_length - 1 - len(prompt)
+    answer = cut("target", example["target"], room, field="target_length", warn=warn)
+    room = self.source_length - 2
+    source = cut("source", example["source"], room, field="source_length", warn=warn)
     end = [EOS] if self.target_ends else []
     arrays = {
       "source": _filled([BOS, *source, EOS], self.source_length),
@@ -209,25 +220,34 @@ class Seq2Seq(Task):
     del chunks
     names = ("source", "previous", "target", "weight", IMAGE, "image_mask", "code_mask", "conf")
     rows = {name: batch[name] for name in names if name in batch}
-    allowed = self.allowed(batch)
+    twice = lambda x: jnp.repeat(x, 2, axis=0)  # noqa: E731
     if self.rdrop is not None:
-      rows, allowed = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), (rows, allowed))
+      rows = jax.tree.map(twice, rows)
+    targets = jnp.where(rows["weight"][:, None] > 0, rows["target"], PAD)
+    ignore_prefix, places = self.ignore_prefix, None
+    if self.learnt_tokens is not None:
+      places, targets = _learnt(targets, self.learnt_tokens, ignore_prefix=ignore_prefix)
+      ignore_prefix = 0
     logits = model(
       rows["source"],
       rows["previous"],
       **self.pictures(rows),
       code_mask=rows.get("code_mask"),
       num_patches=self.num_patches,
+      places=places,
       rngs=rngs,
     )
+    allowed = self.allowed(batch, vocab_size=logits.shape[-1])
+    if allowed is not None and self.rdrop is not None:
+      allowed = twice(allowed)
     return losses.label_smoothed(
       logits,
-      jnp.where(rows["weight"][:, None] > 0, rows["target"], PAD),
+      targets,
       smoothing=self.smoothing,
       conf=rows.get("conf"),
       mask=allowed,
       allowed_range=self.allowed_range,
-      ignore_prefix=self.ignore_prefix,
+      ignore_prefix=ignore_prefix,
       ignore=EOS if self.ignore_eos else None,
       drop_worst=self.drop_worst,
       dropping=batch.get("dropping", False),
@@ -245,33 +265,44 @@ class Seq2Seq(Task):
   def streams(self, split: str) -> dict[str, Any]:
     return {"examples": self.examples(split)}
 
-  def predict(self, model, batch):
-    """The best answer of each row, int32[B, N] with its end and padding, and its score."""
-    found = self.generate(model, batch)
-    tokens = found.tokens[:, 0]
-    if self.prompts:
-      length = jnp.sum(_prompts(batch) != PAD, axis=1, keepdims=True)
-      places = length + jnp.arange(tokens.shape[1])
-      tokens = jnp.take_along_axis(tokens, places, axis=1, mode="fill", fill_value=PAD)
-    return {"tokens": tokens, "score": found.scores[:, 0]}
+  def predict(self, model, batch, *, rngs, frozen):
+    """The best answer of each row, int32[B, N] with its end and padding, and its score.
 
-  def generate(self, model: Any, batch: Mapping[str, jax.Array]) -> Hypotheses:
-    """Searches for the answers of a batch, behind their prompts, which count in all lengths."""
-    encoded = model.encode(batch["source"], **self.pictures(batch))
-    cache = model.start(
-      encoded,
-      max_length=self.search.max_length + 1,
-      hypotheses=self.search.num_beams,
-      code=self.search.gen_code,
-    )
-    return generate(
-      model.step,
-      cache,
-      reorder=model.reorder,
+    `frozen` is the trie that answers keep to, or None.
+    """
+
+    def best(model, rows, trie):
+      hypotheses = self.generate(model, rows["batch"], rngs=rows["rngs"], trie=trie)
+      return {"tokens": hypotheses.tokens[:, 0], "score": hypotheses.scores[:, 0]}
+
+    keys = answers.row_keys(rngs, batch["index"]) if self.search.sample else None
+    return answers.on_each_device(best)(model, {"batch": batch, "rngs": keys}, frozen)
+
+  def generate(
+    self,
+    model: Any,
+    batch: Mapping[str, jax.Array],
+    *,
+    rngs: jax.Array | None = None,
+    trie: Trie | None = None,
+  ) -> Hypotheses:
+    """Searches for the answers of a batch behind their prompts, which are left out of them.
+
+    Args:
+      model: an OFA.
+      batch: of `blank`'s fields, and "weight".
+      rngs: PRNG keys [B], for a search that samples.
+      trie: what may follow the prompts.
+    """
+    return answers.generate(
+      [model],
+      [model.encode(batch["source"], **self.pictures(batch))],
       search=self.search,
       batch=len(batch["source"]),
-      prefix_tokens=_prompts(batch) if self.prompts else None,
+      prompts=decoder_prompts(batch) if self.prompts else None,
+      trie=trie,
       active=batch["weight"] > 0,
+      rngs=rngs,
     )
 
   def log_line(self, values):
@@ -293,6 +324,7 @@ class Rows:
   def __init__(self, task: Seq2Seq, table: Table):
     self.table = table
     self._task = task
+    self._fields = task.blank().keys()
     self._reader = None
     if IMAGE in task.fields:
       self._reader = ImageReader(
@@ -306,9 +338,9 @@ class Rows:
   def __len__(self) -> int:
     return len(self.table)
 
-  def row(self, i: int) -> dict[str, str]:
-    """The text columns of row `i`."""
-    return {name: self.table.text(i, name) for name in self._task.fields if name != IMAGE}
+  def row(self, i: int) -> Row:
+    """Row `i`, of which only what is asked for is read."""
+    return Row(self.table, i, reader=self._reader)
 
   def image(self, i: int, *, size: int) -> np.ndarray:
     """uint8[size, size, 3] of row `i`, for people. Raises BadRow when it cannot be read."""
@@ -317,8 +349,11 @@ class Rows:
   def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
     """The fields of `Seq2Seq.blank`. Raises BadRow when the row cannot be read."""
     example = self._task.assemble(self._task.example(self.row(i), rng), warn=rng is not None)
-    if self._reader:
-      example[IMAGE] = self._reader.read(i, rng)
+    if example.keys() != self._fields:
+      raise ValueError(
+        f"Expected {', '.join(sorted(self._fields))}, the fields of `blank`, from "
+        f"{type(self._task).__name__}.example, found {', '.join(sorted(example))}"
+      )
     return example
 
   def blank(self) -> dict[str, np.ndarray]:
@@ -348,10 +383,26 @@ def _tokenizer_folder(name: str) -> Path:
   return source.files
 
 
-def _prompts(batch: Mapping[str, jax.Array]) -> jax.Array:
+def cut(name: str, ids: Sequence[int], room: int, *, field: str, warn: bool) -> list[int]:
+  """The first `room` ids of what has a name; says, perhaps, which field would keep the others."""
+  if warn and len(ids) > room:
+    warnings.warn(f"Cut a {name} of {len(ids)} tokens to {room}; task.{field} would keep it")
+  return list(ids[:room])
+
+
+def decoder_prompts(batch: Mapping[str, jax.Array]) -> jax.Array:
   """int32[B, T - 1], what the decoder is given of each row before it answers, then padding."""
   given = jnp.cumprod(batch["target"] == PAD, axis=1)[:, :-1] > 0
   return jnp.where(given, batch["previous"][:, 1:], PAD)
+
+
+def _learnt(targets: jax.Array, number: int, *, ignore_prefix: int) -> tuple[jax.Array, jax.Array]:
+  """The places int32[B, N] behind the prompts, and the targets there; padding if there is none."""
+  begin = jnp.sum(jnp.cumprod(targets == PAD, axis=1), axis=1, keepdims=True)
+  places, last = begin + jnp.arange(number), targets.shape[1] - 1
+  inside = (places <= last) & (places >= ignore_prefix)
+  places = jnp.minimum(places, last)
+  return places, jnp.where(inside, jnp.take_along_axis(targets, places, axis=1), PAD)
 
 
 def _check_tokenizer(task: Seq2Seq, config: Any) -> list[str]:

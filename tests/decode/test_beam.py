@@ -13,6 +13,7 @@ from ofa_jax.decode.beam import BOS, EOS, PAD, Search
 from tests.decode.tables import generate, log_probs, table
 
 TABLE = table()
+KEYS = jax.random.split(jax.random.key(0), 2)
 PLAIN = Search(num_beams=3, max_length=6)
 
 
@@ -173,10 +174,20 @@ def test_ensembles_average_probabilities():
         history.append(token)
 
 
+def test_samples_of_an_input_do_not_depend_on_the_others():
+  search = Search(num_beams=3, max_length=4, sample=True)
+  both = generate(TABLE, search, rngs=KEYS)
+  for i in range(2):
+    one = generate(TABLE[i : i + 1], search, rngs=KEYS[i : i + 1])
+    same(one, jax.tree.map(lambda x, i=i: x[i : i + 1], both))
+  with pytest.raises(ValueError, match=r"for each of 2 inputs to sample, found shape \(1,\)"):
+    generate(TABLE, search, rngs=KEYS[:1])
+
+
 def test_samples_are_drawn_from_the_model():
   # Every hypothesis is its own draw: the first tokens are distributed as the model says.
   search = Search(num_beams=1000, max_length=2, min_length=0, sample=True)
-  found = generate(TABLE, search, rngs=jax.random.key(0))
+  found = generate(TABLE, search, rngs=KEYS)
   for logits, tokens in zip(np.asarray(TABLE), found.tokens, strict=True):
     expected = np.exp(log_probs(logits, [BOS]))
     expected[PAD] = 0
@@ -189,7 +200,7 @@ def test_samples_of_the_likeliest_token_are_the_greedy_search():
   greedy = generate(TABLE, Search(num_beams=1, max_length=8))
   for filters in ({"top_k": 1}, {"top_p": 0.01}):
     search = Search(num_beams=3, max_length=8, sample=True, **filters)
-    found = generate(TABLE, search, rngs=jax.random.key(0))
+    found = generate(TABLE, search, rngs=KEYS)
     for i in range(3):
       np.testing.assert_array_equal(found.tokens[:, i], greedy.tokens[:, 0])
       np.testing.assert_allclose(found.scores[:, i], greedy.scores[:, 0], atol=1e-5)

@@ -38,3 +38,18 @@ def test_tries_need_answers():
     trie.build([])
   with pytest.raises(ValueError, match="found 2 without any: numbers 1, 3"):
     trie.build([[4], [], [5], []])
+
+
+def test_the_path_of_an_answer_says_what_was_allowed_on_it():
+  answers = [[5, 6], [5, 6, 7], [5, 8], [9]]
+  found = trie.build(answers)
+  for answer in answers:
+    path = found.path(answer)
+    assert path[0] == trie.ROOT and len(path) == len(answer) + 1
+    allowed = np.asarray(found.allowed(jnp.asarray(path), vocab_size=VOCAB))
+    for place, row in enumerate(allowed):
+      ended = [(*x, EOS) for x in answers]
+      follow = {x[place] for x in ended if list(x[:place]) == answer[:place]}
+      assert set(np.flatnonzero(row).tolist()) == follow
+  for other in ([5], [6], [5, 6, 7, 7], [9, EOS], [39], []):
+    assert found.path(other) is None

@@ -46,7 +46,7 @@ def test_rows_are_the_originals(case, bpe, tmp_path):
       assert {k: (v.shape, v.dtype) for k, v in example.items()} == {
         k: (v.shape, v.dtype) for k, v in blank.items()
       }
-      assert rows.row(i)["id"] == item["id"]
+      assert rows.row(i)["uniq_id"] == item["id"]
       expected = {
         "source": item["source"],
         "target": item["target"],
@@ -84,7 +84,7 @@ def test_scores_and_files_of_what_could_be_read(bpe, tmp_path):
   assert scores["exact"] == 3 / 5  # punctuation does not count, case does
   files = task.results(predictions, streams)
   found = json.loads(files["predict.json"])
-  assert [row["image_id"] for row in found] == ["100", "101", "102", "104", "105"]
+  assert [row["image_id"] for row in found] == ["img0", "img1", "img2", "img4", "img5"]
   assert [row["caption"] for row in found][:2] == ["Second ref", "second ref"]
   assert files["captions.png"].startswith(b"\x89PNG")
   assert dataclasses.replace(task, page=0).results(predictions, streams).keys() == {"predict.json"}

@@ -1,6 +1,8 @@
 """What the tasks of OFA share: how examples become arrays, and that rows stay apart."""
 
+import base64
 import dataclasses
+import io
 import warnings
 
 import jax
@@ -8,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 from ofa_jax.config import Config, validate
 from ofa_jax.data.tsv import BadRow
+from ofa_jax.decode import answers
 from ofa_jax.decode.beam import Search
 from ofa_jax.tasks.seq2seq import Seq2Seq
 from tests.ofa_files import write_bpe
@@ -67,19 +71,42 @@ def test_a_task_of_another_kind_in_a_few_lines(rows):
 
 def test_answers_are_generated_behind_their_prompts(rows):
   task, rows = rows
-  task = dataclasses.replace(task, search=Search(num_beams=2, max_length=12))
+  task = dataclasses.replace(task, search=Search(num_beams=2, max_length=4))
   model = dataclasses.replace(OFA, vocab_size=6200).build(rngs=nnx.Rngs(0))
   examples = [rows.example(0, None), rows.example(1, None), rows.blank()]
   batch = {k: jnp.stack([e[k] for e in examples]) for k in examples[0]}
-  batch["weight"] = jnp.array([1.0, 1.0, 0.0])
-  whole = jax.jit(task.generate)(model, batch).tokens[:, 0]
-  answers = jax.jit(task.predict)(model, batch)["tokens"]
-  for i in range(2):
-    prompt = [n for n in examples[i]["source"].tolist() if n > 2]
-    assert whole[i, : len(prompt)].tolist() == prompt
-    assert answers[i].tolist() == whole[i, len(prompt) :].tolist() + [1] * len(prompt)
-    assert 2 in answers[i].tolist()
-  assert not np.any(np.asarray(answers[2]) != 1)
+  batch |= {"weight": jnp.array([1.0, 1.0, 0.0]), "index": jnp.array([0, 1, -1])}
+  prompts = [[n for n in example["source"].tolist() if n > 2] for example in examples[:2]]
+  assert len(prompts[0]) != len(prompts[1])
+  given = np.full((3, 15), 1, np.int32)
+  for row, prompt in zip(given, prompts, strict=False):
+    row[: len(prompt)] = prompt
+
+  @jax.jit
+  def found(model, batch):
+    whole = answers.generate(
+      [model],
+      [model.encode(batch["source"])],
+      search=Search(num_beams=2, max_length=15 + 4),
+      batch=3,
+      prefix_tokens=given,
+      active=batch["weight"] > 0,
+    )
+    return whole, task.generate(model, batch), task.predict(model, batch, rngs=None, frozen=None)
+
+  whole, behind, best = jax.device_get(found(model, batch))
+  for i, prompt in enumerate(prompts):
+    begin = len(prompt)
+    assert whole.tokens[i, 0, :begin].tolist() == prompt
+    assert behind.tokens[i, 0].tolist() == whole.tokens[i, 0, begin:].tolist() + [1] * begin
+    assert behind.lengths[i, 0] == whole.lengths[i, 0] - begin
+    np.testing.assert_allclose(
+      behind.scores[i, 0], whole.positional_scores[i, 0, begin:].sum(), rtol=1e-6
+    )
+    assert best["tokens"][i].tolist() == behind.tokens[i, 0].tolist()
+    assert 2 in best["tokens"][i].tolist()
+  assert best["score"].tolist() == behind.scores[:, 0].tolist()
+  assert not np.any(best["tokens"][2] != 1) and behind.scores[2, 0] == -np.inf
 
 
 def test_targets_without_an_end(rows):
@@ -117,6 +144,51 @@ def test_a_row_with_too_few_columns_is_bad(tmp_path, rows):
   found = dataclasses.replace(rows[0], train=(str(path),)).examples("train")
   with pytest.raises(BadRow, match=r"train.tsv:2.*expected 2 columns"):
     found.example(1, None)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Half(Seq2Seq):
+  """The left half of a picture, and where it ends in the whole."""
+
+  fields = ("image", "text")
+  columns: tuple[int, ...] = (1, 0)
+
+  def example(self, row, rng):
+    width, height = row.size
+    half = row.image().crop((0, 0, width // 2, height))
+    image = np.asarray(half.resize((self.image_size, self.image_size)))
+    return {"image": image, "source": self.encode(row["text"]), "target": [width // 2, height]}
+
+
+def test_pictures_are_made_with_what_moves_with_them(tmp_path, rows):
+  pixels = np.zeros((20, 40, 3), np.uint8)
+  pixels[:, 20:] = 255
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, "PNG")
+  encoded = file.getvalue()
+  lines = [f"a dog\t{base64.b64encode(x).decode()}\n" for x in (encoded, encoded[:40])]
+  (tmp_path / "train.tsv").write_text("".join(lines))
+  settings = {"train": (str(tmp_path / "train.tsv"),), "tokenizer": rows[0].tokenizer}
+  task = Half(image_size=8, **settings)
+  halves = task.examples("train")
+  example = halves.example(0, None)
+  assert example["image"].shape == (8, 8, 3) and not example["image"].any()
+  assert example["target"].tolist()[:3] == [20, 20, 2]
+  with pytest.raises(BadRow, match=r"train.tsv:2 a dog: cannot be decoded"):
+    halves.example(1, None)
+
+  class Whole(Half):
+    def example(self, row, rng):
+      return {"image": self.image(row, rng), "source": [], "target": []}
+
+  class Forgetful(Half):
+    def example(self, row, rng):
+      return {"source": [], "target": []}
+
+  found = Whole(image_size=40, **settings).examples("train").example(0, None)["image"]
+  assert not found[:, :18].any() and (found[:, 22:] == 255).all()
+  with pytest.raises(ValueError, match=r"Expected image, .* from Forgetful\.example, found p"):
+    Forgetful(**settings).examples("train").example(0, None)
 
 
 def test_faults_are_told_before_the_data_is_read():

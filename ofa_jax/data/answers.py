@@ -1,0 +1,70 @@
+"""Lists of the answers that a model may give, in the order of their numbers.
+
+The original's `trainval_ans2label.pkl` is a pickled dict, answer -> number; the same as JSON, a
+JSON list, and a text file with one answer a line are read too. Without a file the list is counted.
+"""
+
+import collections
+import json
+import pathlib
+from collections.abc import Iterable
+
+from ofa_jax.data import plain_pickle
+
+PICKLES = (".pkl", ".pickle", ".p")
+
+
+def load(path: str | pathlib.Path) -> tuple[str, ...]:
+  """The answers in a file: a pickle by its ending, JSON by its content, or one answer a line.
+
+  Raises:
+    ValueError: the file is missing, holds something else, or an answer that is empty or twice.
+  """
+  path = pathlib.Path(path)
+  try:
+    data = path.read_bytes()
+    if path.suffix in PICKLES:
+      listed = plain_pickle.load(data)
+    elif data.lstrip()[:1] in (b"{", b"["):
+      listed = json.loads(data)
+    else:
+      listed = [line.strip() for line in data.decode("utf-8").splitlines() if line.strip()]
+  except (OSError, ValueError) as error:  # of which UnicodeDecodeError and JSONDecodeError are
+    raise ValueError(
+      f"Expected answers in {path}: a pickled or JSON object answer -> number, a JSON list, or one "
+      f"answer a line; found {error}"
+    ) from error
+  if not isinstance(listed, list | dict) or not all(type(text) is str for text in listed):
+    raise ValueError(
+      f"Expected answers in {path}, texts in a list or as the keys of an object, found "
+      f"{type(listed).__name__}{'' if not isinstance(listed, list | dict) else ' of other things'}"
+    )
+  check(listed, place=str(path))
+  return tuple(listed)
+
+
+def check(answers: Iterable[str], *, place: str) -> None:
+  """Refuses lists that cannot be chosen from; ValueError names the place they are from."""
+  counts = collections.Counter(list(answers))
+  faults = [repr(text) for text, count in counts.items() if count > 1 or not text.strip()]
+  if faults or not counts:
+    raise ValueError(
+      f"Expected different answers with words in them in {place}, found "
+      + (f"{len(faults)} empty or twice: {', '.join(faults[:5])}" if faults else "none")
+    )
+
+
+def counted(answers: Iterable[str], *, least: int) -> tuple[str, ...]:
+  """Those that come at least so often: the most frequent first, equal ones by the alphabet.
+
+  Raises:
+    ValueError: none does.
+  """
+  counts = collections.Counter(text for text in answers if text.strip())
+  kept = sorted((-count, text) for text, count in counts.items() if count >= least)
+  if not kept:
+    raise ValueError(
+      f"Expected answers that come at least {least} times in the training data, found none among "
+      f"{len(counts)} different ones; lower the number, or give a file of answers"
+    )
+  return tuple(text for _, text in kept)
