@@ -5,7 +5,9 @@ evaluation and conversion read), `ema` where there is one, and `train` (optimize
 Nothing random and no data position is stored: both are functions of the step.
 """
 
+import contextlib
 import logging
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,8 +24,9 @@ class Checkpoints:
 
   def __init__(self, workdir: str, *, keep: int = 3):
     """Args: workdir: local or bucket path; keep: newest checkpoints that stay."""
-    # Orbax reports every array it touches at INFO and warns of defaults that are meant.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax reports every array it touches at INFO, warns of defaults that are meant, and shows
+    # the traceback of every error besides raising it.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     self._manager = ocp.CheckpointManager(
       epath.Path(workdir).resolve() / "checkpoints",
       item_handlers={name: ocp.StandardCheckpointHandler() for name in ("model", "ema", "train")},
@@ -32,11 +35,20 @@ class Checkpoints:
       ),
     )
 
+    self._waiter: threading.Thread | None = None
+    self._outcome: bool | Exception = False
+
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    self._manager.close()
+  def __exit__(self, error, *_):
+    with contextlib.suppress(Exception) if error else contextlib.nullcontext():
+      self._manager.close()
+
+  @property
+  def folder(self) -> epath.Path:
+    """Where they lie."""
+    return self._manager.directory
 
   def latest(self) -> int | None:
     """Newest complete step; a save cut short by a crash does not count."""
@@ -45,12 +57,40 @@ class Checkpoints:
   def save(self, state: State) -> None:
     """Starts saving; the state may be donated to the next step as soon as this returns."""
     step = int(state.step)
-    if step not in self._manager.all_steps():
-      self._manager.save(step, args=ocp.args.Composite(**_items(state, ocp.args.StandardSave)))
+    if step in self._manager.all_steps():
+      return
+    self.wait()
+    # An error of the last save, which was told, is raised once more in this thread.
+    with contextlib.suppress(Exception):
+      self._manager.wait_until_finished()
+    self._manager.save(step, args=ocp.args.Composite(**_items(state, ocp.args.StandardSave)))
+    self._waiter = threading.Thread(target=self._watch_save, name="save-outcome", daemon=True)
+    self._waiter.start()
 
   def wait(self) -> None:
-    """Returns when all saves that were started are on disk."""
-    self._manager.wait_until_finished()
+    """Returns when the save that was started last is on disk; raises what it failed with."""
+    outcome = self.outcome(wait=True)
+    if isinstance(outcome, Exception):
+      raise outcome
+
+  def outcome(self, *, wait: bool = False) -> bool | Exception:
+    """What became of the last save, told once: True, the error, or False where nothing is new.
+
+    Args:
+      wait: until it has ended; without it nothing is waited for.
+    """
+    if self._waiter is None or (self._waiter.is_alive() and not wait):
+      return False
+    self._waiter.join()
+    self._waiter = None
+    return self._outcome
+
+  def _watch_save(self) -> None:
+    try:
+      self._manager.wait_until_finished()
+      self._outcome = True
+    except Exception as error:
+      self._outcome = error
 
   def restore(self, step: int, *, abstract: State, shardings: State) -> State:
     """The whole state at a step, laid out by `shardings`.

@@ -137,6 +137,8 @@ def validate(config: Config, *, devices: int, hosts: int = 1) -> None:
     devices: devices of all hosts together.
     hosts: processes.
   """
+  if not isinstance(config.evals, (tuple, list)):
+    raise ValueError(f"evals: expected a tuple of Eval, () for none, found {config.evals!r}")
   faults = [*_check_run(config), *_check_optim(config.optim)]
   try:
     sizes = mesh_sizes(config.mesh, devices)
