@@ -85,6 +85,13 @@ class Checkpoints:
     self._waiter = None
     return self._outcome
 
+  def remove_partial(self) -> None:
+    """Removes what a failed save has left, which takes room; nothing may be being saved."""
+    if jax.process_count() == 1:  # elsewhere the next start does
+      for folder in self.folder.glob("*.orbax-checkpoint-tmp"):
+        with contextlib.suppress(OSError):
+          folder.rmtree()
+
   def _watch_save(self) -> None:
     try:
       self._manager.wait_until_finished()

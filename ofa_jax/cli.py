@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import os
 import pathlib
+import re
 import runpy
 import signal
 import sys
@@ -88,6 +89,7 @@ def run(
     argv: program name and flags; None is `sys.argv`.
     interrupted: what a person who pressed Ctrl-C should know.
   """
+  sys.unraisablehook = _without_noise
   with readable(interrupted):
     argv = list(sys.argv if argv is None else argv)
     app.run(lambda rest: _start(main, rest[1:]), argv=argv, flags_parser=_parse)
@@ -287,10 +289,11 @@ def _parse(argv):
   try:
     return flags.FLAGS(argv)
   except flags.Error as e:
-    cause = _first(e)
     if "Error whilst parsing config file" in str(e):
-      _fail(_in_config_file(cause, argv))
-    _fail(f"{e if cause is e else cause}\n(--help shows all flags)")
+      _fail(_in_config_file(_first(e), argv))
+    missing = re.search(r"Flag --(\S+) must have a value other than None", str(e))
+    text = f"Expected --{missing[1]}=VALUE, found none" if missing else str(e)
+    _fail(f"{text}\n(--help shows all flags)")
   except KeyError as e:
     text = explain_unknown_field(_plain_config(argv), str(e))
     _fail(text or f"--config: {e}")
@@ -330,7 +333,8 @@ def _near(path: str) -> str:
   """A hint at the files whose names are alike."""
   folder, name = os.path.split(path)
   names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-  near = difflib.get_close_matches(name, [n for n in names if n.endswith(".py")], n=3)
+  names = sorted(n for n in names if n.endswith(".py"))
+  near = difflib.get_close_matches(name, names, n=3) or names[:8]
   if near:
     return f". Did you mean {' or '.join(os.path.join(folder, n) for n in near)}?"
   return "" if os.path.isdir(folder or ".") else f" (there is no folder {folder})"
@@ -368,6 +372,12 @@ def _plain_config(argv) -> Config | None:
   path, _, option = place[1].partition(":")
   get_config = runpy.run_path(path)["get_config"]
   return get_config(option) if option else get_config()
+
+
+def _without_noise(unraisable):
+  """What the threads of a save that failed say afterwards, to nobody, is not shown."""
+  if str(unraisable.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(unraisable)
 
 
 def _fail(message):

@@ -1,5 +1,6 @@
 """Saves that fail are told at once and tried again."""
 
+import re
 import time
 from collections.abc import Callable
 
@@ -73,11 +74,12 @@ class Saver:
       self._failures = 0
 
   def _failed(self, error: Exception) -> None:
+    self._checkpoints.remove_partial()
     step = self._checkpoints.latest()
     kept = (
       "no checkpoint is complete" if step is None else f"step {step} is the newest complete one"
     )
-    reason = f"Saving a checkpoint failed: {describe(error)}"
+    reason = f"Saving a checkpoint failed: {_short(error)}"
     if jax.process_count() > 1 or self._failures == len(self._waits):
       tries = f" ({self._failures + 1} times in a row)" if self._failures else ""
       raise SaveError(
@@ -89,3 +91,10 @@ class Saver:
     self._next = time.monotonic() + wait
     when = f"in {wait:g} s" if wait else "now"
     self._say(f"{reason} ({kept}). Trying again {when}, {self._failures} of {len(self._waits)}")
+
+
+def _short(error: Exception) -> str:
+  """What the operating system said, out of the long messages of the library that writes arrays."""
+  text = describe(error)
+  known = re.search(r"([A-Z][a-z ]+) \[os_error_code=", text)
+  return known[1] if known else text.splitlines()[0][:300]

@@ -118,7 +118,7 @@ class _Run:
       state = self.loop(state)
     self.watch.beat(watchdog.ALLOWANCE)
     self.saver.save(state)
-    results = {} if self.told_to_stop else self.evaluate(state, self.evaluators)
+    results = {} if self.told_to_stop else self._evaluate(state, self.evaluators)
     self.saver.finish(state)
     if self.told_to_stop:
       text = f"Told to stop: saved step {int(state.step)}; the same command goes on from it"
@@ -183,7 +183,7 @@ class _Run:
         self.saver.poll(state)
     return state
 
-  def evaluate(self, state: step.State, evaluators: list[evaluate.Evaluator]) -> dict[str, float]:
+  def _evaluate(self, state: step.State, evaluators: list[evaluate.Evaluator]) -> dict[str, float]:
     """Metrics of the evaluations at this step, logged; the moving average is used where kept.
 
     Told to stop, it logs nothing: they are made when the run goes on from this step.
@@ -222,7 +222,7 @@ class _Run:
     self.watch.beat(watchdog.ALLOWANCE)
     with clock.paused():
       if due:
-        self.evaluate(state, due)
+        self._evaluate(state, due)
       if self.told_to_stop:
         return
       if due:
@@ -236,7 +236,7 @@ class _Run:
     """Makes the evaluations of the step that the run goes on from, if it was stopped before."""
     due = self._due(start) if start else []
     if due and not processes.from_first(lambda: self.out.evaluated(start)):
-      self.evaluate(state, due)
+      self._evaluate(state, due)
       self.out.curves()
 
   def _compile(self, state, batch, frozen):
