@@ -16,6 +16,7 @@ import math
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -100,11 +101,20 @@ class Checkpoints:
       ),
     )
 
+    self._waiter: threading.Thread | None = None
+    self._outcome: bool | Exception = False
+
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    self._manager.close()
+  def __exit__(self, error, *_):
+    with contextlib.suppress(Exception) if error else contextlib.nullcontext():
+      self._manager.close()
+
+  @property
+  def folder(self) -> epath.Path:
+    """Where they lie."""
+    return self._manager.directory
 
   def steps(self) -> list[int]:
     """The complete ones, oldest first; a save cut short by a crash does not count."""
@@ -159,13 +169,48 @@ class Checkpoints:
   def save(self, state: State) -> None:
     """Starts saving; the state may be donated to the next step as soon as this returns."""
     step = int(state.step)
-    if step not in self._manager.all_steps():
-      items = {name: ocp.args.StandardSave(part) for name, part in _parts(state).items()}
-      self._manager.save(step, args=ocp.args.Composite(**items))
+    if step in self._manager.all_steps():
+      return
+    self.wait()
+    # An error of the last save, which was told, is raised once more in this thread.
+    with contextlib.suppress(Exception):
+      self._manager.wait_until_finished()
+    items = {name: ocp.args.StandardSave(part) for name, part in _parts(state).items()}
+    self._manager.save(step, args=ocp.args.Composite(**items))
+    self._waiter = threading.Thread(target=self._watch_save, name="save-outcome", daemon=True)
+    self._waiter.start()
 
   def wait(self) -> None:
-    """Returns when all saves that were started are on disk."""
-    self._manager.wait_until_finished()
+    """Returns when the save that was started last is on disk; raises what it failed with."""
+    outcome = self.outcome(wait=True)
+    if isinstance(outcome, Exception):
+      raise outcome
+
+  def outcome(self, *, wait: bool = False) -> bool | Exception:
+    """What became of the last save, told once: True, the error, or False where nothing is new.
+
+    Args:
+      wait: until it has ended; without it nothing is waited for.
+    """
+    if self._waiter is None or (self._waiter.is_alive() and not wait):
+      return False
+    self._waiter.join()
+    self._waiter = None
+    return self._outcome
+
+  def remove_partial(self) -> None:
+    """Removes what a failed save has left, which takes room; nothing may be being saved."""
+    if jax.process_count() == 1:  # elsewhere the next start does
+      for folder in self.folder.glob("*.orbax-checkpoint-tmp"):
+        with contextlib.suppress(OSError):
+          folder.rmtree()
+
+  def _watch_save(self) -> None:
+    try:
+      self._manager.wait_until_finished()
+      self._outcome = True
+    except Exception as error:
+      self._outcome = error
 
   def restore(self, step: int, *, abstract: State, shardings: State) -> State:
     """The whole state at a step, laid out by `shardings`.

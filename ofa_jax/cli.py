@@ -1,13 +1,17 @@
-"""What the commands share: the --config flag, joining a cluster, errors a person can read."""
+"""What the commands share: flags, joining a cluster, errors and interruptions a person can read."""
 
 import ast
 import contextlib
+import dataclasses
+import difflib
 import os
 import re
 import runpy
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 import rich.console
@@ -16,9 +20,10 @@ from absl import app, flags
 from ml_collections import config_flags
 from ml_collections.config_flags import tuple_parser
 
-from ofa_jax import numerics
+from ofa_jax import cli_help, numerics, processes
 from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
 from ofa_jax.files import written_whole
+from ofa_jax.watchdog import INTERRUPTED
 
 
 def define_config(
@@ -39,6 +44,13 @@ def define_config(
   )
   for kind, parser in _PARSERS.items():
     config_flags.register_flag_parser_for_type(kind, parser)
+  flags.DEFINE_integer(
+    "start-timeout",
+    300,
+    "Seconds that the processes of a job wait for each other.",
+    lower_bound=1,
+    flag_values=flag_values,
+  )
   return config_flags.DEFINE_config_file(
     "config",
     None,
@@ -54,21 +66,78 @@ def define_precision() -> flags.FlagHolder:
   return flags.DEFINE_enum("precision", "fp32", PRECISIONS, text)
 
 
-def run(main: Callable[[], None], *, argv: Sequence[str] | None = None) -> None:
+def define_interrupted_status() -> flags.FlagHolder:
+  """The flag --interrupted-status of commands that save when they are told to stop."""
+  return flags.DEFINE_integer(
+    "interrupted-status",
+    0,
+    "Exit status after SIGTERM or Ctrl-C, when what was done is saved; 75 for schedulers that "
+    "start the same command again.",
+    lower_bound=0,
+    upper_bound=255,
+  )
+
+
+def define_path(name: str, help_text: str, *, required: bool = False) -> flags.FlagHolder:
+  """A flag that is a path, a URL or the name of something; ~ is the home directory."""
+  return flags.DEFINE(
+    _PathParser(), name, None, help_text, serializer=flags.ArgumentSerializer(), required=required
+  )
+
+
+def define_paths(name: str, help_text: str, *, required: bool = False) -> flags.FlagHolder:
+  """A flag that is several of them, separated by commas."""
+  serializer = flags.ListSerializer(",")
+  return flags.DEFINE(
+    _PathsParser(), name, None, help_text, serializer=serializer, required=required
+  )
+
+
+def run(
+  main: Callable[[], None],
+  *,
+  argv: Sequence[str] | None = None,
+  interrupted: str = "the same command starts anew",
+) -> None:
   """Parses flags, joins the cluster (commands with a --config) and runs `main`.
 
-  A ValueError, or a run that diverged, ends as one message and status 1.
+  What a person caused ends as one message and status 1, Ctrl-C as one line and status 130; what
+  fails in one process of a job ends all of them.
 
   Args:
     main: the command.
     argv: program name and flags; None is `sys.argv`.
+    interrupted: what a person who pressed Ctrl-C should know.
+  """
+  sys.unraisablehook = _without_noise
+  with readable(interrupted):
+    argv = list(sys.argv if argv is None else argv)
+    app.run(lambda rest: _start(main, rest[1:]), argv=argv, flags_parser=_parse)
+
+
+@contextlib.contextmanager
+def readable(interrupted: str = "the same command starts anew") -> Iterator[None]:
+  """Ends the process with a message where a person caused what is raised in the block.
+
+  Args: as of `run`.
   """
   try:
-    app.run(lambda rest: _start(main, rest[1:]), argv=argv, flags_parser=_parse)
-  except (ValueError, FloatingPointError) as e:
+    yield
+  except processes.Stopped:
+    raise SystemExit(flags.FLAGS["interrupted-status"].value) from None
+  except KeyboardInterrupt:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough, the status is not to change
+    print(f"Interrupted; {interrupted}", file=sys.stderr, flush=True)
+    # Threads that read data or compile are not waited for.
+    processes.leave(INTERRUPTED)
+  except processes.EXPECTED as e:
     if os.environ.get("OFA_JAX_TRACEBACK"):
       raise
-    _fail(f"{e}\n(OFA_JAX_TRACEBACK=1 shows where this was raised)")
+    _fail(f"{processes.describe(e)}\n(OFA_JAX_TRACEBACK=1 shows where this was raised)")
+  except RuntimeError as e:
+    if "home directory" not in str(e) or os.environ.get("OFA_JAX_TRACEBACK"):
+      raise
+    _fail(f"{e} Set HOME, or name every folder that is used.")
 
 
 @contextlib.contextmanager
@@ -150,13 +219,75 @@ class _Rate(rich.progress.ProgressColumn):
     return f"{done:,.0f} {self._unit}, {task.finished_speed or task.speed or 0:,.0f}/s"
 
 
+class _PathParser(flags.ArgumentParser):
+  """Expands ~, which shells leave where it does not begin a word."""
+
+  syntactic_help = "a path"
+
+  def parse(self, argument: str) -> str:
+    return expand(argument)
+
+  def flag_type(self) -> str:
+    return "path"
+
+
+class _PathsParser(flags.ListParser):
+  """A list of such paths."""
+
+  def parse(self, argument: str | list[str]) -> list[str]:
+    return [expand(path) for path in super().parse(argument)]
+
+
+def expand(path: str) -> str:
+  """The path with its ~ replaced by the home directory.
+
+  Raises:
+    ValueError: there is none.
+  """
+  if not path.startswith("~"):
+    return path
+  expanded = os.path.expanduser(path)
+  if expanded.startswith("~") and not os.path.lexists(path):
+    raise ValueError(
+      f"Expected a home directory for the ~ of {path}, found none. Set HOME, or write the path out."
+    )
+  return expanded
+
+
 def _start(main, unexpected):
   if unexpected:
     raise ValueError(f"Expected only flags (--name=value), found {' '.join(unexpected)}")
-  if "distributed" in flags.FLAGS:
+  if "config" in flags.FLAGS:
     _join_cluster()
-  numerics.enable(_precision())
-  main()
+  with processes.one_fate():
+    if "config" in flags.FLAGS:
+      config = flags.FLAGS.config
+      if config is None:
+        raise ValueError("Expected --config=FILE.py, found none. One to try: configs/quickstart.py")
+      try:
+        _expand_in(config)
+      except (
+        OSError
+      ) as e:  # ml_collections keeps what opening a file in the config raised until now
+        raise e.__cause__ or e from None
+    numerics.enable(_precision())
+    main()
+
+
+def _expand_in(value: Any) -> Any:
+  """Replaces the ~ of the paths in a config, in place."""
+  if isinstance(value, str) and value.startswith("~/"):
+    return expand(value)
+  if dataclasses.is_dataclass(value):  # asks for an attribute
+    for field in dataclasses.fields(value):
+      old = getattr(value, field.name)
+      new = _expand_in(old)
+      if new is not old:
+        object.__setattr__(value, field.name, new)
+  elif type(value) in (tuple, list):
+    new = type(value)(_expand_in(part) for part in value)
+    return new if any(a is not b for a, b in zip(new, value, strict=True)) else value
+  return value
 
 
 def _precision() -> str | None:
@@ -168,35 +299,144 @@ def _precision() -> str | None:
 
 
 def _join_cluster():
-  if "JAX_COORDINATOR_ADDRESS" in os.environ and "JAX_NUM_PROCESSES" in os.environ:
-    jax.distributed.initialize(
-      os.environ["JAX_COORDINATOR_ADDRESS"],
-      int(os.environ["JAX_NUM_PROCESSES"]),
-      int(os.environ["JAX_PROCESS_ID"]),
+  names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+  given = {name: os.environ[name] for name in names if os.environ.get(name)}
+  timeout = flags.FLAGS["start-timeout"].value
+  if flags.FLAGS.distributed and len(given) < len(names):
+    _initialize(initialization_timeout=timeout)
+    return
+  if not given.keys() - {"JAX_COORDINATOR_ADDRESS"}:
+    return  # alone: an address by itself is what some platforms set everywhere
+  address, num, index = (given.get(name) for name in names)
+  faults = [f"{name} is not set" for name in names if name not in given]
+  faults += [
+    f"{name}={given[name]} is no number"
+    for name in names[1:]
+    if not given.get(name, "0").isdecimal()
+  ]
+  if address and not address.rpartition(":")[2].isdecimal():
+    faults.append(f"JAX_COORDINATOR_ADDRESS={address} has no port (host:1234)")
+  if not faults and int(index) >= int(num):
+    faults.append(f"JAX_PROCESS_ID={index} is not below JAX_NUM_PROCESSES={num}")
+  if faults:
+    raise ValueError(
+      f"Expected {', '.join(names)} to describe a job together, found: {'; '.join(faults)}. Set "
+      "all three for several processes, or unset them for one."
     )
-  elif flags.FLAGS.distributed:
-    jax.distributed.initialize()
+  _initialize(address, int(num), int(index), initialization_timeout=timeout)
+
+
+def _initialize(*job, initialization_timeout):
+  try:
+    jax.distributed.initialize(*job, initialization_timeout=initialization_timeout)
+  except (RuntimeError, ValueError) as e:  # JaxRuntimeError is one
+    where = f" at {job[0]} as process {job[2]} of {job[1]}" if job else ""
+    raise ValueError(
+      f"Expected to join the processes of the job{where} within --start-timeout="
+      f"{initialization_timeout} s, found: {str(e).splitlines()[0]}. Do all of them run, with the "
+      "same address, and can they reach it?"
+    ) from e
 
 
 def _parse(argv):
+  if cli_help.asked(argv):
+    print(cli_help.text(argv))
+    raise SystemExit(0)
+  argv = _with_config_file(argv)
   try:
-    return app.parse_flags_with_usage(argv)
+    return flags.FLAGS(argv)
+  except flags.Error as e:
+    if "Error whilst parsing config file" in str(e):
+      _fail(_in_config_file(_first(e), argv))
+    missing = re.search(r"Flag --(\S+) must have a value other than None", str(e))
+    text = f"Expected --{missing[1]}=VALUE, found none" if missing else str(e)
+    _fail(f"{text}\n(--help shows all flags)")
   except KeyError as e:
     text = explain_unknown_field(_plain_config(argv), str(e))
-    _fail(text or str(e))
+    _fail(text or f"--config: {e}")
+  except Exception as e:
+    if os.environ.get("OFA_JAX_TRACEBACK"):
+      raise
+    _fail(_in_config_file(e, argv))
+
+
+def _config_place(argv) -> tuple[int, str] | None:
+  """Where --config stands in the arguments, and its value."""
+  for i, arg in enumerate(argv):
+    name, equals, value = arg.partition("=")
+    if name in ("-config", "--config"):
+      if equals:
+        return i, value
+      return (i + 1, argv[i + 1]) if i + 1 < len(argv) else None
+  return None
+
+
+def _with_config_file(argv):
+  """The arguments with the ~ of --config expanded; says so where there is no such file."""
+  place = _config_place(argv)
+  if place is None or "config" not in flags.FLAGS:
+    return argv
+  i, value = place
+  path, colon, option = value.partition(":")
+  path = expand(path)
+  if not os.path.isfile(path):
+    raise ValueError(f"Expected a Python file in --config, found no file {path}{_near(path)}")
+  argv = list(argv)
+  argv[i] = f"{argv[i][: len(argv[i]) - len(value)]}{path}{colon}{option}"
+  return argv
+
+
+def _near(path: str) -> str:
+  """A hint at the files whose names are alike."""
+  folder, name = os.path.split(path)
+  names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+  names = sorted(n for n in names if n.endswith(".py"))
+  near = difflib.get_close_matches(name, names, n=3) or names[:8]
+  if near:
+    return f". Did you mean {' or '.join(os.path.join(folder, n) for n in near)}?"
+  return "" if os.path.isdir(folder or ".") else f" (there is no folder {folder})"
+
+
+def _first(error: BaseException) -> BaseException:
+  """The error that the others were raised because of."""
+  while error.__context__ is not None:
+    error = error.__context__
+  return error
+
+
+def _in_config_file(error: Exception, argv) -> str:
+  """What a config file raised, with the line of it that a person can mend."""
+  place = _config_place(argv)
+  path = place[1].partition(":")[0] if place else ""
+  if isinstance(error, SyntaxError) and error.filename:
+    return (
+      f"--config: {error.filename}, line {error.lineno}: {error.msg}: {error.text or ''}".rstrip()
+    )
+  frames = traceback.extract_tb(error.__traceback__)
+  own = [f for f in frames if path and os.path.abspath(f.filename) == os.path.abspath(path)]
+  where = f"{path}, line {own[-1].lineno}: {own[-1].line}: " if own else ""
+  text = processes.describe(error)
+  if "home directory" in text:
+    text += " Set HOME, or the folder that this config asks for."
+  return f"--config: {where}{text}\n(OFA_JAX_TRACEBACK=1 shows where this was raised)"
 
 
 def _plain_config(argv) -> Config | None:
   """The config without its overrides, to name the fields that exist."""
-  for i, arg in enumerate(argv):
-    name, _, value = arg.partition("=")
-    if name.lstrip("-") == "config":
-      path, _, option = (value or argv[i + 1]).partition(":")
-      get_config = runpy.run_path(path)["get_config"]
-      return get_config(option) if option else get_config()
-  return None
+  place = _config_place(argv)
+  if place is None:
+    return None
+  path, _, option = place[1].partition(":")
+  get_config = runpy.run_path(path)["get_config"]
+  return get_config(option) if option else get_config()
+
+
+def _without_noise(unraisable):
+  """What the threads of a save that failed say afterwards, to nobody, is not shown."""
+  if str(unraisable.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(unraisable)
 
 
 def _fail(message):
-  print(f"error: {message}", file=sys.stderr)
+  print(f"error: {message}", file=sys.stderr, flush=True)
   raise SystemExit(1)

@@ -346,7 +346,7 @@ def main() -> None:
     required=True,
   )
   tries = flags.DEFINE_integer("tries", 3, "Changes to compile at most when it does not fit.")
-  output = flags.DEFINE_string("output", None, "JSON file for the figures.")
+  output = cli.define_path("output", "JSON file for the figures.")
 
   def command():
     log.quiet_libraries()

@@ -325,6 +325,8 @@ def _check_none(value: Any, name: str) -> list[str]:
 
 
 def _check_evals(evals: tuple[Eval, ...]) -> list[str]:
+  if not isinstance(evals, (tuple, list)):
+    return [f"evals: expected a tuple of Eval, () for none, found {evals!r}"]
   return [
     f"evals: expected Eval(...) as made in a config file, found {e!r}; --config.evals[0].every=N "
     "changes one, --config.evals=() drops all"

@@ -10,17 +10,15 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import flags
 from etils import epath
 from flax import traverse_util
-from jax.experimental import multihost_utils
 
-from ofa_jax import cli, hub, log, sharding, step, trees
+from ofa_jax import cli, hub, log, processes, sharding, step, trees
 from ofa_jax.config import Config, Eval, mesh_sizes, validate
 from ofa_jax.convert import positions
 from ofa_jax.convert.params import abstract
@@ -56,28 +54,39 @@ class Evaluator:
     return [note for rows in self._streams.values() for note in getattr(rows, "notes", ())]
 
   def __call__(
-    self, params: Any, rest: Any, *, folder: epath.Path | None = None
+    self,
+    params: Any,
+    rest: Any,
+    *,
+    folder: epath.Path | None = None,
+    stop: Callable[[], bool] | None = None,
   ) -> dict[str, float]:
     """Metrics as `name/metric`, the same on every host.
 
     Args:
       params, rest: the model's weights.
       folder: where the task's result files go, as `name_file`; None: nowhere.
+      stop: asked after every batch, by every process; True ends the evaluation.
+
+    Raises:
+      processes.Stopped: `stop` said so.
+      processes.PeerError: on the other processes, what failed while process 0 scored.
     """
-    name, task = self.evaluation.name, self.evaluation.task
     predictions = {
-      stream: self._run(rows, params, rest, self._key(place))
+      stream: self._run(rows, params, rest, self._key(place), stop)
       for place, (stream, rows) in enumerate(self._streams.items())
     }
-    scores = {}
-    if jax.process_index() == 0:
-      scores = task.score(predictions, self._streams)
-      if folder is not None:
-        for file, content in task.results(predictions, self._streams).items():
-          folder.mkdir(parents=True, exist_ok=True)
-          (folder / f"{name}_{file}").write_bytes(content)
-    scores = _from_first_host(scores)
-    return {f"{name}/{k}": float(v) for k, v in scores.items()}
+    scores = processes.from_first(lambda: self._score(predictions, folder))
+    return {f"{self.evaluation.name}/{k}": v for k, v in scores.items()}
+
+  def _score(self, predictions, folder):
+    name, task = self.evaluation.name, self.evaluation.task
+    scores = task.score(predictions, self._streams)
+    if folder is not None:
+      for file, content in task.results(predictions, self._streams).items():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}_{file}").write_bytes(content)
+    return {k: float(v) for k, v in scores.items()}
 
   def _trace(self):
     """Traces the predictions of every stream, so that no fault waits for the first evaluation."""
@@ -107,7 +116,7 @@ class Evaluator:
     seed = self._program.config.seed
     return step.prediction_key(seed, evaluation=self._number, stream=stream)
 
-  def _run(self, rows, params, rest, key):
+  def _run(self, rows, params, rest, key, stop):
     config = self._program.config
     batches = pipeline.eval_batches(
       rows,
@@ -127,6 +136,8 @@ class Evaluator:
         if waiting is not None:
           _collect(found, waiting, len(rows))
         waiting = outputs
+        if stop is not None and stop():
+          raise processes.Stopped(f"The evaluation {self.evaluation.name} was told to stop")
     if waiting is not None:
       _collect(found, waiting, len(rows))
     return found
@@ -138,12 +149,17 @@ def evaluators(program: step.Program) -> list[Evaluator]:
 
 
 def run_all(
-  pending: list[Evaluator], params: Any, rest: Any, *, folder: epath.Path | None = None
+  pending: list[Evaluator],
+  params: Any,
+  rest: Any,
+  *,
+  folder: epath.Path | None = None,
+  stop: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
   """Metrics of several evaluations, see `Evaluator`; ValueError when two report one name."""
   metrics = {}
   for evaluator in pending:
-    found = evaluator(params, rest, folder=folder)
+    found = evaluator(params, rest, folder=folder, stop=stop)
     twice = sorted(found.keys() & metrics.keys())
     if twice:
       raise ValueError(f"Expected evals with different metrics, found {twice} twice; rename one")
@@ -239,29 +255,18 @@ def _collect(found, outputs, size):
     found[name][index[real]] = values[real]
 
 
-def _from_first_host(scores: Mapping[str, float]) -> Mapping[str, float]:
-  if jax.process_count() == 1:
-    return scores
-  text = np.zeros(2**16, np.uint8)
-  encoded = np.frombuffer(json.dumps(scores).encode(), np.uint8)
-  text[: len(encoded)] = encoded
-  text = multihost_utils.broadcast_one_to_all(text)
-  return json.loads(np.asarray(text, np.uint8).tobytes().rstrip(b"\0") or b"{}")
-
-
 def main() -> None:
   """The command."""
   config = cli.define_config()
-  directory = flags.DEFINE_string(
+  directory = cli.define_path(
     "checkpoint",
-    None,
     "Workdir of a run, whose newest checkpoint is taken; or a model directory, a released name, a "
     "Hugging Face directory, a .pt file.",
     required=True,
   )
-  output = flags.DEFINE_string("output", None, "JSON file for the metrics.")
-  results = flags.DEFINE_string(
-    "results", None, "Folder for the files of the tasks: predictions, pages of pictures."
+  output = cli.define_path("output", "JSON file for the metrics.")
+  results = cli.define_path(
+    "results", "Folder for the files of the tasks: predictions, pages of pictures."
   )
 
   def command():

@@ -181,12 +181,12 @@ def _is_integer(text: str) -> bool:
 
 def main() -> None:
   """The command."""
-  name = flags.DEFINE_string(
-    "model", None, "A released name, model directory, workdir, .pt or HF directory.", required=True
+  name = cli.define_path(
+    "model", "A released name, model directory, workdir, .pt or HF directory.", required=True
   )
-  images = flags.DEFINE_string("images", None, "TSV file, or LMDB folder with data.mdb.")
-  texts = flags.DEFINE_string("texts", None, "JSONL file with text_id and text.")
-  output = flags.DEFINE_string("output", None, "Folder for the feature files.", required=True)
+  images = cli.define_path("images", "TSV file, or LMDB folder with data.mdb.")
+  texts = cli.define_path("texts", "JSONL file with text_id and text.")
+  output = cli.define_path("output", "Folder for the feature files.", required=True)
   format_ = flags.DEFINE_enum(
     "format", "jsonl", features.FORMATS, "npy is a fifth of the size and needs no parsing."
   )
@@ -234,7 +234,7 @@ def main() -> None:
       )
       print(f"{count} text features are stored in {path}")
 
-  cli.run(command)
+  cli.run(command, interrupted="the same command goes on where it stopped")
 
 
 def _open_images(path: str) -> tsv.ImageTable | LmdbImages:

@@ -282,26 +282,25 @@ def _id(task, table, row) -> str | int:
 
 def main() -> None:
   """The command."""
-  name = flags.DEFINE_list(
+  name = cli.define_paths(
     "model",
-    None,
     "A released name, model directory, workdir, .pt or HF directory; several: an ensemble.",
     required=True,
   )
   task = flags.DEFINE_enum("task", None, list(TASKS), "What to do.", required=True)
-  image = flags.DEFINE_string("image", None, "Image file, for one input.")
+  image = cli.define_path("image", "Image file, for one input.")
   text = flags.DEFINE_string("text", None, "Question, phrase, hypothesis or prompt, for one input.")
   premise = flags.DEFINE_string("premise", None, "A text known to describe the image (snli_ve).")
-  input_ = flags.DEFINE_list("input", None, "TSV files.")
-  output = flags.DEFINE_string("output", None, "JSONL file of the predictions.")
+  input_ = cli.define_paths("input", "TSV files.")
+  output = cli.define_path("output", "JSONL file of the predictions.")
   columns = flags.DEFINE_list(
     "columns",
     None,
     "Places of the columns in the TSV, from 0: --columns=id:0,image:3,text:1. Default: as in the "
     "original's files of the task; without an id, rows are numbered.",
   )
-  candidates = flags.DEFINE_string(
-    "candidates", None, "File of the answers to choose from, one a line (vqa, classify)."
+  candidates = cli.define_path(
+    "candidates", "File of the answers to choose from, one a line (vqa, classify)."
   )
   prompt_decoder = flags.DEFINE_bool(
     "prompt-decoder", True, "The decoder reads questions too (vqa); not in pretrained models."
@@ -362,7 +361,7 @@ def main() -> None:
     result = {TASKS[task.value].result: found, "score": float(scores[0])}
     print(json.dumps(result, ensure_ascii=False))
 
-  cli.run(command)
+  cli.run(command, interrupted="with --input, the same command goes on where it stopped")
 
 
 def _columns(task: str, given: Sequence[str] | None) -> dict[str, int]:

@@ -94,12 +94,19 @@ class Log:
 
   def line(self, text: str, *, level: str = "INFO") -> None:
     """One line on the console and in `log.txt`."""
-    if not self._main:
-      return
-    stamp = time.strftime("%Y-%m-%d,%H:%M:%S")
-    line = f"{stamp} | {level} | Rank {jax.process_index()} | {text}"
-    self._console.print(line, markup=False)
-    append(self.folder / "log.txt", line + "\n")
+    if self._main:
+      self._console.print(_stamped(text, level), markup=False)
+      self.record(text, level=level)
+
+  def record(self, text: str, *, level: str = "INFO") -> None:
+    """One line in `log.txt` alone."""
+    if self._main:
+      append(self.folder / "log.txt", _stamped(text, level) + "\n")
+
+  def evaluated(self, step: int) -> bool:
+    """Are there metrics of an evaluation at this step (process 0 only)?"""
+    names = {name for row in self._rows if row["step"] == step for name in row}
+    return any(name != "step" and not name.startswith("train/") for name in names)
 
   def show(self, renderable: Any) -> None:
     """A table or picture for the console."""
@@ -127,6 +134,11 @@ class Log:
     """Redraws `curves.png` from the metrics so far."""
     if self._main and self._rows:
       plot(self._rows, self.folder / CURVES)
+
+
+def _stamped(text: str, level: str) -> str:
+  stamp = time.strftime("%Y-%m-%d,%H:%M:%S")
+  return f"{stamp} | {level} | Rank {jax.process_index()} | {text}"
 
 
 def read_metrics(workdir: Any) -> list[dict[str, float]]:

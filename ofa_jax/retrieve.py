@@ -261,9 +261,9 @@ def main() -> None:
 
 
 def _topk_command():
-  image = flags.DEFINE_string("image-feats", None, "Image features, .jsonl or .npy.", required=True)
-  text = flags.DEFINE_string("text-feats", None, "Text features, .jsonl or .npy.", required=True)
-  output = flags.DEFINE_string("output", None, "JSONL file for the predictions.", required=True)
+  image = cli.define_path("image-feats", "Image features, .jsonl or .npy.", required=True)
+  text = cli.define_path("text-feats", "Text features, .jsonl or .npy.", required=True)
+  output = cli.define_path("output", "JSONL file for the predictions.", required=True)
   k = flags.DEFINE_integer("top-k", 10, "Candidates for each query.", lower_bound=1)
   direction = _direction()
 
@@ -275,11 +275,11 @@ def _topk_command():
 
 
 def _recall_command():
-  annotations = flags.DEFINE_string(
-    "annotations", None, "JSONL with right answers; for i2t as made by to-tr.", required=True
+  annotations = cli.define_path(
+    "annotations", "JSONL with right answers; for i2t as made by to-tr.", required=True
   )
-  predictions = flags.DEFINE_string("predictions", None, "JSONL from topk.", required=True)
-  output = flags.DEFINE_string("output", None, "JSON file for the scores.", required=True)
+  predictions = cli.define_path("predictions", "JSONL from topk.", required=True)
+  output = cli.define_path("output", "JSON file for the scores.", required=True)
   direction = _direction()
 
   def command():
@@ -296,8 +296,8 @@ def _recall_command():
 
 
 def _to_tr_command():
-  path = flags.DEFINE_string("input", None, "JSONL with text_id and image_ids.", required=True)
-  output = flags.DEFINE_string("output", None, "Default: the input's name with .tr.jsonl.")
+  path = cli.define_path("input", "JSONL with text_id and image_ids.", required=True)
+  output = cli.define_path("output", "Default: the input's name with .tr.jsonl.")
   return lambda: print(f"Annotations are in {to_tr(path.value, output=output.value)}")
 
 

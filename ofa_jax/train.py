@@ -6,7 +6,8 @@ r"""Trains or fine-tunes a model of any family, on one device or a pod.
 The workdir receives `config.json`, `log.txt`, `metrics.jsonl`, `curves.png`, `checkpoints/` and,
 from tasks that generate, `results/`; the same command started again goes on from the newest
 checkpoint, bit for bit. `--config.resume=W@STEP` goes on from another run in a new workdir.
-SIGTERM saves a checkpoint at the step it falls into and ends with status 0.
+SIGTERM or Ctrl-C saves a checkpoint at the step or evaluation that it falls into and ends with
+`--interrupted-status`; Ctrl-C twice ends at once.
 """
 
 import contextlib
@@ -19,26 +20,53 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from etils import epath
 
-from ofa_jax import checkpoint, cli, evaluate, files, log, overview, sharding, step, trees, watchdog
+from ofa_jax import (
+  checkpoint,
+  cli,
+  evaluate,
+  files,
+  lock,
+  log,
+  overview,
+  processes,
+  saving,
+  sharding,
+  step,
+  trees,
+  watchdog,
+)
 from ofa_jax.config import Config, check_best, epoch_end, is_due, mesh_sizes, to_dict, validate
 from ofa_jax.data import pipeline
 
 
-def train(config: Config, workdir: str) -> dict[str, float]:
+def train(config: Config, workdir: str, *, stop_status: int = 0) -> dict[str, float]:
   """Runs a config to its end and returns the metrics of its evaluations.
 
-  Told to stop by SIGTERM, it saves the step it is at, evaluates nothing and returns {}.
+  Args:
+    config: what to train.
+    workdir: folder of the run; no other process may train in it.
+    stop_status: of a process that is told to stop while it compiles, where only its end is left.
 
   Raises:
     ValueError: the config, the data or the checkpoint do not fit; all found faults, before the
       first compile.
     FloatingPointError: too many non-finite steps in a row.
     pipeline.TooManyBadRows: more undecodable rows than `config.max_bad_rate`.
+    lock.Held: another process trains in this workdir.
+    processes.Stopped: told to stop by SIGTERM or Ctrl-C, it has saved the step that it was at.
   """
-  validate(config, devices=jax.device_count(), hosts=jax.process_count())
+  with processes.one_fate(), watchdog.Notice(status=stop_status) as notice:
+    validate(config, devices=jax.device_count(), hosts=jax.process_count())
+    with contextlib.ExitStack() as opened:
+      with notice.nothing_to_save("Told to stop before the first step: nothing is lost"):
+        run, state = _open(config, workdir, notice, opened)
+      return run.whole(state)
+
+
+def _open(config, workdir, notice, opened):
+  """The run and the state that it goes on from; what they hold is closed with `opened`."""
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
   rows = config.task.examples("train")
   steps = config.steps
@@ -48,42 +76,30 @@ def train(config: Config, workdir: str) -> dict[str, float]:
   program = step.build(config, mesh, steps=steps)
   evaluators = evaluate.evaluators(program)
 
-  with checkpoint.Checkpoints(workdir, keep=config.keep) as checkpoints:
-    damaged: list[str] = []
-    state, origin = _first_state(program, checkpoints, steps=steps, warn=damaged.append)
-    start, described = int(state.step), to_dict(config)
-    if config.best_metric is not None:
-      past = [row for row in log.read_metrics(workdir) if row["step"] <= start]
-      checkpoints.best = checkpoint.Best(config.best_metric, config.best_mode, past)
-    with log.Log(
-      workdir, steps=steps, start=start, log_to=config.log_to, described=described
-    ) as out:
-      out.show(overview.table(program, num_rows=len(rows), steps=steps, origin=origin))
-      out.line(f"Weights: {origin}")
-      if checkpoints.steps():
-        out.line(f"Checkpoints: {checkpoints.listing()}")
-      _save_config(config, workdir, out)
-      for note in (
-        *damaged,
-        *getattr(rows, "notes", ()),
-        *(n for e in evaluators for n in e.notes),
-      ):
-        out.line(note, level="WARNING")
-      last_words = functools.partial(out.line, level="ERROR")
-      with watchdog.Watchdog(config.step_timeout, write=last_words) as watch:
-        run = _Run(program, rows, evaluators, checkpoints, out, watch, steps=steps)
-        try:
-          results = run.whole(state)
-        except jax.errors.JaxRuntimeError as e:
-          if jax.process_count() == 1:
-            raise
-          # Leaving in order would wait for a process that is gone.
-          watch.fail(
-            f"process {jax.process_index()} of {jax.process_count()}: a step failed, perhaps "
-            f"because another process is gone ({str(e).splitlines()[0]}). The same command goes on "
-            "from the newest checkpoint. Stacks of all threads:"
-          )
-  return results
+  note = opened.enter_context(lock.one_writer(workdir)) if jax.process_index() == 0 else None
+  checkpoints = opened.enter_context(checkpoint.Checkpoints(workdir, keep=config.keep))
+  notes = [note] if note else []
+  state, origin = _first_state(program, checkpoints, steps=steps, warn=notes.append)
+  start, described = int(state.step), to_dict(config)
+  if config.best_metric is not None:
+    past = [row for row in log.read_metrics(workdir) if row["step"] <= start]
+    checkpoints.best = checkpoint.Best(config.best_metric, config.best_mode, past)
+  out = opened.enter_context(
+    log.Log(workdir, steps=steps, start=start, log_to=config.log_to, described=described)
+  )
+  opened.enter_context(processes.one_fate(functools.partial(out.record, level="ERROR")))
+  out.show(overview.table(program, num_rows=len(rows), steps=steps, origin=origin))
+  out.line(f"Weights: {origin}")
+  if checkpoints.steps():
+    out.line(f"Checkpoints: {checkpoints.listing()}")
+  _save_config(config, workdir, out)
+  notes += [*getattr(rows, "notes", ()), *(n for e in evaluators for n in e.notes)]
+  for text in notes:
+    out.line(text, level="WARNING")
+  saver = saving.Saver(checkpoints, say=functools.partial(out.line, level="WARNING"))
+  watch = opened.enter_context(watchdog.Watchdog(config.step_timeout))
+  run = _Run(program, rows, evaluators, saver, out, watch, notice, steps=steps)
+  return run, state
 
 
 @dataclasses.dataclass
@@ -93,23 +109,29 @@ class _Run:
   program: step.Program
   rows: Any
   evaluators: list[evaluate.Evaluator]
-  checkpoints: checkpoint.Checkpoints
+  saver: saving.Saver
   out: log.Log
   watch: watchdog.Watchdog
+  notice: watchdog.Notice
   steps: int
   told_to_stop: bool = False
 
   def whole(self, state: step.State) -> dict[str, float]:
-    """Trains to the end, saves and evaluates; told to stop, only saves."""
+    """Trains to the end, saves and evaluates.
+
+    Raises:
+      processes.Stopped: told to stop; the state is saved.
+    """
     with contextlib.closing(self.rows):
       state = self.loop(state)
     self.watch.beat(watchdog.ALLOWANCE)
-    self.checkpoints.save(state)
+    self.saver.save(state)
+    results = {} if self.told_to_stop else self._evaluate(state, self.evaluators)
+    self.saver.finish(state)
     if self.told_to_stop:
-      self.checkpoints.wait()
-      self.out.line(f"Told to stop: saved step {int(state.step)}; the same command goes on from it")
-      return {}
-    results = self.evaluate(state, self.evaluators)
+      text = f"Told to stop: saved step {int(state.step)}; the same command goes on from it"
+      self.out.line(text)
+      raise processes.Stopped(text)
     self._tell_best(results, self.evaluators)
     self.out.curves()
     return results
@@ -120,6 +142,9 @@ class _Run:
     start = int(state.step)
     if start >= self.steps:
       out.line(f"nothing left to train: the checkpoint is at step {start} of {self.steps}")
+      return state
+    self._catch_up(state, start)
+    if self.told_to_stop:
       return state
     bad_rows = pipeline.BadRows(
       max_rate=config.max_bad_rate, log=lambda text: out.line(text, level="WARNING")
@@ -134,10 +159,14 @@ class _Run:
       workers=config.workers,
       bad=bad_rows,
     )
-    with batches, watchdog.Notice() as notice:
-      batch = sharding.to_global(next(batches), self.program.mesh)
-      frozen = config.task.frozen(self.program.mesh, precision=config.precision)
-      update = self._compile(state, batch, frozen)
+    saved = (
+      f"step {start} is saved, the same command goes on from it" if start else "nothing is lost"
+    )
+    with batches:
+      with self.notice.nothing_to_save(f"Told to stop before the first step: {saved}"):
+        batch = sharding.to_global(next(batches), self.program.mesh)
+        frozen = config.task.frozen(self.program.mesh, precision=config.precision)
+        update = self._compile(state, batch, frozen)
       clock = _Clock(start)
       before = None
       self.watch.beat(watchdog.ALLOWANCE)
@@ -155,16 +184,17 @@ class _Run:
           self._log(jax.device_get(metrics), done, clock)
         else:
           out.progress(done)
-        self.told_to_stop = notice.reached(done)
+        self.told_to_stop = self.notice.reached()
+        if not self.told_to_stop and done < self.steps:
+          self._periodic(state, done, clock)
         if self.told_to_stop:
           break
-        if done < self.steps:
-          self._periodic(state, done, clock)
+        self.saver.poll(state)
     return state
 
   def _tell_best(self, results: dict[str, float], evaluators: Sequence[evaluate.Evaluator]) -> None:
     """Says which checkpoint is best now; ValueError where no evaluation reports its metric."""
-    best = self.checkpoints.best
+    best = self.saver.checkpoints.best
     if best is None:
       return
     name = best.metric.partition("/")[0]
@@ -173,20 +203,32 @@ class _Run:
         f"best_metric: expected one that evals[{name}] reports ({', '.join(results)}), found "
         f"{best.metric!r}. The same command goes on with another one."
       )
-    step = self.checkpoints.best_step()
+    step = self.saver.checkpoints.best_step()
     if step is not None and results:
       self.out.line(f"Best checkpoint: {best.describe(step)}")
 
-  def evaluate(self, state: step.State, evaluators: list[evaluate.Evaluator]) -> dict[str, float]:
-    """Metrics of the evaluations at this step, logged; the moving average is used where kept."""
+  def _evaluate(self, state: step.State, evaluators: list[evaluate.Evaluator]) -> dict[str, float]:
+    """Metrics of the evaluations at this step, logged; the moving average is used where kept.
+
+    Told to stop, it logs nothing: they are made when the run goes on from this step.
+    """
     if not evaluators:
       return {}
     start = time.perf_counter()
-    results = evaluate.run_all(evaluators, *state.evaluated, folder=self.out.folder / "results")
+    try:
+      results = evaluate.run_all(
+        evaluators,
+        *state.evaluated,
+        folder=self.out.folder / "results",
+        stop=self.notice.reached,
+      )
+    except processes.Stopped:
+      self.told_to_stop = True
+      return {}
     done = int(state.step)
     self.out.metrics(done, results)
-    if self.checkpoints.best is not None:
-      self.checkpoints.best.add(done, results)
+    if self.saver.checkpoints.best is not None:
+      self.saver.checkpoints.best.add(done, results)
     shown = " | ".join(f"{k}: {v:.4f}" for k, v in results.items())
     self.out.line(f"Evaluation at step {done} ({time.perf_counter() - start:.1f} s) | {shown}")
     position = {"step": done, "epoch": self._epoch(done)}
@@ -202,28 +244,43 @@ class _Run:
     """The pass over the data in which an update reads its first row, from 1."""
     return (max(done, 1) - 1) * self.program.config.batch_size // len(self.rows) + 1
 
-  def _periodic(self, state, done, clock):
-    config = self.program.config
-    size = {"rows": len(self.rows), "batch_size": config.batch_size}
-    due = [
+  def _is_due(self, done: int, *, steps: int, epochs: float) -> bool:
+    size = {"rows": len(self.rows), "batch_size": self.program.config.batch_size}
+    return is_due(done, steps=steps, epochs=epochs, **size)
+
+  def _due(self, done: int) -> list[evaluate.Evaluator]:
+    """The evaluations of this step."""
+    return [
       e
       for e in self.evaluators
-      if is_due(done, steps=e.evaluation.every, epochs=e.evaluation.every_epochs, **size)
+      if self._is_due(done, steps=e.evaluation.every, epochs=e.evaluation.every_epochs)
     ]
-    saves = is_due(done, steps=config.save_every, epochs=config.save_every_epochs, **size)
+
+  def _periodic(self, state, done, clock):
+    config, due = self.program.config, self._due(done)
+    saves = self._is_due(done, steps=config.save_every, epochs=config.save_every_epochs)
     if not due and not saves:
       return
     jax.block_until_ready(state.step)
     self.watch.beat(watchdog.ALLOWANCE)
     with clock.paused():
-      results = self.evaluate(state, due)
+      results = self._evaluate(state, due)
+      if self.told_to_stop:
+        return
       if due:
         self.out.curves()
       if saves:
-        self.checkpoints.save(state)
+        self.saver.save(state)
         self.out.line(f"Saving checkpoint at step {done}")
       self._tell_best(results, due)
     self.watch.beat()
+
+  def _catch_up(self, state, start):
+    """Makes the evaluations of the step that the run goes on from, if it was stopped before."""
+    due = self._due(start) if start else []
+    if due and not processes.from_first(lambda: self.out.evaluated(start)):
+      self._evaluate(state, due)
+      self.out.curves()
 
   def _compile(self, state, batch, frozen):
     begin = time.perf_counter()
@@ -401,14 +458,16 @@ def _changes(path: epath.Path, new: Any, out: log.Log) -> list[tuple[str, Any, A
 def main() -> None:
   """The command."""
   config = cli.define_config()
-  workdir = flags.DEFINE_string(
-    "workdir", None, "Folder of the run, local or in a bucket; resumes what it holds.",
+  workdir = cli.define_path(
+    "workdir", "Folder of the run, local or in a bucket; resumes what it holds.",
     required=True,
   )  # fmt: skip
 
+  status = cli.define_interrupted_status()
+
   def command():
     log.quiet_libraries()
-    results = train(config.value, workdir.value)
+    results = train(config.value, workdir.value, stop_status=status.value)
     if jax.process_index() == 0:
       for name, value in results.items():
         print(f"{name}: {value}")

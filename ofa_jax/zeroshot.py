@@ -211,17 +211,17 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 def main() -> None:
   """The command."""
-  name = flags.DEFINE_string(
-    "model", None, "A released name, model directory, workdir, .pt or HF directory.", required=True
+  name = cli.define_path(
+    "model", "A released name, model directory, workdir, .pt or HF directory.", required=True
   )
-  data = flags.DEFINE_string("data", None, "Data set folder, or tfds:NAME.", required=True)
+  data = cli.define_path("data", "Data set folder, or tfds:NAME.", required=True)
   dataset = flags.DEFINE_string("dataset", None, "Its name; default: the folder's, or NAME.")
   split = flags.DEFINE_string("split", "test", "Folder within --data, or tfds split.")
-  label_file = flags.DEFINE_string(
-    "label-file", None, "Class names, one a line; default: label_cn.txt in --data, or tfds' own."
+  label_file = cli.define_path(
+    "label-file", "Class names, one a line; default: label_cn.txt in --data, or tfds' own."
   )
-  index = flags.DEFINE_string("index", None, "JSON list: the submission's order of the images.")
-  output = flags.DEFINE_string("output", None, "JSON file for the predictions.", required=True)
+  index = cli.define_path("index", "JSON list: the submission's order of the images.")
+  output = cli.define_path("output", "JSON file for the predictions.", required=True)
   batch_size = flags.DEFINE_integer("batch-size", 256, "Images encoded together.", lower_bound=1)
   precision = cli.define_precision()
   context_length = flags.DEFINE_integer(

@@ -11,13 +11,13 @@ PACKAGE = ROOT / "ofa_jax"
 # What a part of the package may import of the others; everything may import its own part.
 ENGINE = {
   *("config", "sharding", "optim", "step", "checkpoint", "log", "overview"),
-  *("flops", "hlo", "topology", "watchdog", "writers"),
+  *("flops", "hlo", "topology", "watchdog", "writers", "lock", "processes", "saving"),
 }
 NUMPY = {"tokenizers", "data", "scoring"}
 PURE = {"losses", "models", "decode"}
 COMMANDS = {
   *("train", "evaluate", "extract_features", "retrieve", "zeroshot", "compile_ahead"),
-  *("generate", "api", "ofa_api", "ofa_inputs", "ofa_runner", "cli"),
+  *("generate", "api", "ofa_api", "ofa_inputs", "ofa_runner", "cli", "cli_help"),
 }
 ALLOWED = {
   **dict.fromkeys(NUMPY, {"files"} | NUMPY),

@@ -18,7 +18,6 @@ vocab.json, merges.txt.
 import argparse
 import os
 import pathlib
-import sys
 
 # A conversion computes nothing; on an accelerator it would only fill its memory.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -26,7 +25,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 
-from ofa_jax import hub, trees
+from ofa_jax import cli, hub, trees
 from ofa_jax.convert import cnclip, model_config, torch_files
 from ofa_jax.files import written_whole
 from ofa_jax.models.cnclip import CNCLIPConfig
@@ -192,7 +191,7 @@ def main() -> None:
     "transformers for a Hugging Face directory",
   )
   args = parser.parse_args()
-  try:
+  with cli.readable():
     convert(
       args.input,
       args.output,
@@ -202,8 +201,6 @@ def main() -> None:
       check=args.check,
       ema=args.ema,
     )
-  except ValueError as error:
-    sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ model; a README.md that lies in the directory is taken in its place.
 import argparse
 import os
 import pathlib
-import sys
 
 # Nothing is computed; on an accelerator this would only fill its memory.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import huggingface_hub
 
-from ofa_jax import hub, log, trees
+from ofa_jax import cli, hub, log, trees
 from ofa_jax.config import to_dict
 from ofa_jax.convert.params import abstract
 from ofa_jax.models.cnclip import CNCLIPConfig
@@ -141,10 +140,8 @@ def main() -> None:
   parser.add_argument("--license", required=True, help="identifier, such as apache-2.0 or mit")
   parser.add_argument("--private", action="store_true", help="a new repository is private")
   args = parser.parse_args()
-  try:
+  with cli.readable():
     print(push(args.model, args.repo, run=args.run, license=args.license, private=args.private))
-  except ValueError as error:
-    sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
