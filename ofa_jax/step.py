@@ -83,12 +83,13 @@ def build(config: Config, mesh: jax.sharding.Mesh, *, steps: int) -> Program:
   """
   numerics.check(config.precision, platform=mesh.devices.flat[0].platform)
   model = jax.eval_shape(lambda: _build_model(config, jax.random.key(0)))
-  graph, params, rest = nnx.split(model, nnx.Param, ...)
+  _, params, rest = nnx.split(model, nnx.Param, ...)
   params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
   optimizer = optim_lib.transformation(config.optim, params)
   abstract = jax.eval_shape(lambda p, r: _state(config, optimizer, p, r), params, rest)
   whole = sharding.replicated(mesh)
   places = sharding.params_shardings(params, config.model.sharding, mesh)
+  graph = nnx.graphdef(sharding.gathering(model, places))
   shardings = State(
     step=whole,
     params=places,
@@ -148,7 +149,8 @@ def train_step(program: Program) -> Callable[..., tuple[State, dict[str, jax.Arr
       ema = jax.tree.map(lambda e, p: config.ema * e + (1 - config.ema) * p, ema, params)
     new = (params, opt, rest, ema)
     old = (state.params, state.opt, state.rest, state.ema)
-    params, opt, rest, ema = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+    with jax.named_scope("optimizer"):
+      params, opt, rest, ema = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
     bad = jnp.where(good, state.bad * jnp.array([1, 0], jnp.int32), state.bad + 1)
     state = State(step=state.step + 1, params=params, opt=opt, rest=rest, ema=ema, bad=bad)
     return state, {**metrics, "grad_norm": norm, "lr": lr, "bad": bad}
