@@ -5,24 +5,27 @@ r"""Compiles a config's train step for devices that are not there, and says whet
   python -m ofa_jax.compile_ahead --config=... --topology=h100:8 --config.mesh.fsdp=8
 
 It is the step that training runs, compiled by the compiler of those devices: memory per device by
-kind, operations, collectives. No data is read and no device is needed; TPUs need libtpu, GPUs JAX's
-CUDA plugin (the error says how to install them). The exit status is 1 when the step does not fit,
-and the smallest change that makes it fit is compiled too.
+kind, operations, collectives, and for TPUs the compiler's prediction of the step's time. No data is
+read and no device is needed; TPUs need libtpu, GPUs JAX's CUDA plugin (the error says how to
+install them). The exit status is 1 when the step does not fit, and the smallest change that makes
+it fit is compiled too; and when the compiler crashes, which is told as such: it runs in a process
+of its own.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
 import re
+import sys
 import time
-from collections.abc import Iterator
 
 import jax
 from absl import flags
 from etils import epath
 
-from ofa_jax import cli, flops, hlo, log, sharding, step, topology
+from ofa_jax import apart, cli, cost, flops, hlo, log, numerics, savings, sharding, step, topology
 from ofa_jax import config as config_lib
 from ofa_jax.config import Config
 
@@ -43,6 +46,9 @@ class Report:
     model_flops: 3 x forward, over all devices and without recomputation.
     step_flops: what the step computes, over all devices.
     collectives: by kind, as one device runs them in a step.
+    cost: the compiler's estimate of the step's time; None where it makes none, as for GPUs.
+    prediction: the same in seconds, rows and a share of peak; None where there is none or the
+      device's clock is not known.
     largest: the largest intermediate arrays of the step before it is compiled, with their bytes
       over all devices; the compiler may never make one of them whole.
     coupled: where the step does not fit, the share of the bytes of its intermediate arrays that
@@ -56,6 +62,8 @@ class Report:
   model_flops: int
   step_flops: int
   collectives: dict[str, hlo.Collective]
+  cost: cost.Cost | None
+  prediction: cost.Prediction | None
   lower_s: float
   compile_s: float
   largest: dict[str, int]
@@ -105,7 +113,7 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
     held["frozen"] = sharding.bytes_per_device(frozen, places)
   memory = target.hardware.memory
   compile_begin = time.perf_counter()
-  collectives = {}
+  collectives, estimated = {}, None
   try:
     compiled = lowered.compile(compiler_options=target.compiler_options)
   except jax.errors.JaxRuntimeError as e:
@@ -116,13 +124,14 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
     fits = False
     temporary = max(0, int(float(needed[1]) * _UNITS[needed[2]]) - sum(held.values()))
   else:
-    found = compiled.memory_analysis()
-    arguments = found.argument_size_in_bytes
+    sizes = compiled.memory_analysis()
+    arguments = sizes.argument_size_in_bytes
     held["padding"] = max(0, arguments - sum(held.values()))
-    not_in_place = max(0, found.output_size_in_bytes - found.alias_size_in_bytes)
-    temporary = found.temp_size_in_bytes + not_in_place + found.generated_code_size_in_bytes
+    not_in_place = max(0, sizes.output_size_in_bytes - sizes.alias_size_in_bytes)
+    temporary = sizes.temp_size_in_bytes + not_in_place + sizes.generated_code_size_in_bytes
     fits = arguments + temporary <= memory
-    collectives = hlo.collectives(compiled.as_text() or "")
+    text = compiled.as_text() or ""
+    collectives, estimated = hlo.collectives(text), cost.estimate(text)
   compiled_at = time.perf_counter()
   arrays = _arrays(traced.jaxpr)
   coupled = 0.0
@@ -138,64 +147,19 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
     model_flops=3 * forward,
     step_flops=flops.count(traced.jaxpr),
     collectives=collectives,
+    cost=estimated,
+    prediction=cost.predict(
+      estimated,
+      clock=target.hardware.clock,
+      peak=target.hardware.peak,
+      rows=config.batch_size / len(devices),
+      model_flops=3 * forward / len(devices),
+    ),
     lower_s=lowered_at - begin,
     compile_s=compiled_at - compile_begin,
     largest={a.str_short(short_dtypes=True): size for a, size in _largest(arrays)},
     coupled=coupled,
   )
-
-
-def smaller(config: Config, report: Report, *, num_devices: int) -> Iterator[tuple[str, Config]]:
-  """Changes that may make the step fit, as (flags, changed config), the cheapest first.
-
-  More recomputation costs operations, accumulation smaller products, strips of logits a second
-  computation of them, more fsdp communication; then come all of them together, and last a smaller
-  batch, the only one that changes the result. What an estimate from the report rules out is left
-  out: accumulation shrinks the activations but for `report.coupled` of them, fsdp state and
-  gradients.
-  """
-  data, fsdp, tensor = config_lib.mesh_sizes(config.mesh, num_devices)
-  batch, gradients = report.held["batch"], report.held["parameters"]
-  state = sum(report.held.values()) - batch
-  activations = max(0, report.temporary - gradients)
-
-  def hopeful(accum=1, wider=1, strips=1, smaller=1):
-    left = (1 - report.coupled) / accum + report.coupled / strips
-    of_rows = (batch + activations * left) / smaller
-    return (state + gradients) / wider + of_rows < report.memory
-
-  levels = config_lib.REMAT[config_lib.REMAT.index(config.remat) + 1 :]
-  counts = (2, 4, 8, 16, 32)
-  rows = config.batch_size // (data * fsdp)
-  parts = [n for n in counts if rows % (n * config.accum) == 0]
-  wider = [n for n in counts if data % n == 0]
-  now = getattr(config.task, "loss_chunks", None)
-  strips = [] if now is None else [n for n in counts if rows % (n * now) == 0]
-  changes = [{"remat": level} for level in levels if hopeful(accum=math.inf)]
-  changes += [{"accum": config.accum * n} for n in parts if hopeful(accum=n)]
-  changes += [{"task.loss_chunks": now * n} for n in strips if hopeful(strips=n)]
-  changes += [{"mesh.fsdp": fsdp * n} for n in wider if hopeful(wider=n)]
-  more = {"remat": "full"} if levels else {}
-  changes += [{**more, "accum": config.accum * n} for n in parts if more and hopeful(accum=n)]
-  changes += [
-    {**more, "accum": config.accum * n, "task.loss_chunks": now * k}
-    for n in parts
-    for k in strips
-    if hopeful(accum=n, strips=k)
-  ]
-  changes += [
-    {**more, "accum": config.accum * n, "mesh.fsdp": fsdp * w}
-    for w in wider
-    for n in parts
-    if hopeful(accum=n, wider=w)
-  ]
-  fewer = [n for n in counts if rows % n == 0 and hopeful(smaller=n)]
-  changes += [{"batch_size": config.batch_size // n} for n in fewer]
-  for change in changes:
-    yield (
-      " ".join(f"--config.{name}={value}" for name, value in change.items()),
-      _changed(config, change, shape=(data, fsdp, tensor)),
-    )
 
 
 def show(report: Report, *, target: topology.Topology, num_devices: int) -> str:
@@ -214,6 +178,7 @@ def show(report: Report, *, target: topology.Topology, num_devices: int) -> str:
     ("collectives a device", "" if report.collectives else "none seen"),
     *((f"  {kind}", f"{c.calls:,} calls, {log.human_bytes(c.num_bytes)}")
       for kind, c in sorted(report.collectives.items())),
+    *_predicted(report),
     ("compiling", f"{report.lower_s:.1f} s to trace and lower, {report.compile_s:.1f} s to "
                   "compile"),
   ]  # fmt: skip
@@ -226,15 +191,34 @@ def show(report: Report, *, target: topology.Topology, num_devices: int) -> str:
   return "\n".join(lines)
 
 
-def _changed(config, change, *, shape):
-  """The config with some fields changed, on the mesh that the devices make now."""
-  data, fsdp, tensor = shape
-  fields = {k: v for k, v in change.items() if "." not in k}
-  wide = change.get("mesh.fsdp", fsdp)
-  fields["mesh"] = config_lib.MeshShape(data=data * fsdp // wide, fsdp=wide, tensor=tensor)
-  if "task.loss_chunks" in change:
-    fields["task"] = dataclasses.replace(config.task, loss_chunks=change["task.loss_chunks"])
-  return dataclasses.replace(config, **fields)
+def _predicted(report):
+  """Rows of the table with what the compiler predicts of the time."""
+  if report.cost is None:
+    why = "" if report.fits else "nothing was compiled"
+    return [("predicted time", why or "none: this compiler estimates no times")]
+  found, rows = (
+    report.prediction,
+    [("predicted by the compiler", "not measured; what waits between devices is left out")],
+  )
+  if found is None:
+    rows += [("  cycles a step", f"{report.cost.cycles:.4g}; the clock is not published")]
+  else:
+    rows += [
+      ("  a step", f"{found.seconds:.4g} s ({report.cost.cycles:.4g} cycles)"),
+      ("  rows a device", f"{found.rows_per_second:.4g} a second"),
+      ("  share of peak", f"{found.share_of_peak:.0%} of bfloat16, of the model's operations"),
+    ]
+  named = (
+    ("  by part", "parts"),
+    ("  by pass", "passes"),
+    ("  operations that lead", "operations"),
+  )
+  for title, field in named:
+    shares = [f"{name} {share:.0%}" for name, share in getattr(report.cost, field).items()]
+    rows += [(title, ", ".join(s for s in shares if not s.endswith(" 0%")))]
+  if report.cost.without:
+    rows += [("  without an estimate", f"{report.cost.without:,} calls of kernels")]
+  return rows
 
 
 def _placed(tree, shardings):
@@ -315,28 +299,69 @@ def _operations(num):
   return f"{num:.4g} {('', 'k', 'M', 'G', 'T', 'P', 'E')[power]}FLOP"
 
 
-def _suggest(config, report, *, target, devices, tries):
+def _suggest(config, report, *, num_devices, compiled, tries):
   """Says which change makes it fit: the first of a few that were compiled and did."""
-  changes = smaller(config, report, num_devices=len(devices))
+  left = savings.changes(config, report, num_devices=num_devices)
   refused = []
-  for text, changed in itertools.islice(changes, tries):
-    found = analyse(changed, target, devices)
-    if found.fits:
+  for change in itertools.islice(left, tries):
+    text = savings.flags(change)
+    try:
+      other = compiled(change)
+    except CompilerCrashError:
+      refused.append(f"{text}, at which the compiler crashed")
+      continue
+    if other.fits:
       return (
-        f"It fits with {text} (compiled: {log.human_bytes(found.total)} of "
-        f"{log.human_bytes(found.memory)} a device)"
+        f"It fits with {text} (compiled: {log.human_bytes(other.total)} of "
+        f"{log.human_bytes(other.memory)} a device)"
       )
     refused.append(text)
-  untried = next(changes, None)
+  untried = next(left, None)
   if untried:
-    return f"It may fit with {untried[0]} (an estimate; --tries={tries + 1} compiles it)"
+    return (
+      f"It may fit with {savings.flags(untried)} (an estimate; --tries={tries + 1} compiles it)"
+    )
   tried = f" (compiled without success: {'; '.join(refused)})" if refused else ""
   return f"No remat, accum or mesh.fsdp was found that fits{tried}: take more devices"
 
 
-def main() -> None:
-  """The command."""
+class CompilerCrashError(ValueError):
+  """The compiler ended its process, which says nothing of whether the step would fit."""
+
+
+def _compile(argv, change):
+  """`analyse` of the command's config with a change, in a process of its own."""
+  try:
+    return apart.call(_analyse_there, argv, dict(change))
+  except apart.ProcessEndedError as e:
+    raise CompilerCrashError(
+      f"The compiler crashed: {e}\nThat is a fault of the compiler and says nothing of the memory. "
+      "Another --config.remat, --config.accum, --config.batch_size or number of devices is "
+      "another program; in training the same crash would end the job at its first step."
+    ) from e
+
+
+def _analyse_there(argv, change):
+  """In a process of its own, which has to read the command line again: a config need not pickle."""
+  _quiet_cpu()
+  config, name, _, _ = _define_flags()
+  flags.FLAGS(argv)
+  numerics.enable(config.value.precision)
+  target = topology.parse(name.value)
+  devices = topology.devices(target)
+  result = config.value
+  if change:
+    shape = config_lib.mesh_sizes(result.mesh, len(devices))
+    result = savings.changed(result, change, shape=shape)
+  return analyse(result, target, devices)
+
+
+def _quiet_cpu():
   jax.config.update("jax_platforms", "cpu")  # the devices here have no part in it
+  log.quiet_libraries()
+
+
+def _define_flags():
   config = cli.define_config()
   name = flags.DEFINE_string(
     "topology",
@@ -347,9 +372,16 @@ def main() -> None:
   )
   tries = flags.DEFINE_integer("tries", 3, "Changes to compile at most when it does not fit.")
   output = cli.define_path("output", "JSON file for the figures.")
+  return config, name, tries, output
+
+
+def main() -> None:
+  """The command."""
+  _quiet_cpu()
+  argv = list(sys.argv)
+  config, name, tries, output = _define_flags()
 
   def command():
-    log.quiet_libraries()
     target = topology.parse(name.value)
     devices = topology.devices(target)
     data, fsdp, tensor = config_lib.mesh_sizes(config.value.mesh, len(devices))
@@ -359,16 +391,17 @@ def main() -> None:
       f"{devices[0].device_kind} ({name.value}), data {data} x fsdp {fsdp} x tensor {tensor}",
       flush=True,
     )
-    report = analyse(config.value, target, devices)
+    report = _compile(argv, {})
     print(show(report, target=target, num_devices=len(devices)), flush=True)
     if output.value:
       values = {**dataclasses.asdict(report), "total": report.total, "topology": name.value}
       epath.Path(output.value).write_text(json.dumps(values, indent=2) + "\n")
     if not report.fits:
-      print(
-        _suggest(config.value, report, target=target, devices=devices, tries=tries.value),
-        flush=True,
+      compiled = functools.partial(_compile, argv)
+      text = _suggest(
+        config.value, report, num_devices=len(devices), compiled=compiled, tries=tries.value
       )
+      print(text, flush=True)
       raise SystemExit(1)
 
   cli.run(command)

@@ -1,9 +1,10 @@
-"""What a compiled program says between devices: its collectives, read from the HLO text."""
+"""What a compiled program does, read from its HLO text: what runs how often, collectives."""
 
 import collections
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 
 # "send" is what goes to other TPU slices.
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "send")
@@ -59,6 +60,19 @@ def collectives(text: str) -> dict[str, Collective]:
   return dict(found)
 
 
+def operations(text: str) -> Iterator[tuple[str, int]]:
+  """The lines that one device runs, fusions as one, each with how often it runs in a step.
+
+  Args:
+    text: `compiled.as_text()`.
+  """
+  computations, _, entry = _computations(text)
+  for name, times in _times_run(computations, entry, roles=("body", "branch_computations")).items():
+    for line in computations[name]:
+      if _OP.match(line):
+        yield line, times
+
+
 def _computations(text):
   """Lines and result of every computation by its name, and the name of the first one to run."""
   computations, results, entry, lines = {}, {}, None, []
@@ -74,8 +88,8 @@ def _computations(text):
   return computations, results, entry
 
 
-def _times_run(computations, entry):
-  """How often each computation runs in a call of the program."""
+def _times_run(computations, entry, *, roles=None):
+  """How often each computation runs in a call of the program; only those called in some roles."""
   times = collections.Counter()
 
   def visit(name, count):
@@ -86,6 +100,8 @@ def _times_run(computations, entry):
         continue
       calls = _CALLS.findall(line)
       for role, names in calls:
+        if roles is not None and role not in roles:
+          continue
         rounds = _rounds(line, dict(calls), computations) if role == "body" else 1
         for called in re.findall(r"[\w.\-]+", names):
           if called in computations:

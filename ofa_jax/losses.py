@@ -61,6 +61,7 @@ def normalize(features: jax.Array) -> jax.Array:
   return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
 
+@jax.named_scope("loss")
 def contrastive(
   image: jax.Array,
   text: jax.Array,
@@ -173,6 +174,7 @@ def resize_features(x: jax.Array, width: int) -> jax.Array:
   return x[:, low] * (1 - share) + x[:, jnp.minimum(low + 1, size - 1)] * share
 
 
+@jax.named_scope("loss")
 def label_smoothed(
   logits: jax.Array,
   targets: jax.Array,

@@ -93,6 +93,7 @@ def stop_frozen(optim: Optim, params: Any) -> Any:
   return trees.map_paths(one, params)
 
 
+@jax.named_scope("optimizer")
 def apply(optim: Optim, params: Any, updates: Any, *, lr: jax.Array) -> Any:
   """New parameters: `p - lr * lr_scale * update`, frozen ones as they are, then clamped."""
 

@@ -4,13 +4,19 @@ A model brings an ordered table `(path regex, PartitionSpec)`; specs name no axi
 layers, which is prepended here. Axes that a mesh or a shape cannot satisfy are dropped, and a large
 parameter that then lies whole on every device is split along its largest divisible axis over
 `fsdp` instead.
+
+What is split over `fsdp` is stored so and never multiplied so: wherever a model reads such a
+parameter it gets the whole one, in the compute dtype, and the gradient goes back in parts. Left to
+itself, a compiler may multiply by the slices one after the other, and does.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -111,6 +117,67 @@ def fit_spec(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
   while axes and axes[-1] is None:
     axes.pop()
   return P(*axes)
+
+
+class SplitParam(nnx.Param):
+  """A parameter that is stored split over `fsdp` and is whole where it is read.
+
+  Its metadata `axes` names the mesh axis of each of its axes. One taken off a stack of layers has
+  lost its first axes, so that a loop over layers gathers one layer at a time, and a layer that the
+  backward pass computes again is gathered again.
+  """
+
+  def get_value(self, *, index: Any = ...) -> jax.Array:
+    """Returns the whole value, or the part of it that `index` names."""
+    value = _gather(self.get_raw_value(), self.axes)
+    return value if index is ... else value[index]
+
+
+def gathering(module: nnx.Module, shardings: Any) -> nnx.Module:
+  """The module with its parameters that are split over `fsdp` as `SplitParam`.
+
+  Args:
+    module: abstract or not.
+    shardings: of its parameters, from `params_shardings`.
+  """
+  places = trees.flatten(shardings)
+
+  def convert(path, param):
+    if not isinstance(param, nnx.Param):
+      return param
+    axes = tuple(places[trees.path_name(path)].spec)
+    if "fsdp" not in axes:
+      return param
+    axes += (None,) * (param.ndim - len(axes))
+    return SplitParam.from_metadata(param.get_raw_value(), {**param.get_metadata(), "axes": axes})
+
+  return jax.tree_util.tree_map_with_path(
+    convert, module, is_leaf=lambda x: isinstance(x, nnx.Variable)
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(x, axes):
+  """x, whole along the axes that `fsdp` splits; its gradient is split again."""
+  return _constrain(x, tuple(None if name == "fsdp" else name for name in axes))
+
+
+def _gather_forward(x, axes):
+  return _gather(x, axes), None
+
+
+def _gather_backward(axes, _, gradient):
+  return (_constrain(gradient, axes),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _constrain(x, axes):
+  # Under shard_map every device has all of x already.
+  if "fsdp" not in jax.sharding.get_abstract_mesh().auto_axes:
+    return x
+  return jax.lax.with_sharding_constraint(x, P(*axes[len(axes) - x.ndim :]))
 
 
 def like_params(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:

@@ -95,12 +95,13 @@ def build(config: Config, mesh: jax.sharding.Mesh, *, steps: int) -> Program:
   """
   numerics.check(config.precision, platform=mesh.devices.flat[0].platform)
   model = jax.eval_shape(lambda: _build_model(config, jax.random.key(0)))
-  graph, params, rest = nnx.split(model, nnx.Param, ...)
+  _, params, rest = nnx.split(model, nnx.Param, ...)
   params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
   optimizer = optim_lib.transformation(config.optim, params)
   abstract = jax.eval_shape(lambda p, r: _state(config, optimizer, p, r), params, rest)
   whole = sharding.replicated(mesh)
   places = sharding.params_shardings(params, config.model.sharding, mesh)
+  graph = nnx.graphdef(sharding.gathering(model, places))
   shardings = State(
     step=whole,
     params=places,
@@ -155,7 +156,8 @@ def train_step(program: Program) -> Callable[..., tuple[State, dict[str, jax.Arr
     params = optim_lib.apply(config.optim, state.params, updates, lr=lr)
     new = {"params": params, "opt": opt, "rest": rest, **_averages(config, state, params, rest)}
     old = {name: getattr(state, name) for name in new}
-    new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+    with jax.named_scope("optimizer"):
+      new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
     bad = jnp.where(good, state.bad * jnp.array([1, 0], jnp.int32), state.bad + 1)
     return State(step=state.step + 1, bad=bad, **new), {
       **metrics,

@@ -22,20 +22,22 @@ class Kind:
     memory: bytes that a program can have.
     peak: dense bfloat16 FLOP/s.
     dims: axes of a topology's shape.
+    clock: cycles a second that the compiler's estimates count, where it is published.
   """
 
   platform: str
   memory: int
   peak: float
   dims: int
+  clock: float | None = None
 
 
 # Memory of a TPU is what its compiler has to give, a little less than the published 32, 16, 95, 32
 # and 192 GB a chip. A chip of tpu7x is two devices.
 KINDS = {
-  "v4": Kind(platform="tpu", memory=int(30.75 * GIB), peak=275e12, dims=3),
-  "v5e": Kind(platform="tpu", memory=int(15.75 * GIB), peak=197e12, dims=2),
-  "v5p": Kind(platform="tpu", memory=int(95.74 * GIB), peak=459e12, dims=3),
+  "v4": Kind(platform="tpu", memory=int(30.75 * GIB), peak=275e12, dims=3, clock=1.05e9),
+  "v5e": Kind(platform="tpu", memory=int(15.75 * GIB), peak=197e12, dims=2, clock=1.5e9),
+  "v5p": Kind(platform="tpu", memory=int(95.74 * GIB), peak=459e12, dims=3, clock=1.75e9),
   "v6e": Kind(platform="tpu", memory=int(31.25 * GIB), peak=918e12, dims=2),
   "tpu7x": Kind(platform="tpu", memory=int(94.75 * GIB), peak=1153.5e12, dims=3),
   "h100": Kind(platform="cuda", memory=80 * 10**9, peak=989.4e12, dims=1),

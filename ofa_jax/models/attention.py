@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer
 
-from ofa_jax.models.layers import Linear, dropout, recomputed
+from ofa_jax.models.layers import Linear, device_kind, dropout, recomputed
 from ofa_jax.numerics import wide
 
 _SHORT = 128  # queries below which attention stays with XLA
@@ -46,6 +46,7 @@ class SelfAttention(nnx.Module):
     return self.out(attention(q, k, v, bias=bias, dropout_rate=self.dropout, rngs=rngs))
 
 
+@jax.named_scope("attention")
 def attention(
   q: jax.Array,
   k: jax.Array,
@@ -70,7 +71,7 @@ def attention(
     [B, T, H, K] of q's dtype.
   """
   plain = mask is None and bias is None and (rngs is None or dropout_rate == 0)
-  if attention_choice(q, k, plain=plain, device=_device_kind())[0] == "cudnn":
+  if attention_choice(q, k, plain=plain, device=device_kind())[0] == "cudnn":
     return fused_attention(q, k, v, implementation="cudnn")
   return _xla_attention(q, k, v, mask, bias, rngs, dropout_rate)
 
@@ -143,9 +144,3 @@ def fused_attention(
     }
   x = jax.nn.dot_product_attention(q, k, v, **lengths, implementation=implementation)
   return x[:, :T]
-
-
-def _device_kind() -> str:
-  """The kind of device that is traced for: the current mesh's, or the default one."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return jax.devices()[0].device_kind if device is None else device.device_kind

@@ -5,6 +5,8 @@ Modules hold float32 parameters and compute in the dtype their parameters have w
 return the input's dtype. Randomness is the `rngs` argument: an `nnx.Rngs` at initialisation, a JAX
 PRNG key or None at the call, and None means evaluation.
 
+The scopes that operations are named by ("linear", "attention", ...) are for profiles and `cost.py`.
+
 Glossary of axes: B batch, T text, I image tokens, D width, H heads, K head size, V vocabulary,
 L layers, E embedding shared by image and text. `mask` is True where something is kept.
 """
@@ -85,6 +87,7 @@ class Linear(nnx.Module):
     bias_init = bias_init or default
     self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32)) if bias else None
 
+  @jax.named_scope("linear")
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps x [..., *inputs] to [..., *outputs]."""
     y = jnp.tensordot(x, self.kernel[...], axes=self.num_inputs)
@@ -113,6 +116,7 @@ class Conv(nnx.Module):
     self.size, self.stride = size, stride
     self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
 
+  @jax.named_scope("linear")
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps x [B, S, S, inputs] to [B, S / stride, S / stride, outputs]."""
     pad = (self.size - 1) // 2
@@ -138,6 +142,7 @@ class Embed(nnx.Module):
     self.pad = pad
     self.embedding = nnx.Param(init(rngs.params(), (num, dim), jnp.float32))
 
+  @jax.named_scope("embed")
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """Maps tokens int32[...] to vectors [..., dim], NaN for a token beyond the table."""
     # Lookups in a table that is split over devices would move activations; moving it is less.
@@ -156,6 +161,7 @@ class LayerNorm(nnx.Module):
     self.scale = nnx.Param(jnp.ones(dim, jnp.float32))
     self.bias = nnx.Param(jnp.zeros(dim, jnp.float32))
 
+  @jax.named_scope("norm")
   def __call__(self, x: jax.Array) -> jax.Array:
     """Normalises x [..., dim] and returns its dtype."""
     return _layer_norm(x, self.scale[...], self.bias[...], self.eps)
@@ -188,6 +194,7 @@ class BatchNorm(nnx.Module):
     self.mean = nnx.BatchStat(jnp.zeros(dim, jnp.float32))
     self.var = nnx.BatchStat(jnp.ones(dim, jnp.float32))
 
+  @jax.named_scope("norm")
   def __call__(self, x: jax.Array, *, rngs: jax.Array | None = None) -> jax.Array:
     """Normalises x [B, S, S, dim]; with `rngs` (training) by the batch, updating mean and var.
 
@@ -248,12 +255,22 @@ def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> 
   return (y * scale + bias).astype(x.dtype)
 
 
+@jax.named_scope("dropout")
 def dropout(x: jax.Array, rate: float, *, rngs: jax.Array | None) -> jax.Array:
   """Zeroes a share `rate` of x and scales the rest by 1 / (1 - rate); identity without `rngs`."""
   if rngs is None or rate == 0:
     return x
   keep = jax.random.bernoulli(rngs, 1 - rate, x.shape)
+  if device_kind().startswith("TPU"):
+    # Fused into attention's products, the making of the bits overflows the stack of TPUs' compiler.
+    keep = jax.lax.optimization_barrier(keep)
   return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def device_kind() -> str:
+  """Returns the kind of device that is traced for: the current mesh's, or the default one."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.devices()[0].device_kind if device is None else device.device_kind
 
 
 def drop_path(x: jax.Array, rate: float | jax.Array | None, *, rngs: jax.Array | None) -> jax.Array:
@@ -278,12 +295,14 @@ def split_rngs(rngs: jax.Array | None, num: int) -> list[jax.Array | None]:
   return [None] * num if rngs is None else list(jax.random.split(rngs, num))
 
 
+@jax.named_scope("activation")
 @recomputed
 def quick_gelu(x: jax.Array) -> jax.Array:
   """x * sigmoid(1.702 x), the activation of every CLIP ViT."""
   return x * jax.nn.sigmoid(1.702 * x)
 
 
+@jax.named_scope("activation")
 @recomputed
 def gelu(x: jax.Array) -> jax.Array:
   """The exact GELU, x * Phi(x) by erf (arXiv:1606.08415), not the tanh approximation."""

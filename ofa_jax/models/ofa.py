@@ -192,6 +192,7 @@ class OFA(nnx.Module):
     """Returns the decoder's states [B, T, D]; the arguments are those of `decode`."""
     return self.decoder(self.tokens(tokens), tokens != PAD, encoded, code_mask=code_mask, rngs=rngs)
 
+  @jax.named_scope("linear")
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Maps the decoder's states [..., D] to logits float32[..., V] by the table of tokens."""
     table = self.tokens.embedding[...]

@@ -114,6 +114,23 @@ class Task:
     del mesh, precision, training, load
     return None
 
+  def in_strips(self, num: int, *, rows: int) -> dict[str, Any]:
+    """Fields of the task that make its loss smaller in memory and no other number.
+
+    They cut what the loss computes of the whole batch at once, such as the logits between all its
+    rows, into `num` times as many strips, one of which is alive at a time.
+
+    Args:
+      num: how many times as many.
+      rows: of the batch, on one device.
+
+    Returns:
+      New values by the names of the fields; empty where there is nothing to cut, as by default, or
+      `rows` cannot be cut so.
+    """
+    del num, rows
+    return {}
+
   def results(self, predictions: Predictions, streams: Mapping[str, Any]) -> dict[str, bytes]:
     """Contents of the files that an evaluation leaves, by name. None by default."""
     del predictions, streams

@@ -147,6 +147,10 @@ class Contrastive(Task):
         batch["teacher_scale"] = jnp.exp(widened(teacher.logit_scale[...]))
     return batch
 
+  def in_strips(self, num, *, rows):
+    chunks = num * self.loss_chunks
+    return {} if rows % chunks else {"loss_chunks": chunks}
+
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     spec = jax.ShapeDtypeStruct
     return {
