@@ -27,6 +27,8 @@ from ofa_jax.convert import (
   cnclip,
   cnclip_family,
   huggingface,
+  json_files,
+  limits,
   ofa,
   ofa_family,
   ofa_start,
@@ -295,16 +297,12 @@ def load_directory(
 def _open_directory(path: pathlib.Path) -> Source:
   file = path / "config.json"
   try:
-    described = json.loads(file.read_text(encoding="utf-8"))
+    described = json_files.read(file)
   except FileNotFoundError:
     raise ValueError(
       f"{path}: expected a model directory, a Hugging Face directory or a run of ofa_jax.train, "
       "found no config.json in it"
     ) from None
-  except ValueError as error:
-    raise ValueError(f"{file}: expected JSON, found: {error}") from error
-  if not isinstance(described, dict):
-    raise ValueError(f"{file}: expected a JSON object, found {type(described).__name__}")
   run = described.get("model") if isinstance(described.get("model"), dict) else {}
   for family in FAMILIES.values():
     if described.get("family") == family.NAME:
@@ -372,7 +370,7 @@ def _open_huggingface(
 
 def _open_run(path: pathlib.Path, described: Mapping[str, Any], family: ModuleType) -> Source:
   config = _explain(path, family.from_json, described["model"])
-  task = described.get("task") or {}
+  task = _explain(path, limits.section, described, "task")
 
   def load(shardings=None):
     _, *expected = abstract(config)
@@ -384,6 +382,8 @@ def _open_run(path: pathlib.Path, described: Mapping[str, Any], family: ModuleTy
     return params, rest
 
   files = task.get("tokenizer")  # a folder, or a model that has one
+  if not isinstance(files, str | None):
+    raise ValueError(f"{path}: expected the folder of a tokenizer, found {type(files).__name__}")
   if files is not None:
     files = pathlib.Path(files) if pathlib.Path(files).is_dir() else open_model(files).files
   return Source(config=config, load=load, form="run", settings=family.settings(task), files=files)
@@ -411,7 +411,7 @@ def _open_torch(
 
 def _infer(path: pathlib.Path, *, ema: bool) -> tuple[ModuleType, ModelConfig, dict[str, Any]]:
   """The family, sizes and settings of a PyTorch file."""
-  tensors = torch_files.load_state_dict(path, ema=ema)
+  tensors = torch_files.load_state_dict(path, ema=ema, verify=False)
   for family in FAMILIES.values():
     if family.is_state_dict(tensors):
       options = torch_files.load_options(path)
