@@ -6,14 +6,17 @@ Nothing random and no data position is stored: both are functions of the step.
 """
 
 import logging
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
-from ofa_jax import trees
+from ofa_jax import checksums, trees
 from ofa_jax.step import State
 
 
@@ -32,11 +35,15 @@ class Checkpoints:
       ),
     )
 
+    self._sums, self._unsealed = checksums.Background(), None
+
   def __enter__(self):
     return self
 
   def __exit__(self, *_):
     self._manager.close()
+    self._seal(self._unsealed)
+    self._sums.join()
 
   def latest(self) -> int | None:
     """Newest complete step; a save cut short by a crash does not count."""
@@ -47,10 +54,14 @@ class Checkpoints:
     step = int(state.step)
     if step not in self._manager.all_steps():
       self._manager.save(step, args=ocp.args.Composite(**_items(state, ocp.args.StandardSave)))
+      self._seal(self._unsealed)  # the save before, for which this one has waited
+      self._unsealed = step
 
   def wait(self) -> None:
     """Returns when all saves that were started are on disk."""
     self._manager.wait_until_finished()
+    self._seal(self._unsealed)
+    self._sums.join()
 
   def restore(self, step: int, *, abstract: State, shardings: State) -> State:
     """The whole state at a step, laid out by `shardings`.
@@ -59,6 +70,7 @@ class Checkpoints:
       ValueError: the checkpoint holds other parameters than the config's model; all of them.
     """
     target = _targets(abstract, shardings)
+    self._verify(step, _parts(target))
     self._check(step, _parts(target))
     items = self._manager.restore(
       step, args=ocp.args.Composite(**_items(target, ocp.args.StandardRestore))
@@ -75,6 +87,7 @@ class Checkpoints:
     parts = {"model": {"params": target.params, "rest": target.rest}}
     if ema:
       parts["ema"] = target.params
+    self._verify(step, parts)
     self._check(step, parts)
     items = self._manager.restore(
       step,
@@ -85,6 +98,34 @@ class Checkpoints:
   def has_ema(self, step: int) -> bool:
     """Does the checkpoint at this step hold a moving average?"""
     return self._manager.item_metadata(step).get("ema") is not None
+
+  def _seal(self, step: int | None) -> None:
+    """Begins to write the checksums of a step that is on disk, beside Orbax's items."""
+    self._unsealed = None
+    directory = None if step is None else self._local(step)
+    if directory is not None and jax.process_index() == 0:
+      self._sums.start(directory)
+
+  def _verify(self, step: int, parts: Iterable[str]) -> None:
+    """Compares the files of these items with their checksums, each process its share of them.
+
+    Raises:
+      ValueError: some differ, on every process.
+    """
+    directory = self._local(step)
+    share = jax.process_index(), jax.process_count()
+    under = [f"{name}/" for name in parts]
+    faults = [] if directory is None else checksums.faults(directory, part=share, under=under)
+    if jax.process_count() > 1:
+      total = np.sum(multihost_utils.process_allgather(np.asarray(len(faults))))
+      if total and not faults:
+        faults = ["a file is damaged that another process has read, which names it"]
+    checksums.raise_faults(f"The checkpoint at step {step} in {self._manager.directory}", faults)
+
+  def _local(self, step: int) -> pathlib.Path | None:
+    """The folder of a step; None if it is in a bucket, whose service has checksums of its own."""
+    folder = str(self._manager.directory / str(step))
+    return None if "://" in folder else pathlib.Path(folder)
 
   def _check(self, step: int, parts: Mapping[str, Any]) -> None:
     metadata = self._manager.item_metadata(step)

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from ofa_jax import checkpoint, trees
+from ofa_jax import checkpoint, checksums, trees
 from ofa_jax.convert import (
   cnclip,
   cnclip_family,
@@ -272,6 +272,7 @@ def save_directory(
     (made / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(made / "params", {"params": params, "rest": rest})
+    checksums.write(made)
 
 
 def load_directory(
@@ -349,6 +350,7 @@ def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: ModuleTy
           f"{stored}: expected the parameters of config.json, found {len(problems)} differences\n  "
           + "\n  ".join(problems[:20])
         )
+      checksums.verify(path)
       found = checkpointer.restore(stored, target)
     return found["params"], found["rest"]
 
