@@ -40,14 +40,18 @@ def write(directory: str | os.PathLike) -> None:
 
 
 def faults(
-  directory: str | os.PathLike, *, part: tuple[int, int] = (0, 1), under: Iterable[str] = ("",)
+  directory: str | os.PathLike,
+  *,
+  part: tuple[int, int] = (0, 1),
+  under: Iterable[str] = ("",),
+  but: Iterable[str] = (),
 ) -> list[str]:
   """Compares the files of a folder with its checksums.
 
   Args:
     directory: with or without checksums; without there are no faults.
     part: (i, n) looks at every n-th file only, from the i-th, for n processes that share the work.
-    under: only files whose names, relative to the folder, start so.
+    under, but: only files whose names, relative to the folder, start so, and not so.
 
   Returns:
     A line on every file that is missing, or of another size or content.
@@ -63,7 +67,9 @@ def faults(
     return [f"{NAME}: expected checksums, found {error!r:.100}"]
   if any(pathlib.PurePosixPath(n).is_absolute() or ".." in n.split("/") for n in known):
     return [f"{NAME}: expected names of files in the folder, found others"]
-  names = sorted(name for name in known if name.startswith(tuple(under)))[part[0] :: part[1]]
+  wanted, others = tuple(under), tuple(but)
+  names = sorted(n for n in known if n.startswith(wanted) and not n.startswith(others))
+  names = names[part[0] :: part[1]]
   lines, whole = [], []
   for name in names:
     path = directory / name
@@ -78,9 +84,11 @@ def faults(
   return lines
 
 
-def verify(directory: str | os.PathLike) -> None:
-  """Raises ValueError, with every fault, if a folder is not as its checksums say."""
-  raise_faults(directory, faults(directory))
+def verify(
+  directory: str | os.PathLike, *, under: Iterable[str] = ("",), but: Iterable[str] = ()
+) -> None:
+  """Raises ValueError, with every fault, if a folder is not as its checksums say; see `faults`."""
+  raise_faults(directory, faults(directory, under=under, but=but))
 
 
 def raise_faults(directory: str | os.PathLike, lines: list[str]) -> None:

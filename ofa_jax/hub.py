@@ -340,9 +340,10 @@ def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: ModuleTy
     )
     target = dict(zip(("params", "rest"), target, strict=True))
     stored = path.resolve() / "params"
+    checksums.verify(path, under=("params/",))
     with ocp.StandardCheckpointer() as checkpointer:
-      metadata = checkpointer.metadata(stored).item_metadata
-      if metadata is None:
+      metadata = _whole(stored, checkpointer.metadata, stored).item_metadata
+      if metadata is None or metadata.tree is None:
         raise ValueError(f"{stored}: expected the parameters, found no checkpoint of them")
       problems = trees.difference(target, metadata.tree)
       if problems:
@@ -350,8 +351,9 @@ def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: ModuleTy
           f"{stored}: expected the parameters of config.json, found {len(problems)} differences\n  "
           + "\n  ".join(problems[:20])
         )
-      checksums.verify(path)
-      found = checkpointer.restore(stored, target)
+      # After the differences, which tell more of a config.json that was edited.
+      checksums.verify(path, but=("params/",))
+      found = _whole(stored, checkpointer.restore, stored, target)
     return found["params"], found["rest"]
 
   return Source(
@@ -422,6 +424,18 @@ def _infer(path: pathlib.Path, *, ema: bool) -> tuple[ModuleType, ModelConfig, d
     f"{path}: expected the tensors of {' or '.join(f.TITLE for f in FAMILIES.values())}, found "
     f"{len(tensors)} others, first {list(tensors)[:3]}"
   )
+
+
+def _whole(path: pathlib.Path, function: Callable[..., Any], *args: Any) -> Any:
+  """Calls a function of Orbax, which raises anything on damaged files."""
+  try:
+    return function(*args)
+  except Exception as error:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise ValueError(
+      f"{path}: expected the parameters of a model, found files that cannot be read ({reason:.200}); "
+      "get the folder again"
+    ) from error
 
 
 def _explain(path: pathlib.Path, function: Callable[..., Any], *args: Any) -> Any:

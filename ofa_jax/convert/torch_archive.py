@@ -245,10 +245,9 @@ def _cut_in(mapped: mmap.mmap) -> str:
   at = len(mapped)
   for _ in range(1000):  # the four bytes may also be among a tensor's
     at = mapped.rfind(b"PK\x03\x04", 0, at)
-    header = mapped[at : at + 30] if at >= 0 else b""
-    if len(header) < 30:
-      return ""
-    length = struct.unpack("<H", header[26:28])[0]
+    if at < 0:
+      break
+    length = int.from_bytes(mapped[at + 26 : at + 28], "little")
     name = mapped[at + 30 : at + 30 + length]
     if b"/" in name and name.isascii() and name.decode().isprintable():
       return f" in its record {name.decode()[:80]}"

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MAX_OPS = 3_000_000  # a training checkpoint of a billion parameters has 300,000
+MAX_OPS = 1_000_000  # a training checkpoint of a billion parameters has 200,000
 MAX_INT_BYTES = 64
+MAX_OPEN = 1000  # marks that are not closed
 MAX_DIMS = 32
 
 # PyTorch's dtype -> NumPy's; None: PyTorch knows it, this reader does not.
@@ -195,6 +196,8 @@ class _Machine:
     return items
 
   def mark(self) -> None:
+    if len(self.marks) >= MAX_OPEN:
+      raise ValueError("its pickle is nested deeper than any checkpoint's")
     self.marks.append(self.stack)
     self.stack = []
 
