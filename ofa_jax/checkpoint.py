@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import pathlib
 import re
 import sys
 import threading
@@ -27,7 +28,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ofa_jax import log, trees
+from ofa_jax import checksums, log, trees
 from ofa_jax.step import State
 
 ITEMS = ("model", "ema", "ema_rest", "train")
@@ -177,7 +178,9 @@ class Checkpoints:
       self._manager.wait_until_finished()
     items = {name: ocp.args.StandardSave(part) for name, part in _parts(state).items()}
     self._manager.save(step, args=ocp.args.Composite(**items))
-    self._waiter = threading.Thread(target=self._watch_save, name="save-outcome", daemon=True)
+    self._waiter = threading.Thread(
+      target=self._watch_save, args=(self._local(step),), name="save-outcome", daemon=True
+    )
     self._waiter.start()
 
   def wait(self) -> None:
@@ -205,9 +208,11 @@ class Checkpoints:
         with contextlib.suppress(OSError):
           folder.rmtree()
 
-  def _watch_save(self) -> None:
+  def _watch_save(self, directory: pathlib.Path | None) -> None:
     try:
       self._manager.wait_until_finished()
+      if directory is not None and jax.process_index() == 0:
+        checksums.add(directory)
       self._outcome = True
     except Exception as error:
       self._outcome = error
@@ -221,10 +226,13 @@ class Checkpoints:
       Damaged: it is not what was written.
       ValueError: the checkpoint holds other parameters than the config's model; all of them.
     """
+    return self._state(step, abstract=abstract, shardings=shardings, verify=True)
+
+  def _state(self, step: int, *, abstract: State, shardings: State, verify: bool) -> State:
     parts = _parts(_targets(abstract, shardings))
     if not self._has(step, "ema_rest"):
       parts.pop("ema_rest", None)
-    items = self._restore(step, parts)
+    items = self._restore(step, parts, verify=verify)
     averages = {"ema": None, "ema_rest": None}
     if abstract.ema is not None:
       averages = {"ema": items["ema"], "ema_rest": _average_of_rest(items)}
@@ -247,10 +255,10 @@ class Checkpoints:
     """
     faults: dict[int, str] = {}
     for step in reversed(self.steps()):
-      fault = self._agreed_fault(step)
+      fault = self._agreed_fault(step) or self._sums_fault(step, ITEMS)
       if fault is None:
         try:
-          state = self.restore(step, abstract=abstract, shardings=shardings)
+          state = self._state(step, abstract=abstract, shardings=shardings, verify=False)
         except Damaged as error:
           if jax.process_count() > 1:  # the others may have read their parts, and wait
             raise
@@ -374,8 +382,13 @@ class Checkpoints:
         raise self._damaged(step, f"{name}/_METADATA is missing; was it copied in part?")
     return metadata
 
-  def _restore(self, step: int, parts: Mapping[str, Any]) -> Mapping[str, Any]:
+  def _restore(
+    self, step: int, parts: Mapping[str, Any], *, verify: bool = True
+  ) -> Mapping[str, Any]:
     self._check(step, parts)
+    fault = self._sums_fault(step, parts) if verify else None
+    if fault:
+      raise Damaged(fault)
     wanted = {name: ocp.args.StandardRestore(part) for name, part in parts.items()}
     try:
       with _one_message():
@@ -396,6 +409,25 @@ class Checkpoints:
           f"Others are at {', '.join(map(str, others))}: take one with {self.workdir}@{others[0]}"
         )
       raise Damaged(f"{error}. {advice}") from error
+
+  def _sums_fault(self, step: int, items: Iterable[str]) -> str | None:
+    """What the checksums of these items' files say, on every process; each reads its share."""
+    directory = self._local(step)
+    share = jax.process_index(), jax.process_count()
+    under = [f"{name}/" for name in items]
+    lines = [] if directory is None else checksums.faults(directory, part=share, under=under)
+    if jax.process_count() > 1:
+      total = np.sum(multihost_utils.process_allgather(np.asarray(len(lines))))
+      if total and not lines:
+        lines = ["a file has another content, which another process has read and names"]
+    if not lines:
+      return None
+    return str(self._damaged(step, f"{'; '.join(lines[:5])} ({checksums.ADVICE})"))
+
+  def _local(self, step: int) -> pathlib.Path | None:
+    """The folder of a step; None if it is in a bucket, whose service has checksums of its own."""
+    folder = str(self._manager.directory / str(step))
+    return None if "://" in folder else pathlib.Path(folder)
 
   def _check(self, step: int, parts: Mapping[str, Any]) -> None:
     metadata = self._metadata(step)

@@ -22,11 +22,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from ofa_jax import checkpoint, trees
+from ofa_jax import checkpoint, checksums, trees
 from ofa_jax.convert import (
   cnclip,
   cnclip_family,
   huggingface,
+  json_files,
+  limits,
   ofa,
   ofa_family,
   ofa_start,
@@ -275,6 +277,7 @@ def save_directory(
     (made / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(made / "params", {"params": params, "rest": rest})
+    checksums.write(made)
 
 
 def load_directory(
@@ -301,7 +304,7 @@ def _open_directory(path: pathlib.Path, which: str | None = None) -> Source:
   """A model in a folder; `which`: the checkpoint of a run, see `checkpoint.Checkpoints.find`."""
   file = path / "config.json"
   try:
-    described = json.loads(file.read_text(encoding="utf-8"))
+    described = json_files.read(file)
   except FileNotFoundError:
     raise ValueError(
       f"{path}: expected a model directory, a Hugging Face directory or a run of ofa_jax.train, "
@@ -310,9 +313,7 @@ def _open_directory(path: pathlib.Path, which: str | None = None) -> Source:
   except ValueError as error:
     run = (path / "checkpoints").is_dir()
     cure = ". The command that trained this run writes it anew when started again" if run else ""
-    raise ValueError(f"{file}: expected JSON, found: {error}{cure}") from error
-  if not isinstance(described, dict):
-    raise ValueError(f"{file}: expected a JSON object, found {type(described).__name__}")
+    raise ValueError(f"{error}{cure}") from error
   run = described.get("model") if isinstance(described.get("model"), dict) else {}
   if which is not None and not run:
     raise ValueError(
@@ -353,9 +354,10 @@ def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: ModuleTy
     )
     target = dict(zip(("params", "rest"), target, strict=True))
     stored = path.resolve() / "params"
+    checksums.verify(path, under=("params/",))
     with ocp.StandardCheckpointer() as checkpointer:
-      metadata = checkpointer.metadata(stored).item_metadata
-      if metadata is None:
+      metadata = _whole(stored, checkpointer.metadata, stored).item_metadata
+      if metadata is None or metadata.tree is None:
         raise ValueError(f"{stored}: expected the parameters, found no checkpoint of them")
       problems = trees.difference(target, metadata.tree)
       if problems:
@@ -363,7 +365,9 @@ def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: ModuleTy
           f"{stored}: expected the parameters of config.json, found {len(problems)} differences\n  "
           + "\n  ".join(problems[:20])
         )
-      found = checkpointer.restore(stored, target)
+      # After the differences, which tell more of a config.json that was edited.
+      checksums.verify(path, but=("params/",))
+      found = _whole(stored, checkpointer.restore, stored, target)
     return found["params"], found["rest"]
 
   return Source(
@@ -386,7 +390,7 @@ def _open_run(
   path: pathlib.Path, described: Mapping[str, Any], family: ModuleType, which: str | None
 ) -> Source:
   config = _explain(path, family.from_json, described["model"])
-  task = described.get("task") or {}
+  task = _explain(path, limits.section, described, "task")
   if which is not None:  # else what is there is seen when it is read, for a run may be under way
     with checkpoint.open_run(str(path)) as checkpoints:
       which = str(checkpoints.find(which))
@@ -419,6 +423,10 @@ def _files_of_run(path: pathlib.Path, tokenizer: str | None) -> pathlib.Path | N
     tokenizer: what its task says: a folder, or a model that has one. None: it needs none.
   """
   own = path / TOKENIZER
+  if not isinstance(tokenizer, str | None):
+    raise ValueError(
+      f"{path}: expected the folder of a tokenizer, found {type(tokenizer).__name__}"
+    )
   if tokenizer is None or own.is_dir():
     return own if own.is_dir() else None
   if pathlib.Path(tokenizer).is_dir() and not (pathlib.Path(tokenizer) / "config.json").exists():
@@ -451,7 +459,7 @@ def _open_torch(
 
 def _infer(path: pathlib.Path, *, ema: bool) -> tuple[ModuleType, ModelConfig, dict[str, Any]]:
   """The family, sizes and settings of a PyTorch file."""
-  tensors = torch_files.load_state_dict(path, ema=ema)
+  tensors = torch_files.load_state_dict(path, ema=ema, verify=False)
   for family in FAMILIES.values():
     if family.is_state_dict(tensors):
       options = torch_files.load_options(path)
@@ -460,6 +468,18 @@ def _infer(path: pathlib.Path, *, ema: bool) -> tuple[ModuleType, ModelConfig, d
     f"{path}: expected the tensors of {' or '.join(f.TITLE for f in FAMILIES.values())}, found "
     f"{len(tensors)} others, first {list(tensors)[:3]}"
   )
+
+
+def _whole(path: pathlib.Path, function: Callable[..., Any], *args: Any) -> Any:
+  """Calls a function of Orbax, which raises anything on damaged files."""
+  try:
+    return function(*args)
+  except Exception as error:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise ValueError(
+      f"{path}: expected the parameters of a model, found files that cannot be read "
+      f"({reason:.200}); get the folder again"
+    ) from error
 
 
 def _explain(path: pathlib.Path, function: Callable[..., Any], *args: Any) -> Any:

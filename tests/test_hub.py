@@ -113,7 +113,7 @@ def test_weights_that_are_not_those_of_the_config_are_listed(directory):
     ({"model": {"_class": "x.CNCLIPConfig"}}, "does not describe a Chinese-CLIP"),
     ({"family": "cnclip", "format": 1, "vision": {}}, "does not describe a Chinese-CLIP"),
     ([], "expected a JSON object, found list"),
-    (None, "expected JSON"),
+    (None, "expected a JSON object, found"),
   ],
 )
 def test_other_directories_say_what_they_are(tmp_path, described, message):

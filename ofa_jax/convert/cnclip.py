@@ -91,6 +91,7 @@ IGNORED: tuple[tuple[str, str], ...] = (
     r"^bert\.pooler\.",
     "the text feature is the first state itself; some files keep a stale pooler",
   ),
+  (r"\.embeddings\.position_ids$", "the numbers 0, 1, 2, ..., which old versions stored"),
   (r"\.num_batches_tracked$", "a counter that BatchNorm with a fixed momentum never reads"),
 )
 
@@ -167,8 +168,7 @@ def infer_config(state_dict: Mapping[str, np.ndarray]) -> CNCLIPConfig:
 def standard_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Renames the tensors of training checkpoints and FlashAttention models to the released names."""
   found = {}
-  for name, tensor in state_dict.items():
-    name = name.removeprefix("module.")
+  for name, tensor in rules.plain_names(state_dict).items():
     name = name.replace("attention.self.out_proj.", "attention.output.dense.")
     packed = re.fullmatch(r"(.*\.attention\.self)\.Wqkv\.(weight|bias)", name)
     if packed:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ofa_jax.convert import cnclip, huggingface, model_config, torch_files
+from ofa_jax.convert import cnclip, huggingface, limits, model_config, rules, torch_files
 from ofa_jax.convert.params import Weights
 from ofa_jax.convert.releases import Release
 from ofa_jax.models.cnclip import CNCLIPConfig
@@ -39,12 +39,13 @@ from_torch = cnclip.from_torch
 
 def is_state_dict(names: Iterable[str]) -> bool:
   """Whether a state dict with these names is one of this family, as far as a glance tells."""
-  return any(name.removeprefix("module.").startswith(("visual.", "bert.")) for name in names)
+  plain = rules.plain_names(dict.fromkeys(names))
+  return any(name.startswith(("visual.", "bert.")) for name in plain)
 
 
 def settings(described: Mapping[str, Any]) -> dict[str, Any]:
   """What a model directory's `config.json`, or the task of a run's, says besides the sizes."""
-  return {"context_length": described.get("context_length", CONTEXT_LENGTH)}
+  return limits.check_settings({"context_length": described.get("context_length", CONTEXT_LENGTH)})
 
 
 def infer(

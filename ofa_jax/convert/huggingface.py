@@ -4,6 +4,7 @@ Its text tower has the original's names, its image tower its own. It has no ResN
 from an `attention_mask` that its tokenizer makes, where the original looks at the tokens.
 """
 
+import functools
 import json
 import pathlib
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from ofa_jax.convert import rules, torch_files
+from ofa_jax.convert import json_files, limits, rules, safetensors_files, torch_files
 from ofa_jax.convert.cnclip import BERT, IGNORED
 from ofa_jax.convert.params import Weights, abstract, nest
 from ofa_jax.convert.rules import FLAT, SAME, Rule, linear, patches
@@ -57,10 +58,7 @@ RULES: tuple[Rule, ...] = (
   *((f"text_model.{name.removeprefix('bert.')}", path, change) for name, path, change in BERT),
 )
 
-HF_IGNORED: tuple[tuple[str, str], ...] = (
-  (r"^text_model\.pooler\.", IGNORED[0][1]),
-  (r"\.embeddings\.position_ids$", "the numbers 0, 1, 2, ..., which old versions stored"),
-)
+HF_IGNORED: tuple[tuple[str, str], ...] = ((r"^text_model\.pooler\.", IGNORED[0][1]), IGNORED[1])
 
 # Field -> (ours, transformers' default, which its files leave out).
 TEXT = {
@@ -97,17 +95,23 @@ def config_from_json(described: Mapping[str, Any]) -> CNCLIPConfig:
   Raises:
     ValueError: all settings that this model does not have.
   """
-  text, vision = (described.get(f"{tower}_config") or {} for tower in ("text", "vision"))
+  towers = {tower: limits.section(described, tower) for tower in ("text_config", "vision_config")}
+  text, vision = towers.values()
   width, heads = vision.get("hidden_size", 768), vision.get("num_attention_heads", 12)
+  if not (type(width) is int and type(heads) is int and width > 0 and heads > 0):
+    raise ValueError(
+      "vision_config: expected hidden_size and num_attention_heads as numbers above 0, found "
+      f"{width!r:.40} and {heads!r:.40}"
+    )
   problems = [
-    f"{tower}.{name}: expected {value!r}, found {described[tower][name]!r}"
+    f"{tower}.{name}: expected {value!r}, found {towers[tower][name]!r:.80}"
     for tower, name, value in FIXED
-    if (described.get(tower) or {}).get(name, value) != value
+    if towers[tower].get(name, value) != value
   ]
   if vision.get("intermediate_size", 3072) != 4 * width:
     problems.append(
       f"vision_config.intermediate_size: expected 4 * hidden_size = {4 * width}, "
-      f"found {vision.get('intermediate_size', 3072)}"
+      f"found {vision.get('intermediate_size', 3072)!r:.40}"
     )
   if width % heads:
     problems.append(
@@ -115,13 +119,15 @@ def config_from_json(described: Mapping[str, Any]) -> CNCLIPConfig:
     )
   if problems:
     raise ValueError("config.json is not of a Chinese-CLIP: " + "; ".join(problems))
-  return CNCLIPConfig(
-    vision=ViTConfig(
-      head_width=width // heads,
-      **{ours: vision.get(name, default) for name, (ours, default) in VISION.items()},
-    ),
-    text=BertConfig(**{ours: text.get(name, default) for name, (ours, default) in TEXT.items()}),
-    embed_dim=described.get("projection_dim", 512),
+  return limits.check(
+    CNCLIPConfig(
+      vision=ViTConfig(
+        head_width=width // heads,
+        **{ours: vision.get(name, default) for name, (ours, default) in VISION.items()},
+      ),
+      text=BertConfig(**{ours: text.get(name, default) for name, (ours, default) in TEXT.items()}),
+      embed_dim=described.get("projection_dim", 512),
+    )
   )
 
 
@@ -138,30 +144,32 @@ def load(directory: pathlib.Path, config: CNCLIPConfig) -> Weights:
   shapes = {path: x.shape for path, x in flatten(params).items()}
   tensors = read_tensors(directory)
   try:
+    tensors = rules.plain_names(tensors)
     flat = rules.from_torch(tensors, RULES, shapes=shapes, ignored=HF_IGNORED)
   except ValueError as error:
     raise ValueError(f"{directory}: {error}") from error
   return nest(flat), {}
 
 
-def read_tensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads the tensors of any model that transformers saved, by name.
+def read_tensors(directory: pathlib.Path, *, verify: bool = True) -> dict[str, np.ndarray]:
+  """Reads the tensors of any model that transformers saved, by name; `verify` as for a `.pt`.
 
   Raises:
     ValueError: there are none, or a file is damaged.
   """
   for name, read in (
-    ("model.safetensors", _read_safetensors),
-    ("pytorch_model.bin", torch_files.load_state_dict),
+    ("model.safetensors", safetensors_files.read),
+    ("pytorch_model.bin", functools.partial(torch_files.load_state_dict, verify=verify)),
   ):
     if (directory / name).is_file():
       return read(directory / name)
     index = directory / f"{name}.index.json"
     if index.is_file():
-      try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-      except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index}: expected an index of shards, found {error!r}") from error
+      weights = json_files.read(index).get("weight_map")
+      shards = set(weights.values()) if isinstance(weights, dict) else {None}
+      # Only files of the folder itself: an index is anybody's text.
+      if not all(isinstance(s, str) and pathlib.PurePath(s).name == s for s in shards):
+        raise ValueError(f"{index}: expected an index of shards, found no names of files in it")
       return {k: v for shard in sorted(shards) for k, v in read(directory / shard).items()}
   raise ValueError(
     f"{directory}: expected model.safetensors or pytorch_model.bin, or an index of such, found none"
@@ -240,10 +248,3 @@ def _config_to_json(config: CNCLIPConfig, logit_scale: float) -> dict[str, Any]:
 
 def _write(path: pathlib.Path, content: Any) -> None:
   path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
-    return safetensors.numpy.load_file(path)
-  except (safetensors.SafetensorError, OSError) as error:
-    raise ValueError(f"{path}: expected a safetensors file, found: {error}") from error

@@ -7,11 +7,11 @@ The original has one file for each image tower and one for each text tower
 import ast
 import dataclasses
 import difflib
-import json
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ofa_jax.convert import json_files, limits
 from ofa_jax.models.bert import BertConfig
 from ofa_jax.models.clip_resnet import ResNetConfig
 from ofa_jax.models.cnclip import CNCLIPConfig
@@ -52,22 +52,23 @@ def from_json(described: Mapping[str, Any]) -> CNCLIPConfig:
   Raises:
     ValueError: fields are missing or unknown.
   """
-  vision, text = (
-    {k: v for k, v in described.get(tower, {}).items() if k != "_class"}
-    for tower in ("vision", "text")
-  )
   try:
+    vision, text = (
+      {k: v for k, v in limits.section(described, tower).items() if k != "_class"}
+      for tower in ("vision", "text")
+    )
     if "patch_size" in vision:
       vision = ViTConfig(**vision)
     else:
       vision = ResNetConfig(**{**vision, "layers": tuple(vision["layers"])})
-    return CNCLIPConfig(
+    config = CNCLIPConfig(
       vision=vision,
       text=BertConfig(**text),
       embed_dim=described["embed_dim"],
       **{k: described[k] for k in ("name", "logit_scale", "logit_bias") if k in described},
     )
-  except (KeyError, TypeError) as error:
+    return limits.check(config)
+  except (KeyError, TypeError, ValueError) as error:
     raise ValueError(f"config.json does not describe a Chinese-CLIP: {error}") from error
 
 
@@ -81,12 +82,9 @@ def read(paths: Iterable[str | pathlib.Path]) -> CNCLIPConfig:
   paths = [pathlib.Path(path) for path in paths]
   for path in paths:
     try:
-      content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-      raise ValueError(f"{path}: expected a JSON file, found: {error}") from error
-    if not isinstance(content, dict):
-      raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    fields.update(content)
+      fields.update(json_files.read(path))
+    except FileNotFoundError as error:
+      raise ValueError(f"{path}: expected a JSON file, found none") from error
   try:
     return from_fields(fields)
   except ValueError as error:
@@ -121,12 +119,14 @@ def from_fields(fields: Mapping[str, Any]) -> CNCLIPConfig:
     )
   vision = {ours: values[name] for name, (ours, _) in VISION.items()}
   embed_dim, patch_size = vision.pop("embed_dim"), vision.pop("patch_size")
-  return CNCLIPConfig(
-    vision=ViTConfig(patch_size=patch_size, **vision)
-    if isinstance(layers, int)
-    else ResNetConfig(**vision),
-    text=BertConfig(**{ours: values[name] for name, (ours, _) in TEXT.items()}),
-    embed_dim=embed_dim,
+  return limits.check(
+    CNCLIPConfig(
+      vision=ViTConfig(patch_size=patch_size, **vision)
+      if isinstance(layers, int)
+      else ResNetConfig(**vision),
+      text=BertConfig(**{ours: values[name] for name, (ours, _) in TEXT.items()}),
+      embed_dim=embed_dim,
+    )
   )
 
 

@@ -222,7 +222,7 @@ def standard_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
   Old are `in_proj` (queries, keys and values in one) and `layer_norms.0`; a head may have any name.
   """
   found = {}
-  for name, tensor in state_dict.items():
+  for name, tensor in rules.plain_names(state_dict).items():
     side, layers, number, rest = _in_layer(name)
     if layers:
       for theirs, fairseq in HUGGINGFACE.get(side, ()):
@@ -269,6 +269,11 @@ def _in_layer(name: str) -> tuple[str, str, str, str]:
   return found.groups() if found else ("", "", "", name)
 
 
+def _equal(table: np.ndarray, other: np.ndarray) -> bool:
+  """Whether tables are the same; NaN, which is told of later, is equal to NaN."""
+  return np.array_equal(table, other) or np.array_equal(table, other, equal_nan=True)
+
+
 def _untied(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """The tensors with the tied table once.
 
@@ -276,7 +281,7 @@ def _untied(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     ValueError: its copies differ.
   """
   words = next((tensors[name] for name in (WORDS, *TIED) if name in tensors), None)
-  others = [n for n in (WORDS, *TIED) if n in tensors and not np.array_equal(tensors[n], words)]
+  others = [n for n in (WORDS, *TIED) if n in tensors and not _equal(tensors[n], words)]
   if others:
     raise ValueError(
       f"Expected the tables {', '.join((WORDS, *TIED))} to be equal, found that {others[0]} "

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from ofa_jax.convert import huggingface, ofa, ofa_sizes, torch_files
+from ofa_jax.convert import huggingface, limits, ofa, ofa_sizes, rules, torch_files
 from ofa_jax.convert.params import Weights
 from ofa_jax.convert.releases import Release
 from ofa_jax.models.ofa import SIZES, OFAConfig
@@ -35,12 +35,16 @@ from_torch = ofa.from_torch
 
 def is_state_dict(names: Iterable[str]) -> bool:
   """Whether a state dict with these names is one of this family, as far as a glance tells."""
-  return any(name.startswith(("encoder.", "decoder.")) for name in names)
+  return any(
+    name.startswith(("encoder.", "decoder.")) for name in rules.plain_names(dict.fromkeys(names))
+  )
 
 
 def settings(described: Mapping[str, Any]) -> dict[str, Any]:
   """What a model directory's `config.json`, or the task of a run's, says besides the sizes."""
-  return {name: described.get(name, default) for name, default in SETTINGS.items()}
+  return limits.check_settings(
+    {name: described.get(name, default) for name, default in SETTINGS.items()}
+  )
 
 
 def infer(
@@ -58,7 +62,7 @@ def infer_huggingface(
   directory: pathlib.Path, described: Mapping[str, Any]
 ) -> tuple[OFAConfig, dict[str, Any]]:
   """Reads sizes and settings of a Hugging Face directory; ValueError if it is of another model."""
-  return infer(huggingface.read_tensors(directory), described)
+  return infer(huggingface.read_tensors(directory, verify=False), described)
 
 
 def load_huggingface(directory: pathlib.Path, config: OFAConfig) -> Weights:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ofa_jax.convert import json_files, limits
 from ofa_jax.convert.ofa import CODES_AFTER, WORDS, standard_names
 from ofa_jax.models.ofa import BOS, EOS, PAD, SIZES, ClassifierConfig, OFAConfig
 from ofa_jax.models.ofa_config import CODE_PIXELS
@@ -78,9 +79,10 @@ def from_json(described: Mapping[str, Any]) -> OFAConfig:
   try:
     head = fields.get("classifier")
     if head is not None:
+      head = limits.section(fields, "classifier")
       head = ClassifierConfig(**{k: v for k, v in head.items() if k != "_class"})
     stages = tuple(int(num) for num in fields["stages"])
-    return OFAConfig(**{**fields, "stages": stages, "classifier": head})
+    return limits.check(OFAConfig(**{**fields, "stages": stages, "classifier": head}))
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(f"config.json does not describe an OFA: {error!r}") from error
 
@@ -120,19 +122,26 @@ def infer_config(
     found["batch_norm_eps"] = SYNC_BN_EPS
   size = {f.name for f in dataclasses.fields(OFAConfig) if f.default is dataclasses.MISSING}
   names = [n for n, known in SIZES.items() if all(getattr(known, f) == found[f] for f in size)]
-  return OFAConfig(**found, name=names[0] if names else "")
+  return limits.check(OFAConfig(**found, name=names[0] if names else ""))
 
 
 def settings(options: Mapping[str, Any]) -> dict[str, Any]:
   """What else a model directory says: how to prepare images, and the defaults of generation."""
-  given = options.get("eval_args") or "{}"
-  given = json.loads(given) if isinstance(given, str) else given
+  given = options.get("eval_args") or {}
+  try:
+    given = json_files.parse(given.encode()) if isinstance(given, str) else given
+  except ValueError as error:
+    raise ValueError(f"eval_args: expected a JSON object, found {error}") from error
+  if not isinstance(given, Mapping):
+    raise ValueError(f"eval_args: expected a JSON object, found {type(given).__name__}")
   generation = {ours: given[name] for name, ours in GENERATION.items() if name in given}
-  return {
-    "image_size": options.get("patch_image_size") or 384,
-    "imagenet_normalization": bool(options.get("imagenet_default_mean_and_std")),
-    "generation": {**DEFAULT_GENERATION, **generation},
-  }
+  return limits.check_settings(
+    {
+      "image_size": options.get("patch_image_size") or 384,
+      "imagenet_normalization": bool(options.get("imagenet_default_mean_and_std")),
+      "generation": {**DEFAULT_GENERATION, **generation},
+    }
+  )
 
 
 def to_options(config: OFAConfig, settings: Mapping[str, Any]) -> dict[str, Any]:

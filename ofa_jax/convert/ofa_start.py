@@ -44,6 +44,11 @@ def complete(
     ValueError: there is nothing of an OFA in it, or `answers` are not one for each new token.
   """
   tensors = standard_names(state_dict)
+  others = [n for n in (WORDS, *TIED, *_CELLS) if n in tensors and not rules.is_float(tensors[n])]
+  if others:
+    raise ValueError(
+      f"Expected floating-point tables, found {others[0]} {tensors[others[0]].dtype}"
+    )
   words = next((tensors[name] for name in (WORDS, *TIED) if name in tensors), None)
   if words is None:
     raise ValueError(f"Expected {WORDS} to start from, found {list(state_dict)[:3]}")

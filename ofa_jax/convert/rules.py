@@ -17,7 +17,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
+
+WRAPPERS = ("module.", "model.")  # see `plain_names`
 
 
 class Transform(NamedTuple):
@@ -141,13 +144,15 @@ def from_torch(
     ignored: (torch name regex, reason) of tensors that are left out.
 
   Raises:
-    ValueError: missing and unexpected names and differing shapes, all of them.
+    ValueError: missing and unexpected names, differing shapes, numbers that are no floats, all of
+      them; or NaN and infinite numbers, all tensors that have some.
   """
   needed = match(state_dict, rules, shapes=shapes, ignored=ignored)
   params = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
   for tensor in needed:
     part = params[tensor.path]
     part[tensor.index] = tensor.transform.to_ours(state_dict[tensor.name], part[tensor.index].shape)
+  _check_finite(params, needed)
   return params
 
 
@@ -160,7 +165,7 @@ def match(
 ) -> list[Tensor]:
   """Returns the tensors that fill the parameters, all of which the state dict has.
 
-  Reads nothing but names and shapes; the arguments and errors are those of `from_torch`.
+  Reads nothing but names, shapes and dtypes; the arguments and errors are those of `from_torch`.
   """
   needed = {tensor.name: tensor for tensor in needed_tensors(rules, shapes)}
   skip = [pattern for pattern, _ in ignored]
@@ -174,6 +179,11 @@ def match(
     f"shape of {name}: expected {tensor.shape}, found {state_dict[name].shape}"
     for name, tensor in needed.items()
     if name in state_dict and state_dict[name].shape != tensor.shape
+  ]
+  problems += [
+    f"dtype of {name}: expected floating-point numbers, found {state_dict[name].dtype}"
+    for name in needed
+    if name in state_dict and not is_float(state_dict[name])
   ]
   if problems:
     raise ValueError(
@@ -193,6 +203,33 @@ def to_torch(params: Mapping[str, np.ndarray], rules: Iterable[Rule]) -> dict[st
     )
     for tensor in needed_tensors(rules, shapes)
   }
+
+
+def is_float(tensor: np.ndarray) -> bool:
+  """Whether an array is of floating-point numbers, bfloat16 among them."""
+  dtype = np.asarray(tensor).dtype
+  return np.issubdtype(dtype, np.floating) or dtype == ml_dtypes.bfloat16
+
+
+def plain_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The tensors without what wrappers put before the names of all of them, once or several times.
+
+  `module.` is of parallel training, `_orig_mod.` of torch.compile (which also wraps parts),
+  `model.` of whatever kept the model under that name.
+
+  Raises:
+    ValueError: two tensors have the same name then.
+  """
+  names = [name.replace("_orig_mod.", "") for name in state_dict]
+  stripped = True
+  while names and stripped:
+    prefix = next((p for p in WRAPPERS if all(n.startswith(p) for n in names)), "")
+    stripped = bool(prefix)
+    names = [name.removeprefix(prefix) for name in names]
+  if len(set(names)) != len(names):
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f"Expected one tensor of a name, found {twice} twice, with other wrappers")
+  return dict(zip(names, state_dict.values(), strict=True))
 
 
 def counters(tensors: Iterable[str]) -> dict[str, np.ndarray]:
@@ -220,6 +257,27 @@ def _expand(rule: Rule, path: str, shape: tuple[int, ...]) -> Iterable[Tensor]:
     number = itertools.count(1)
     name = re.sub(r"\(.*?\)", lambda _, number=number: groups[next(number)], pattern)
     yield Tensor(name, transform.to_torch(dummy[at]).shape, path, at, transform)
+
+
+def _check_finite(params: Mapping[str, np.ndarray], tensors: Iterable[Tensor]) -> None:
+  # The extremes of a whole parameter first: NaN and infinity show in them, at the speed of memory.
+  damaged = {
+    path
+    for path, x in params.items()
+    if x.size and not (np.isfinite(x.max()) and np.isfinite(x.min()))
+  }
+  problems = []
+  for tensor in tensors:
+    if tensor.path in damaged:
+      part = params[tensor.path][tensor.index]
+      counts = {"NaN": np.isnan(part).sum(), "infinite": np.isinf(part).sum()}
+      text = " and ".join(f"{n:,} {kind}" for kind, n in counts.items() if n)
+      problems += [f"{tensor.name}: {text} of {part.size:,}"] if text else []
+  if problems:
+    raise ValueError(
+      f"Expected finite weights, found {len(problems)} tensors that are not, as float32; the file "
+      "is damaged, or its training had diverged\n  " + "\n  ".join(problems)
+    )
 
 
 def _near(name: str, names: list[str]) -> str:

@@ -1,42 +1,49 @@
-"""PyTorch's files: the only place where a pickle is opened, and never one that runs code.
+"""PyTorch's files, read without PyTorch: the tensors by name, and the options beside them.
 
-Tensors are memory-mapped where the file allows it, so that reading a file costs no memory until a
-tensor is looked at.
+This is the only place where a pickle is opened, and never one that runs code (`torch_pickle`).
+Tensors are memory-mapped, so that reading a file costs no memory until a tensor is looked at. Only
+writing such files needs PyTorch.
 """
 
 import argparse
 import pathlib
-import pickle
-import re
-import warnings
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-INSTALL = (
-  'PyTorch reads and writes .pt and .bin files; install it with: pip install "ofa-jax[torch]"'
-)
+from ofa_jax.convert import file_kinds, safetensors_files
+from ofa_jax.convert.torch_archive import Archive
+from ofa_jax.convert.torch_pickle import RefusedError, TensorView, Unsupported
+
+INSTALL = 'PyTorch writes .pt files; install it with: pip install "ofa-jax[torch]"'
 
 
-def load_state_dict(path: str | pathlib.Path, *, ema: bool = False) -> dict[str, np.ndarray]:
-  """Reads the tensors of a file by name, as read-only views of the file where possible.
+def load_state_dict(
+  path: str | pathlib.Path, *, ema: bool = False, verify: bool = True
+) -> dict[str, np.ndarray]:
+  """Reads the tensors of a file by name, as read-only views of the file.
 
   Takes a state dict, a training checkpoint that holds one under "state_dict" or, as fairseq's,
-  "model" (its optimizer is not looked at), or a TorchScript archive such as OpenAI's CLIP files.
+  "model" (its optimizer is not looked at), a TorchScript archive such as OpenAI's CLIP files, or a
+  safetensors file whatever its name.
 
   Args:
     path: the file.
     ema: read the moving average that fairseq keeps of the weights, in float32 if it has that.
+    verify: compare the checksums of the tensors with those in the file; without it only names,
+      shapes and dtypes should be used. The format of PyTorch before 1.6 has none.
 
   Raises:
-    ValueError: PyTorch is missing, the file is damaged or no PyTorch file, holds no tensors or no
-      average, or its pickle asks for more than tensors, NumPy scalars and options.
+    ValueError: the file is damaged or no PyTorch file, holds no tensors or no average, or such as
+      NumPy has not (sparse, quantised, complex, of 8 bits); its pickle asks for more than tensors,
+      NumPy scalars and options.
   """
   path = pathlib.Path(path)
-  content = _load(path)
+  if _is_safetensors(path):
+    return safetensors_files.read(path)
+  archive = _open(path)
+  content = archive.content
   named = content if isinstance(content, Mapping) else {}
   for key in ("state_dict", "model"):
     if isinstance(named.get(key), Mapping):
@@ -44,13 +51,23 @@ def load_state_dict(path: str | pathlib.Path, *, ema: bool = False) -> dict[str,
       break
   if ema:
     named = {**named, **_average(path, content)}
-  tensors = {k: _to_numpy(v) for k, v in named.items() if hasattr(v, "detach")}
-  if not tensors:
-    found = sorted(map(str, named))[:5] or type(content).__name__
+  views = {str(k): v for k, v in named.items() if isinstance(v, TensorView | Unsupported)}
+  if not views:
+    names = sorted(str(k)[:40] for k in named)[:5] or type(content).__name__
     raise ValueError(
-      f'{path}: expected tensors by name, or such under "state_dict" or "model"; found {found}'
+      f'{path}: expected tensors by name, or such under "state_dict" or "model"; found {names}'
     )
-  return tensors
+  others = [f"{name} is {v.kind}" for name, v in views.items() if isinstance(v, Unsupported)]
+  if others:
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    raise ValueError(
+      f"{path}: expected dense tensors of 16 to 64 bits, found that {', '.join(others[:3])}{more}; "
+      "convert them with PyTorch (.to_dense(), .dequantize(), .float()) and save the file again"
+    )
+  try:
+    return archive.tensors(views, verify=verify)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
 
 
 def load_options(path: str | pathlib.Path) -> dict[str, Any]:
@@ -61,15 +78,17 @@ def load_options(path: str | pathlib.Path) -> dict[str, Any]:
   Raises:
     ValueError: as `load_state_dict`.
   """
-  content = _load(pathlib.Path(path))
+  path = pathlib.Path(path)
+  content = {} if _is_safetensors(path) else _open(path).content
   if not isinstance(content, Mapping):
     return {}
-  sections = content.get("cfg") or {}
-  found = {}
+  sections = content.get("cfg")
+  sections = sections if isinstance(sections, Mapping) else {}
+  merged = {}
   for options in (sections.get("task"), sections.get("model"), content.get("args")):
     options = vars(options) if isinstance(options, argparse.Namespace) else options
-    found |= options if isinstance(options, Mapping) else {}
-  return found
+    merged |= options if isinstance(options, Mapping) else {}
+  return merged
 
 
 def save_checkpoint(
@@ -131,70 +150,38 @@ def save_fairseq(
 def _average(path: pathlib.Path, content: Any) -> dict[str, Any]:
   """fairseq's moving average of the weights; what it has not, such as buffers, is as trained."""
   extra = content.get("extra_state") if isinstance(content, Mapping) else None
-  found = {}
+  average = {}
   for key in ("ema", "ema_fp32_params"):
-    found |= (extra or {}).get(key) or {}
-  if not found:
+    part = extra.get(key) if isinstance(extra, Mapping) else None
+    average |= part if isinstance(part, Mapping) else {}
+  if not average:
     raise ValueError(
       f"{path}: expected a moving average of the weights, found none; convert it without --ema"
     )
-  return found
+  return average
 
 
-def _load(path: pathlib.Path) -> Any:
-  torch = _torch()
+def _is_safetensors(path: pathlib.Path) -> bool:
   if not path.is_file():
+    return False
+  with path.open("rb") as file:
+    return file_kinds.is_safetensors(file.read(16), size=path.stat().st_size)
+
+
+def _open(path: pathlib.Path) -> Archive:
+  if not path.exists():
     raise ValueError(f"{path}: expected a PyTorch file, found none")
   try:
-    archive = zipfile.is_zipfile(path)
-    if archive and _is_torchscript(path):
-      # Its loader is C++ and cannot reach Python; the parameters are all that we take.
-      return torch.jit.load(path, map_location="cpu").state_dict()
-    with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # about the protocol of pickles that are then refused
-      return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
-  except pickle.UnpicklingError as error:
-    asks = re.search(r"(?:GLOBAL|operand) \S+|'\S+' is not", str(error))
+    return Archive(path)
+  except RefusedError as error:
     raise ValueError(
       f"{path}: expected a pickle of tensors only, found one that may run code when it is opened "
-      f"({asks[0] if asks else type(error).__name__}); refused. Get the weights as another file."
+      f"({error}); refused. Get the weights as another file."
     ) from error
-  except Exception as error:  # on damaged bytes the readers raise anything, KeyError included
-    reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
-    raise ValueError(
-      f"{path}: expected a whole PyTorch file, found {path.stat().st_size:,} bytes that cannot be "
-      f"read as one ({reason}); was the download cut short?"
-    ) from error
-
-
-def _is_torchscript(path: pathlib.Path) -> bool:
-  with zipfile.ZipFile(path) as archive:
-    return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _harmless() -> list[Any]:
-  """What the originals' checkpoints hold besides tensors, and what runs no code.
-
-  Options in a Namespace, and the learning rate as a NumPy float64 (under the names of NumPy 1 and
-  2), which Chinese-CLIP keeps in the optimizer.
-  """
-  scalar = np.float64().__reduce__()[0]
-  return [
-    (scalar, "numpy._core.multiarray.scalar"),
-    (scalar, "numpy.core.multiarray.scalar"),
-    (np.dtype, "numpy.dtype"),
-    (np.dtypes.Float64DType, "numpy.dtypes.Float64DType"),
-    argparse.Namespace,
-  ]
-
-
-def _to_numpy(tensor: Any) -> np.ndarray:
-  tensor = tensor.detach()
-  if str(tensor.dtype) == "torch.bfloat16":  # which NumPy has not
-    import torch
-
-    return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-  return tensor.numpy()
+  except RecursionError as error:
+    raise ValueError(f"{path}: expected a PyTorch file, found one nested without end") from error
+  except (ValueError, OSError) as error:
+    raise ValueError(f"{path}: expected a whole PyTorch file, found {error}") from error
 
 
 def _torch() -> Any:

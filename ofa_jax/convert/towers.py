@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ofa_jax.convert import cnclip
+from ofa_jax.convert import cnclip, rules
 from ofa_jax.convert.positions import resize_positions
 from ofa_jax.models.cnclip import CNCLIPConfig
 from ofa_jax.models.vit import ViTConfig
@@ -41,6 +41,7 @@ def merge(
   Raises:
     ValueError: a tower is missing.
   """
+  clip, bert = rules.plain_names(clip), rules.plain_names(bert)
   image = {k: v for k, v in clip.items() if k.startswith("visual.") or k == "logit_scale"}
   prefix = "" if any(name.startswith("bert.") for name in bert) else "bert."
   renamed = {re.sub("gamma$", "weight", re.sub("beta$", "bias", k)): x for k, x in bert.items()}

@@ -115,9 +115,14 @@ def test_shards_and_bin_files_are_read(directory, params, form):
   (directory / names[1]).unlink()
   with pytest.raises(ValueError, match=names[1]):
     huggingface.load(directory, micro_config("micro_vit"))
-  (directory / f"{main}.index.json").write_text("[]")
-  with pytest.raises(ValueError, match="expected an index of shards"):
-    huggingface.load(directory, micro_config("micro_vit"))
+  for index, message in (
+    ("[]", "expected a JSON object, found list"),
+    ('{"weight_map": {"a": "../b"}}', "expected an index of shards"),
+    ('{"weight_map": 3}', "expected an index of shards"),
+  ):
+    (directory / f"{main}.index.json").write_text(index)
+    with pytest.raises(ValueError, match=message):
+      huggingface.load(directory, micro_config("micro_vit"))
 
 
 def test_left_out_settings_have_their_defaults():
