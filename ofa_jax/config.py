@@ -8,7 +8,7 @@ anything is compiled.
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ofa_jax import writers
@@ -84,7 +84,8 @@ class Config:
     model: sizes, with `build(rngs, remat, unroll)`, `sharding` and `towers`, and perhaps with
       `optional`, path regexes of parameters that the weights to start from may lack.
     task: what is learnt; see `ofa_jax/tasks/base.py`.
-    batch_size: rows of one update over all devices.
+    batch_size: rows of one update over all devices; of a task with several streams, those of its
+      main one.
     steps, epochs: the length of the run; an epoch is ceil(rows / batch_size) updates, and steps
       win where both are given.
     init: weights to start from: a run's workdir, a model directory, a released name, a .pt file;
@@ -147,6 +148,13 @@ def validate(config: Config, *, devices: int, hosts: int = 1) -> None:
     faults += config.task.check(config)
   if faults:
     raise ValueError("The config cannot run:\n" + "\n".join(f"  - {f}" for f in faults))
+
+
+def stream_sizes(config: Config) -> dict[str | None, int]:
+  """Rows of an update by stream, the main one first; a single one without a name is that of None."""
+  task = config.task  # one that only evaluates may lack the method
+  sizes = task.batch_sizes(config.batch_size) if hasattr(task, "batch_sizes") else config.batch_size
+  return dict(sizes) if isinstance(sizes, Mapping) else {None: sizes}
 
 
 def mesh_sizes(shape: MeshShape, devices: int) -> tuple[int, int, int]:
@@ -275,7 +283,16 @@ def _check_batch(c: Config, sizes: tuple[int, int, int], hosts: int) -> list[str
       f"mesh.tensor: expected a divisor of the {local} devices of a host, found {sizes[2]}; "
       "hosts read whole rows"
     )
+  streams = stream_sizes(c)
+  (main, size), *others = streams.items() or [(None, c.batch_size)]
+  if not streams or size != c.batch_size:
+    faults.append(
+      f"task.batch_sizes: expected the main stream first, with batch_size {c.batch_size}, found "
+      f"{streams}"
+    )
   batches = [("batch_size", c.batch_size)]
+  batches += [(f"batch size of the stream {name!r}", size) for name, size in others]
+  in_training = len(batches)
   batches += [(f"evals[{e.name}].batch_size", e.batch_size) for e in c.evals if e.batch_size]
   for name, size in batches:
     for divisor, what in ((shards, "data x fsdp devices"), (hosts, "hosts")):
@@ -284,9 +301,11 @@ def _check_batch(c: Config, sizes: tuple[int, int, int], hosts: int) -> list[str
         faults.append(
           f"{name}: expected a multiple of {divisor} ({what}), found {size}; the nearest is {near}"
         )
-  if c.accum > 1 and c.batch_size % (c.accum * shards):
-    faults.append(
-      f"accum: expected batch_size {c.batch_size} to be a multiple of accum x data x "
-      f"fsdp = {c.accum} x {shards}"
-    )
+  for name, size in batches[:in_training]:
+    if c.accum > 1 and size % (c.accum * shards):
+      faults.append(
+        f"accum: expected {name} {size} to be a multiple of accum x data x "
+        f"fsdp = {c.accum} x {shards}"
+      )
   return faults
+

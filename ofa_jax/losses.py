@@ -1,7 +1,8 @@
 """Losses as pure functions of arrays, in float32 (of float64 arrays, in that).
 
 A loss over a batch is kept as a `Mean`, the sufficient statistic (total, count): micro-batches and
-hosts are combined by adding, and the division happens once.
+hosts are combined by adding, and the division happens once. A `Sum` is several of them, for losses
+that are normalised apart.
 
 The contrastive losses are written for a block of rows against a block of columns, and blocks are
 merged: the whole matrix is one block, `chunks` cut it into strips, and on a mesh the columns travel
@@ -22,8 +23,8 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ofa_jax.numerics import widened
+from ofa_jax.trees import BATCH_AXES
 
-BATCH_AXES = ("data", "fsdp")  # the mesh axes that split a batch
 LOSSES = ("softmax", "sigmoid")
 SPECIALS = 4  # bos, pad, eos and unk: the ids that a range of allowed ids leaves allowed
 _MASKED = -1e9
@@ -38,6 +39,21 @@ class Mean(NamedTuple):
   @property
   def value(self) -> jax.Array:
     return self.total / jnp.maximum(self.count, 1e-9)
+
+  @property
+  def terms(self) -> tuple["Mean", ...]:
+    """The means whose sum it is, as of a `Sum`."""
+    return (self,)
+
+
+class Sum(NamedTuple):
+  """A sum of means, each over what it counts itself, which is still open for more terms of each."""
+
+  terms: tuple[Mean, ...]
+
+  @property
+  def value(self) -> jax.Array:
+    return sum(term.value for term in self.terms)
 
 
 class Teacher(NamedTuple):
@@ -251,9 +267,13 @@ def label_smoothed(
   }
 
 
-def sum_of_means(*losses: Mean) -> Mean:
-  """Several losses in one, each the mean over its own tokens, as OFA's pretraining adds them."""
-  return Mean(sum(loss.value for loss in losses), jnp.ones(()))
+def sum_of_means(*losses: Mean | Sum) -> Sum:
+  """Several losses in one, each the mean over its own tokens, as OFA's pretraining adds them.
+
+  With accumulation each is the mean over its tokens in all parts. A mean of weight w in the sum is
+  `Mean(w * total, count)`.
+  """
+  return Sum(tuple(term for loss in losses for term in loss.terms))
 
 
 class _Side(NamedTuple):

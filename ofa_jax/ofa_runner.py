@@ -20,7 +20,6 @@ from ofa_jax.data import images
 from ofa_jax.decode import beam, candidates
 from ofa_jax.decode.beam import EOS, PAD
 from ofa_jax.decode.trie import Trie
-from ofa_jax.models.layers import BATCH_AXES
 from ofa_jax.ofa_inputs import Colours
 from ofa_jax.tasks.base import normalized
 
@@ -193,8 +192,8 @@ class Runner:
       return jax.shard_map(
         lambda *arrays: function(*arrays, static),
         mesh=self._mesh,
-        in_specs=(P(), P(BATCH_AXES), P()),
-        out_specs=P(BATCH_AXES),
+        in_specs=(P(), sharding.BATCH, P()),
+        out_specs=sharding.BATCH,
         check_vma=False,
       )(weights, rows, shared)
 

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend as jex
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.interpreters import partial_eval
 
 from ofa_jax import numerics, sharding, trees
 from ofa_jax import optim as optim_lib
@@ -196,29 +198,78 @@ def _gradients(program, state, batch, key):
   config, task = program.config, program.config.task
   chunks = config.accum if task.whole_batch else 1
 
-  def loss(params, rest, part, key):
+  def forward(params, rest, part, key):
     model = program.model(optim_lib.stop_frozen(config.optim, params), rest)
-    metrics = task.loss(model, part, rngs=key, chunks=chunks)
-    return metrics["loss"].total, (metrics, statistics(model))
+    return task.loss(model, part, rngs=key, chunks=chunks), statistics(model)
+
+  def loss(params, rest, part, key, counts=None):
+    metrics, rest = forward(params, rest, part, key)
+    return _objective(metrics["loss"], counts), (metrics, rest)
 
   gradient = jax.grad(loss, has_aux=True)
   if config.accum == 1 or task.whole_batch:
     grads, (metrics, rest) = gradient(state.params, state.rest, batch, key)
   else:
+    parts = trees.split_batch(batch, config.accum)
+    counts = _counts(forward, state, parts, key)
 
     def body(carry, inputs):
       grads, rest = carry
       part, index = inputs
-      more, (metrics, rest) = gradient(state.params, rest, part, jax.random.fold_in(key, index))
+      part_key = jax.random.fold_in(key, index)
+      more, (metrics, rest) = gradient(state.params, rest, part, part_key, counts)
       return (jax.tree.map(jnp.add, grads, more), rest), metrics
 
-    parts = trees.split_batch(batch, config.accum)
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     (grads, rest), metrics = jax.lax.scan(
       body, (zeros, state.rest), (parts, jnp.arange(config.accum))
     )
     metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
-  # The sums are divided by the count only here, so that parts and hosts add up to the whole batch.
-  count = jnp.maximum(metrics["loss"].count, 1e-9)
-  grads = jax.tree.map(lambda g: (g / count).astype(g.dtype), grads)
+  terms = metrics["loss"].terms
+  if len(terms) == 1:
+    # The sums are divided by the count only here, so that parts and hosts add up to the whole batch.
+    count = jnp.maximum(terms[0].count, 1e-9)
+    grads = jax.tree.map(lambda g: (g / count).astype(g.dtype), grads)
   return grads, {name: m.value for name, m in metrics.items()}, rest
+
+
+def _objective(loss, counts):
+  """What is differentiated: of one mean the total, of a sum of means each over its count.
+
+  `counts` are those of the whole batch, None where that is the batch at hand.
+  """
+  terms = loss.terms
+  if len(terms) == 1:
+    return terms[0].total
+  counts = [term.count for term in terms] if counts is None else counts
+  counts = [jnp.maximum(jax.lax.stop_gradient(count), 1e-9) for count in counts]
+  return sum(term.total / count for term, count in zip(terms, counts, strict=True))
+
+
+def _counts(forward, state, parts, key):
+  """What each mean of the loss counts in all parts of the batch; None where the loss is one mean.
+
+  The gradient of a sum of means needs these before the first part. The loss itself is asked, so
+  that nothing counts in two places; of its computation only what the counts depend on is kept,
+  which is a few operations on the batch where they depend neither on the model nor on the dropout.
+  """
+
+  def count(params, rest, part, key):
+    metrics, _ = forward(params, rest, part, key)
+    return [term.count for term in metrics["loss"].terms]
+
+  first = jax.tree.map(lambda x: x[0], parts)
+  traced, shapes = jax.make_jaxpr(count, return_shape=True)(state.params, state.rest, first, key)
+  if len(shapes) == 1:
+    return None
+  jaxpr, used = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(shapes))
+  counted = jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(jaxpr, traced.consts))
+
+  def of_part(inputs):
+    part, index = inputs
+    part_key = jax.random.fold_in(key, index)
+    leaves = jax.tree.leaves((state.params, state.rest, part, part_key))
+    return counted(*(leaf for leaf, use in zip(leaves, used, strict=True) if use))
+
+  counts = jax.lax.map(of_part, (parts, jnp.arange(len(jax.tree.leaves(parts)[0]))))
+  return [jnp.sum(count, axis=0) for count in counts]

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+BATCH_AXES = ("data", "fsdp")  # the mesh axes that split a batch
+
 Rules = Iterable[tuple[str, Any]]
 
 
@@ -81,6 +83,7 @@ def difference(expected: Any, found: Any) -> list[str]:
 def split_batch(batch: Any, parts: int) -> Any:
   """[B, ...] leaves to [parts, B / parts, ...]: part c holds the rows i * parts + c.
 
+  B may differ from leaf to leaf, as between the streams of a batch: each is split by itself.
   Interleaved, not contiguous: where the batch axis is sharded, every device keeps its own rows in
   every part and nothing is moved. A scalar goes to every part.
   """

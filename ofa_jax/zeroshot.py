@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -31,7 +30,7 @@ SCALE = 100.0  # of the cosines; the original does not use the model's own logit
 _PROMPTS = 4096  # encoded before they are averaged
 
 
-def open_rows(data: str, *, split: str, size: int) -> tuple[Any, list[str]]:
+def open_rows(data: str, *, split: str, size: int) -> tuple[Rows, list[str]]:
   """Opens labelled images.
 
   Args:
@@ -82,7 +81,7 @@ def classifier(
 
 
 def classify(
-  model: api.CNCLIPModel, rows: Any, *, weights: np.ndarray, batch_size: int = 256
+  model: api.CNCLIPModel, rows: Rows, *, weights: np.ndarray, batch_size: int = 256
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the probabilities float64[N, C] of all images, and their labels int32[N].
 

@@ -14,14 +14,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
-from ofa_jax.data.folder import ImageFiles
 from ofa_jax.data.lmdb import LmdbImages, read_lmdb_pairs
+from ofa_jax.data.rows import Images
 from ofa_jax.data.table import CAPTION, EXTENSIONS, IMAGE, read_table
-from ofa_jax.data.tar import TarImages, read_tar
+from ofa_jax.data.tar import read_tar
 from ofa_jax.data.tsv import ImageTable, Texts, read_texts
 
 Tokenize = Callable[[str], np.ndarray]  # str -> int32[T]
-Images = ImageTable | ImageFiles | TarImages | LmdbImages
 
 
 @dataclasses.dataclass
@@ -217,6 +216,7 @@ class ImageRows:
     cache_dir: str | os.PathLike | None = None,
     cache_bytes: int = DEFAULT_MAX_BYTES,
   ):
+    self.notes = ()
     self.ids = images.ids
     self._reader = ImageReader(
       images, size=size, exact=exact, cache_dir=cache_dir, cache_bytes=cache_bytes
@@ -245,7 +245,7 @@ class TextRows:
     texts: captions or prompts.
     tokenize: str -> int32[T].
     images_of: for each text the rows of the image pool that it describes, for scoring.
-    notes: see `ofa_jax.data.pipeline`.
+    notes: see `ofa_jax.data.rows.Rows`.
   """
 
   def __init__(

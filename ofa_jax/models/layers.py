@@ -23,8 +23,8 @@ from jax.sharding import PartitionSpec as P
 
 from ofa_jax.models.batch_norm import batch_norm
 from ofa_jax.numerics import widened
+from ofa_jax.trees import BATCH_AXES
 
-BATCH_AXES = ("data", "fsdp")  # the mesh axes that split a batch
 
 REMAT_POLICIES = {
   "full": None,

@@ -19,6 +19,7 @@ from ofa_jax import hub, losses, numerics, pictures, trees
 from ofa_jax.convert.params import abstract
 from ofa_jax.data import folder, images, pairs, pipeline
 from ofa_jax.data.augment import AUGMENT
+from ofa_jax.data.rows import Rows
 from ofa_jax.data.text import normalize_caption
 from ofa_jax.models import cnclip
 from ofa_jax.models.clip_resnet import ResNetConfig
@@ -82,6 +83,7 @@ class Contrastive(Task):
   cache_bytes: int = 64 * 2**30
 
   whole_batch: ClassVar[bool] = True
+  unit: ClassVar[str] = "pairs"
 
   def check(self, config: Any) -> list[str]:
     faults = _check_image_size(self.image_size, config)
@@ -147,7 +149,7 @@ class Contrastive(Task):
       "weight": spec((batch_size,), jnp.float32),
     }
 
-  def examples(self, split: str) -> Any:
+  def examples(self, split: str) -> Rows:
     sources = self._sources(split)
     rows = [
       pairs.PairRows(
@@ -207,7 +209,7 @@ class Contrastive(Task):
     metrics["chance_loss"] = losses.Mean(jnp.log(jnp.sum(weight)), one)
     return metrics
 
-  def streams(self, split: str) -> dict[str, Any]:
+  def streams(self, split: str) -> dict[str, Rows]:
     (source,) = self._sources(split, most=1)
     images, texts = source.load()
     images_of = [[] for _ in range(len(texts))]
@@ -304,7 +306,7 @@ class ZeroShot(Task):
   def check(self, config: Any) -> list[str]:
     return _check_image_size(self.image_size, config)
 
-  def streams(self, split: str) -> dict[str, Any]:
+  def streams(self, split: str) -> dict[str, Rows]:
     table = folder.ImageFolder(Path(self.directory) / split)
     names = (Path(self.directory) / "label_cn.txt").read_text(encoding="utf-8").split("\n")
     names = [name.strip() for name in names if name.strip()]

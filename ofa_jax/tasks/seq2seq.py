@@ -285,6 +285,7 @@ class Rows:
 
   def __init__(self, task: Seq2Seq, table: Table):
     self.table = table
+    self.notes = ()
     self._task = task
     self._reader = None
     if IMAGE in task.fields:

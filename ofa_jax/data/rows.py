@@ -1,0 +1,99 @@
+"""What a data set is to the rest of the package: protocols that its readers have in common.
+
+`Rows` are what batches are made of, `Images` the encoded pictures that some rows are read from. A
+run that trains on several data sets of different shapes keeps them by name, one stream each:
+`by_name` and `unnamed` let one stream and several go through the same code.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+class Rows(Protocol):
+  """Examples by number, all with the same fields; may be read from several threads.
+
+  A field called `*_index` is the number of a row of theirs.
+
+  Attributes:
+    notes: what a person should know of rows that were left out, one line each.
+  """
+
+  notes: Sequence[str]
+
+  def __len__(self) -> int:
+    """Returns the number of rows."""
+
+  def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """The fields of row `i`.
+
+    Args:
+      i: from 0.
+      rng: the row's own generator; None in evaluation.
+
+    Raises:
+      BadRow: it cannot be read.
+    """
+
+  def blank(self) -> dict[str, np.ndarray]:
+    """What stands in a batch as padding or for a bad row: every field's shape and dtype."""
+
+  def close(self) -> None:
+    """Writes out what is cached and closes the files."""
+
+
+class EncodedImages(Protocol):
+  """Image files by number, as they are stored.
+
+  Attributes:
+    files: where the bytes are; a change of these is a change of the images.
+  """
+
+  files: Sequence[str]
+
+  def __len__(self) -> int:
+    """Returns the number of images."""
+
+  def name(self, i: int) -> str:
+    """Where image `i` is, for messages."""
+
+  def encoded(self, i: int) -> bytes:
+    """The bytes of image file `i`. Raises BadRow when they cannot be had."""
+
+
+class Images(EncodedImages, Protocol):
+  """Image files that have ids, each once: the images of one data set."""
+
+  @property
+  def ids(self) -> list[str]:
+    """The id of every image, in order."""
+
+  def find(self, ids: Sequence[str]) -> np.ndarray:
+    """The number of each id: int64[N], -1 where there is no such image."""
+
+
+def by_name(streams: Mapping[str, T] | T) -> dict[str | None, T]:
+  """What belongs to each stream, by its name; a single one without a name is that of None."""
+  return dict(streams) if isinstance(streams, Mapping) else {None: streams}
+
+
+def unnamed(streams: Mapping[str | None, T]) -> Mapping[str, T] | T:
+  """The inverse of `by_name`."""
+  return streams[None] if None in streams else streams
+
+
+def check_streams(streams: Mapping[str | None, Rows], sizes: Mapping[str | None, int]) -> None:
+  """Raises ValueError unless the data and the batch sizes are of the same streams."""
+  if streams.keys() == sizes.keys():
+    return
+  of_data, of_sizes = (
+    "one stream without a name" if None in names else f"streams {', '.join(sorted(names))}"
+    for names in (streams, sizes)
+  )
+  raise ValueError(
+    f"Expected data for the {of_sizes} of the batch sizes, found {of_data}. "
+    "`examples` and `batch_sizes` of a task name the same streams."
+  )
