@@ -81,7 +81,7 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
   config_lib.validate(config, devices=len(devices), hosts=hosts)
   mesh = sharding.make_mesh(config_lib.mesh_sizes(config.mesh, len(devices)), devices=devices)
   spec = config.task.batch_spec(config.batch_size)
-  rows = dict.fromkeys(spec, sharding.batch_sharding(mesh))
+  rows = jax.tree.map(lambda _: sharding.batch_sharding(mesh), spec)
   frozen = config.task.frozen(mesh, precision=config.precision, load=False)
 
   def trace(config):
@@ -127,7 +127,7 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
   arrays = _arrays(traced.jaxpr)
   coupled = 0.0
   parts = 2 * config.accum
-  if not fits and config.batch_size % (parts * mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
+  if not fits and _rows(config) % (parts * mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
     _, again = trace(dataclasses.replace(config, accum=parts))
     coupled = _share_kept(arrays, _arrays(again.jaxpr), state=program.abstract)
   return Report(
@@ -166,7 +166,7 @@ def smaller(config: Config, report: Report, *, num_devices: int) -> Iterator[tup
 
   levels = config_lib.REMAT[config_lib.REMAT.index(config.remat) + 1 :]
   counts = (2, 4, 8, 16, 32)
-  rows = config.batch_size // (data * fsdp)
+  rows = _rows(config) // (data * fsdp)
   parts = [n for n in counts if rows % (n * config.accum) == 0]
   wider = [n for n in counts if data % n == 0]
   now = getattr(config.task, "loss_chunks", None)
@@ -237,6 +237,11 @@ def _changed(config, change, *, shape):
   return dataclasses.replace(config, **fields)
 
 
+def _rows(config):
+  """Rows of an update; of several streams the largest number that divides those of each."""
+  return math.gcd(*config_lib.stream_sizes(config).values())
+
+
 def _placed(tree, shardings):
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
@@ -263,7 +268,7 @@ def _forward(program, spec):
   def loss(params, rest, batch, key):
     # In one part: accumulation computes nothing twice in the forward pass.
     model = program.model(params, rest)
-    return program.config.task.loss(model, batch, rngs=key)["loss"].total
+    return program.config.task.loss(model, batch, rngs=key)["loss"].value
 
   key = jax.eval_shape(lambda: jax.random.key(0))
   state = program.abstract

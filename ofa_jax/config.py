@@ -151,9 +151,8 @@ def validate(config: Config, *, devices: int, hosts: int = 1) -> None:
 
 
 def stream_sizes(config: Config) -> dict[str | None, int]:
-  """Rows of an update by stream, the main one first; a single one without a name is that of None."""
-  task = config.task  # one that only evaluates may lack the method
-  sizes = task.batch_sizes(config.batch_size) if hasattr(task, "batch_sizes") else config.batch_size
+  """Rows of an update by stream, the main one first; where there is one, its name is None."""
+  sizes = config.task.batch_sizes(config.batch_size)
   return dict(sizes) if isinstance(sizes, Mapping) else {None: sizes}
 
 
@@ -284,28 +283,29 @@ def _check_batch(c: Config, sizes: tuple[int, int, int], hosts: int) -> list[str
       "hosts read whole rows"
     )
   streams = stream_sizes(c)
-  (main, size), *others = streams.items() or [(None, c.batch_size)]
-  if not streams or size != c.batch_size:
+  main, *others = streams.items() or [(None, None)]
+  if main[1] != c.batch_size:
     faults.append(
       f"task.batch_sizes: expected the main stream first, with batch_size {c.batch_size}, found "
       f"{streams}"
     )
-  batches = [("batch_size", c.batch_size)]
-  batches += [(f"batch size of the stream {name!r}", size) for name, size in others]
-  in_training = len(batches)
-  batches += [(f"evals[{e.name}].batch_size", e.batch_size) for e in c.evals if e.batch_size]
-  for name, size in batches:
+  for name, size in others:
+    if size < 1:
+      faults.append(f"batch size of the stream {name!r}: expected at least 1, found {size}")
+  trained = [("batch_size", c.batch_size)]
+  trained += [(f"batch size of the stream {name!r}", size) for name, size in others]
+  evaluated = [(f"evals[{e.name}].batch_size", e.batch_size) for e in c.evals if e.batch_size]
+  for name, size in trained + evaluated:
     for divisor, what in ((shards, "data x fsdp devices"), (hosts, "hosts")):
       if size % divisor:
         near = max(divisor, round(size / divisor) * divisor)
         faults.append(
           f"{name}: expected a multiple of {divisor} ({what}), found {size}; the nearest is {near}"
         )
-  for name, size in batches[:in_training]:
+  for name, size in trained:
     if c.accum > 1 and size % (c.accum * shards):
       faults.append(
         f"accum: expected {name} {size} to be a multiple of accum x data x "
         f"fsdp = {c.accum} x {shards}"
       )
   return faults
-

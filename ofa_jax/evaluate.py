@@ -6,7 +6,6 @@ Prints one line per metric, the same numbers that training printed at that step,
 `--output` as JSON where given; predictions of tasks that generate go to `--results`.
 """
 
-import functools
 import json
 import re
 import sys
@@ -17,7 +16,6 @@ import jax
 import numpy as np
 from absl import flags
 from etils import epath
-from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from ofa_jax import cli, hub, log, sharding, step, trees
@@ -40,7 +38,7 @@ class Evaluator:
   @property
   def notes(self) -> list[str]:
     """What a person should know of rows that were left out."""
-    return [note for rows in self._streams.values() for note in getattr(rows, "notes", ())]
+    return [note for rows in self._streams.values() for note in rows.notes]
 
   def __call__(
     self, params: Any, rest: Any, *, folder: epath.Path | None = None
@@ -175,11 +173,10 @@ def load_weights(program: step.Program, name: str, *, initial: Any = None) -> Lo
       + "\nChange config.model, or take other weights."
     )
   places = {p: s for p, s in trees.flatten(program.shardings.params).items() if p in stored}
-  nest = functools.partial(traverse_util.unflatten_dict, sep="/")
-  params, rest = source.load((nest(places), program.shardings.rest))
+  params, rest = source.load((trees.unflatten(places), program.shardings.rest))
   if absent:
     fresh = trees.flatten(initial)
-    params = nest(trees.flatten(params) | {p: fresh[p] for p in absent})
+    params = trees.unflatten(trees.flatten(params) | {p: fresh[p] for p in absent})
   return Loaded(params, rest, absent, resized)
 
 

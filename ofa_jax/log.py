@@ -37,7 +37,7 @@ class Log:
     *,
     steps: int,
     start: int,
-    unit: str = "images",
+    unit: str = "rows",
     log_to: Sequence[str] = (),
     described: Mapping[str, Any] | None = None,
   ):

@@ -23,10 +23,10 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ofa_jax.numerics import widened
+from ofa_jax.tokenizers.special import NUM_SPECIAL, PAD
 from ofa_jax.trees import BATCH_AXES
 
 LOSSES = ("softmax", "sigmoid")
-SPECIALS = 4  # bos, pad, eos and unk: the ids that a range of allowed ids leaves allowed
 _MASKED = -1e9
 
 
@@ -194,7 +194,7 @@ def label_smoothed(
   targets: jax.Array,
   *,
   smoothing: float = 0.0,
-  pad: int = 1,
+  pad: int = PAD,
   conf: jax.Array | None = None,
   mask: jax.Array | None = None,
   allowed_range: tuple[int, int] | None = None,
@@ -218,7 +218,7 @@ def label_smoothed(
     conf: float[B], the weight of each row; it multiplies the log-probabilities. None: all ones.
     mask: bool[B, T, V], True where an id may follow; others have no probability. Where the target
       is `pad` it is not looked at.
-    allowed_range: (first, end): only these ids and the `SPECIALS` have a probability.
+    allowed_range: (first, end): only these ids and the special ones have a probability.
     ignore_prefix: positions at the front that cost nothing.
     ignore: an id that costs nothing as a target (the original's --ignore-eos).
     drop_worst: share of the tokens, those that cost most, that is left out. The tokens of all
@@ -243,7 +243,7 @@ def label_smoothed(
   allowed = None if mask is None else mask | ~keep[..., None]
   if allowed_range is not None:
     ids = np.arange(logits.shape[-1])
-    inside = (ids < SPECIALS) | ((ids >= allowed_range[0]) & (ids < allowed_range[1]))
+    inside = (ids < NUM_SPECIAL) | ((ids >= allowed_range[0]) & (ids < allowed_range[1]))
     allowed = jnp.broadcast_to(inside if allowed is None else allowed & inside, logits.shape)
   sentences = jnp.sum(jnp.any(keep, axis=1), dtype=jnp.float32)
 

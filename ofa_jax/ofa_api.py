@@ -24,10 +24,11 @@ from ofa_jax import ofa_inputs as inputs
 from ofa_jax.data import prompts
 from ofa_jax.data.boxes import from_bins
 from ofa_jax.decode import candidates
-from ofa_jax.decode.beam import BOS, EOS, PAD, Search
+from ofa_jax.decode.beam import Search
 from ofa_jax.decode.trie import Trie
 from ofa_jax.ofa_inputs import Picture
 from ofa_jax.ofa_runner import Runner, bucket
+from ofa_jax.tokenizers.special import BOS, EOS, PAD
 
 MAX_TOKENS = 1024  # of a text: the original's --max-source-positions
 

@@ -227,7 +227,7 @@ def _gradients(program, state, batch, key):
     metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
   terms = metrics["loss"].terms
   if len(terms) == 1:
-    # The sums are divided by the count only here, so that parts and hosts add up to the whole batch.
+    # Divided by the count only here, so that parts and hosts add up to the whole batch.
     count = jnp.maximum(terms[0].count, 1e-9)
     grads = jax.tree.map(lambda g: (g / count).astype(g.dtype), grads)
   return grads, {name: m.value for name, m in metrics.items()}, rest

@@ -14,7 +14,7 @@ import functools
 import json
 import math
 import time
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,9 @@ from absl import flags
 from etils import epath
 
 from ofa_jax import checkpoint, cli, evaluate, log, overview, sharding, step, trees, watchdog
-from ofa_jax.config import Config, mesh_sizes, to_dict, validate
+from ofa_jax.config import Config, mesh_sizes, stream_sizes, to_dict, validate
 from ofa_jax.data import pipeline
+from ofa_jax.data.rows import Rows, by_name, check_streams, unnamed
 
 
 def train(config: Config, workdir: str) -> dict[str, float]:
@@ -40,8 +41,10 @@ def train(config: Config, workdir: str) -> dict[str, float]:
   """
   validate(config, devices=jax.device_count(), hosts=jax.process_count())
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
-  rows = config.task.examples("train")
-  per_epoch = math.ceil(len(rows) / config.batch_size)
+  streams, sizes = by_name(config.task.examples("train")), stream_sizes(config)
+  check_streams(streams, sizes)
+  main = next(iter(sizes))
+  per_epoch = math.ceil(len(streams[main]) / sizes[main])
   steps = config.steps if config.steps is not None else math.ceil(config.epochs * per_epoch)
   program = step.build(config, mesh, steps=steps)
   evaluators = evaluate.evaluators(program)
@@ -50,17 +53,24 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     state, origin = _first_state(program, checkpoints)
     start, described = int(state.step), to_dict(config)
     with log.Log(
-      workdir, steps=steps, start=start, log_to=config.log_to, described=described
+      workdir,
+      steps=steps,
+      start=start,
+      unit=config.task.unit,
+      log_to=config.log_to,
+      described=described,
     ) as out:
-      out.show(overview.table(program, num_rows=len(rows), steps=steps, origin=origin))
+      num_rows = {name: len(rows) for name, rows in streams.items()}
+      out.show(overview.table(program, num_rows=num_rows, steps=steps, origin=origin))
       out.line(f"Weights: {origin}")
       _save_config(config, workdir, out)
-      for note in (*getattr(rows, "notes", ()), *(n for e in evaluators for n in e.notes)):
-        out.line(note, level="WARNING")
+      for notes in (*(rows.notes for rows in streams.values()), *(e.notes for e in evaluators)):
+        for note in notes:
+          out.line(note, level="WARNING")
       last_words = functools.partial(out.line, level="ERROR")
       with watchdog.Watchdog(config.step_timeout, write=last_words) as watch:
         run = _Run(
-          program, rows, evaluators, checkpoints, out, watch, steps=steps, per_epoch=per_epoch
+          program, streams, evaluators, checkpoints, out, watch, steps=steps, per_epoch=per_epoch
         )
         try:
           results = run.whole(state)
@@ -78,10 +88,10 @@ def train(config: Config, workdir: str) -> dict[str, float]:
 
 @dataclasses.dataclass
 class _Run:
-  """The loop and what it holds on to."""
+  """The loop and what it holds on to; an epoch is one of the main stream."""
 
   program: step.Program
-  rows: Any
+  streams: Mapping[str | None, Rows]
   evaluators: list[evaluate.Evaluator]
   checkpoints: checkpoint.Checkpoints
   out: log.Log
@@ -92,7 +102,9 @@ class _Run:
 
   def whole(self, state: step.State) -> dict[str, float]:
     """Trains to the end, saves and evaluates; told to stop, only saves."""
-    with contextlib.closing(self.rows):
+    with contextlib.ExitStack() as opened:
+      for rows in self.streams.values():
+        opened.callback(rows.close)
       state = self.loop(state)
     self.watch.beat(watchdog.ALLOWANCE)
     self.checkpoints.save(state)
@@ -115,8 +127,8 @@ class _Run:
       max_rate=config.max_bad_rate, log=lambda text: out.line(text, level="WARNING")
     )
     batches = pipeline.train_batches(
-      self.rows,
-      batch_size=config.batch_size,
+      unnamed(self.streams),
+      batch_size=unnamed(stream_sizes(config)),
       seed=config.seed,
       start=start,
       host=jax.process_index(),
@@ -279,7 +291,7 @@ def _first_state(program, checkpoints):
   )
 
 
-def _stop_if_diverged(config: Config, metrics: dict[str, Any]) -> None:
+def _stop_if_diverged(config: Config, metrics: Mapping[str, jax.Array]) -> None:
   _, in_a_row = np.asarray(metrics["bad"])
   if in_a_row > config.optim.max_bad_steps:
     raise FloatingPointError(

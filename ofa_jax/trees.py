@@ -5,12 +5,13 @@ table of `(pattern, value)`, searched with `re.search`, in which the first match
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 BATCH_AXES = ("data", "fsdp")  # the mesh axes that split a batch
 
@@ -28,6 +29,11 @@ def flatten(tree: Any) -> dict[str, Any]:
   """Leaves by path, in tree order."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {path_name(path): leaf for path, leaf in leaves}
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+  """Nested dictionaries from leaves by path: the inverse of `flatten` for such a tree."""
+  return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def map_paths(fn: Callable[..., Any], tree: Any, *others: Any) -> Any:

@@ -222,6 +222,12 @@ def _expand(rule: Rule, path: str, shape: tuple[int, ...]) -> Iterable[Tensor]:
     yield Tensor(name, transform.to_torch(dummy[at]).shape, path, at, transform)
 
 
+def count_layers(names: Iterable[str], pattern: str) -> int:
+  """Counts the different numbers that the pattern's group takes in the names of tensors."""
+  matches = (re.match(pattern, name) for name in names)
+  return len({match[1] for match in matches if match})
+
+
 def _near(name: str, names: list[str]) -> str:
   near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
   return f", like the missing {near[0]}" if near else ""

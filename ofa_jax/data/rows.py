@@ -82,7 +82,7 @@ def by_name(streams: Mapping[str, T] | T) -> dict[str | None, T]:
 
 def unnamed(streams: Mapping[str | None, T]) -> Mapping[str, T] | T:
   """The inverse of `by_name`."""
-  return streams[None] if None in streams else streams
+  return streams.get(None, streams)
 
 
 def check_streams(streams: Mapping[str | None, Rows], sizes: Mapping[str | None, int]) -> None:

@@ -19,8 +19,7 @@ import jax.numpy as jnp
 
 from ofa_jax.decode import sample
 from ofa_jax.decode.trie import ROOT, Trie
-
-BOS, PAD, EOS, UNK = range(4)  # the dictionary's special tokens
+from ofa_jax.tokenizers.special import BOS, EOS, PAD, UNK
 
 Step = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
 Reorder = Callable[[Any, jax.Array], Any]

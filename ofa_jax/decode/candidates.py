@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax.decode.beam import EOS, Reorder, Step
+from ofa_jax.decode.beam import Reorder, Step
 from ofa_jax.decode.trie import check
+from ofa_jax.tokenizers.special import EOS
 
 Look = Callable[[jax.Array, np.ndarray, np.ndarray], jax.Array]
 

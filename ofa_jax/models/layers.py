@@ -25,7 +25,6 @@ from ofa_jax.models.batch_norm import batch_norm
 from ofa_jax.numerics import widened
 from ofa_jax.trees import BATCH_AXES
 
-
 REMAT_POLICIES = {
   "full": None,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,

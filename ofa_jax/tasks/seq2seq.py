@@ -24,9 +24,10 @@ from ofa_jax import hub, losses
 from ofa_jax.data import images
 from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
 from ofa_jax.data.tsv import Table
-from ofa_jax.decode.beam import BOS, EOS, PAD, Hypotheses, Search, generate
+from ofa_jax.decode.beam import Hypotheses, Search, generate
 from ofa_jax.tasks.base import Predictions, Task, normalized
 from ofa_jax.tokenizers.ofa import OFATokenizer
+from ofa_jax.tokenizers.special import BOS, EOS, PAD
 
 IMAGE = "image"  # the column of base64 images
 MAX_POSITIONS = 1024  # the original's --max-source-positions and --max-target-positions
