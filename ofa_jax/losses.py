@@ -12,6 +12,7 @@ than (batch / devices)^2 / chunks logits exist. The result is the same.
 The loss of sequences is OFA's cross entropy with everything that its recipes add to it.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -46,8 +47,10 @@ class Mean(NamedTuple):
     return (self,)
 
 
-class Sum(NamedTuple):
-  """A sum of means, each over what it counts itself, which is still open for more terms of each."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sum:
+  """A sum of means, each over what it counts itself, that are still open for more terms."""
 
   terms: tuple[Mean, ...]
 

@@ -90,10 +90,10 @@ def check_streams(streams: Mapping[str | None, Rows], sizes: Mapping[str | None,
   if streams.keys() == sizes.keys():
     return
   of_data, of_sizes = (
-    "one stream without a name" if None in names else f"streams {', '.join(sorted(names))}"
+    "one stream without a name" if None in names else f"streams {', '.join(names)}"
     for names in (streams, sizes)
   )
   raise ValueError(
-    f"Expected data for the {of_sizes} of the batch sizes, found {of_data}. "
-    "`examples` and `batch_sizes` of a task name the same streams."
+    f"Expected data for the {of_sizes} that have a batch size, found {of_data}. `examples` and "
+    "`batch_sizes` of a task name the same streams."
   )
