@@ -55,6 +55,7 @@ class OFAModel:
     searches: how "caption", "answer" and "ground" search; captions as the model says itself.
     preprocess: makes a Pillow image float32[S, S, 3], as the model wants it.
     num_params: scalars of all models.
+    precision: what they compute in.
   """
 
   def __init__(self, *sources: hub.Source, precision: str = "fp32", image_size: int | None = None):
@@ -68,6 +69,7 @@ class OFAModel:
     Raises:
       ValueError: the models' vocabularies differ; faulty files.
     """
+    self.precision, self._num_models = precision, len(sources)
     self._runner = Runner(sources, precision=precision)
     self.config, self.num_params = self._runner.config, self._runner.num_params
     self.tokenizer = sources[0].tokenizer
@@ -80,6 +82,13 @@ class OFAModel:
       setattr(self.searches["caption"], field, value)
     self._chinese = self.tokenizer.kind == "bert-chinese"
     self._plan = functools.lru_cache(maxsize=8)(self._make_plan)
+
+  def __repr__(self) -> str:
+    ensemble = f", models={self._num_models}" if self._num_models > 1 else ""
+    return (
+      f"{type(self).__name__}(num_params={self.num_params:_}, image_size={self.image_size}, "
+      f"vocab_size={self.config.vocab_size}, precision={self.precision!r}{ensemble})"
+    )
 
   def forward(
     self,
