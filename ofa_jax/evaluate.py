@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from ofa_jax.config import Config, Eval, mesh_sizes, validate
 from ofa_jax.convert import positions
 from ofa_jax.convert.params import abstract
 from ofa_jax.data import pipeline
+from ofa_jax.trees import Tree
 
 
 class Evaluator:
@@ -41,7 +42,7 @@ class Evaluator:
     return [note for rows in self._streams.values() for note in rows.notes]
 
   def __call__(
-    self, params: Any, rest: Any, *, folder: epath.Path | None = None
+    self, params: Tree, rest: Tree, *, folder: epath.Path | None = None
   ) -> dict[str, float]:
     """Metrics as `name/metric`, the same on every host.
 
@@ -91,7 +92,7 @@ def evaluators(program: step.Program) -> list[Evaluator]:
 
 
 def run_all(
-  pending: list[Evaluator], params: Any, rest: Any, *, folder: epath.Path | None = None
+  pending: list[Evaluator], params: Tree, rest: Tree, *, folder: epath.Path | None = None
 ) -> dict[str, float]:
   """Metrics of several evaluations, see `Evaluator`; ValueError when two report one name."""
   metrics = {}
@@ -134,13 +135,13 @@ class Loaded(NamedTuple):
     resized: a line on each that was made for another image size or text length.
   """
 
-  params: Any
-  rest: Any
+  params: Tree
+  rest: Tree
   absent: list[str]
   resized: list[str]
 
 
-def load_weights(program: step.Program, name: str, *, initial: Any = None) -> Loaded:
+def load_weights(program: step.Program, name: str, *, initial: Tree | None = None) -> Loaded:
   """The weights of a stored model.
 
   Args:

@@ -19,6 +19,7 @@ from jax.interpreters import partial_eval
 from ofa_jax import numerics, sharding, trees
 from ofa_jax import optim as optim_lib
 from ofa_jax.config import Config
+from ofa_jax.trees import Tree
 
 
 @jax.tree_util.register_dataclass
@@ -36,10 +37,10 @@ class State:
   """
 
   step: jax.Array
-  params: Any
-  opt: Any
-  rest: Any
-  ema: Any
+  params: Tree
+  opt: optax.OptState
+  rest: Tree
+  ema: Tree | None
   bad: jax.Array
 
 
@@ -55,7 +56,7 @@ class Program:
   abstract: State
   shardings: State
 
-  def model(self, params: Any, rest: Any) -> nnx.Module:
+  def model(self, params: Tree, rest: Tree) -> nnx.Module:
     """The model with these parameters in the compute dtype, merged anew."""
     return nnx.merge(self.graph, numerics.cast(params, self.config.precision), rest)
 
@@ -159,7 +160,7 @@ def train_step(program: Program) -> Callable[..., tuple[State, dict[str, jax.Arr
   return jax.jit(step, donate_argnums=0, out_shardings=(program.shardings, whole))
 
 
-def predict_step(program: Program, task: Any) -> Callable[[Any, Any, Any], dict[str, jax.Array]]:
+def predict_step(program: Program, task: Any) -> Callable[..., dict[str, jax.Array]]:
   """`(params, rest, batch) -> task.predict`, jitted; every host gets all rows.
 
   The batch's "index" and "weight", which say what the rows are, come back beside the predictions.
@@ -173,7 +174,7 @@ def predict_step(program: Program, task: Any) -> Callable[[Any, Any, Any], dict[
   return jax.jit(predict, out_shardings=sharding.replicated(program.mesh))
 
 
-def statistics(model: nnx.Module) -> Any:
+def statistics(model: nnx.Module) -> Tree:
   """What a model holds beside its parameters: the running statistics after a forward pass."""
   return nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])
 

@@ -6,7 +6,7 @@ table of `(pattern, value)`, searched with `re.search`, in which the first match
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Union
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from flax import traverse_util
 BATCH_AXES = ("data", "fsdp")  # the mesh axes that split a batch
 
 Rules = Iterable[tuple[str, Any]]
+Tree = dict[
+  str, Union[jax.Array, "Tree"]
+]  # of parameters or statistics, as `nnx.to_pure_dict` gives
 
 
 def path_name(key_path: tuple) -> str:

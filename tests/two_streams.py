@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from ofa_jax import losses
 from ofa_jax.config import Config, Optim
-from ofa_jax.tasks.base import Task
+from ofa_jax.tasks.base import Task, spec_of
 
 WIDTH = 6
 
@@ -89,13 +89,7 @@ class TwoStreams(Task):
 
   def batch_spec(self, batch_size):
     sizes = self.batch_sizes(batch_size)
-    fields = {
-      name: rows.blank() | {"weight": np.float32(1)} for name, rows in self.examples("").items()
-    }
-    return {
-      name: {k: jax.ShapeDtypeStruct((sizes[name], *v.shape), v.dtype) for k, v in blank.items()}
-      for name, blank in fields.items()
-    }
+    return {name: spec_of(rows.blank(), sizes[name]) for name, rows in self.examples("").items()}
 
   def loss(self, model, batch, *, rngs, chunks=1):
     pairs, texts = batch["pairs"], batch["texts"]

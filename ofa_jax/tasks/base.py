@@ -130,6 +130,12 @@ class Task:
     return None
 
 
+def spec_of(blank: Mapping[str, np.ndarray], size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of a batch of `size` rows that are like `blank`, with their weights."""
+  fields = {**blank, "weight": np.float32(1)}
+  return {k: jax.ShapeDtypeStruct((size, *v.shape), v.dtype) for k, v in fields.items()}
+
+
 def normalized(image: jax.Array, *, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
   """uint8[B, S, S, 3] pixels to the float32 that models expect; floats are that already.
 

@@ -26,7 +26,7 @@ from ofa_jax.models.clip_resnet import ResNetConfig
 from ofa_jax.models.layers import recomputed
 from ofa_jax.numerics import widened
 from ofa_jax.scoring import retrieval, zeroshot
-from ofa_jax.tasks.base import Task, normalized
+from ofa_jax.tasks.base import Batch, Task, normalized
 from ofa_jax.tokenizers.bert import ChineseBertTokenizer
 
 _STUCK_ROWS = 5  # log rows near ln(batch) before a hint
@@ -343,12 +343,12 @@ class ZeroShot(Task):
 
 
 @functools.cache
-def tokenizer(context_length: int) -> Any:
+def tokenizer(context_length: int) -> pairs.Tokenize:
   """`caption -> int32[context_length]`, with the caption normalised as in the original's data."""
   return functools.partial(_tokenize, ChineseBertTokenizer(), context_length)
 
 
-def encode_either(model: Any, batch: Any) -> jax.Array:
+def encode_either(model: nnx.Module, batch: Batch) -> jax.Array:
   """Unit features float32[B, E] of whichever of "image" and "tokens" the batch holds."""
   if "image" in batch:
     return losses.normalize(model.encode_image(to_float(batch["image"])))

@@ -25,7 +25,7 @@ from ofa_jax.data import images
 from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
 from ofa_jax.data.tsv import Table
 from ofa_jax.decode.beam import Hypotheses, Search, generate
-from ofa_jax.tasks.base import Predictions, Task, normalized
+from ofa_jax.tasks.base import Predictions, Task, normalized, spec_of
 from ofa_jax.tokenizers.ofa import OFATokenizer
 from ofa_jax.tokenizers.special import BOS, EOS, PAD
 
@@ -183,8 +183,7 @@ class Seq2Seq(Task):
     return faults + _check_tokenizer(self, config)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    fields = self.blank() | {"weight": np.float32(1)}
-    return {k: jax.ShapeDtypeStruct((batch_size, *v.shape), v.dtype) for k, v in fields.items()}
+    return spec_of(self.blank(), batch_size)
 
   def examples(self, split: str) -> "Rows":
     files = {"train": self.train, "valid": self.valid, "test": self.test}.get(split)
@@ -236,7 +235,7 @@ class Seq2Seq(Task):
     pixels = normalized(rows[IMAGE], mean=self.pixel_mean, std=self.pixel_std)
     return {IMAGE: pixels, "image_mask": rows.get("image_mask")}
 
-  def streams(self, split: str) -> dict[str, Any]:
+  def streams(self, split: str) -> dict[str, "Rows"]:
     return {"examples": self.examples(split)}
 
   def predict(self, model, batch):
