@@ -21,7 +21,7 @@ from absl import flags
 from ofa_jax import api, cli, log
 from ofa_jax.data import features, pairs, pipeline, tsv
 from ofa_jax.data.lmdb import LmdbImages
-from ofa_jax.data.rows import Images, Rows
+from ofa_jax.data.protocols import Images, Rows
 from ofa_jax.data.text import normalize_caption
 
 _AT_ONCE = 2  # batches being encoded: one computes, the other is on its way in or out

@@ -212,7 +212,7 @@ def _gradients(program, state, batch, key):
     grads, (metrics, rest) = gradient(state.params, state.rest, batch, key)
   else:
     parts = trees.split_batch(batch, config.accum)
-    counts = _counts(forward, state, parts, key)
+    counts = _counts(lambda *part: forward(state.params, state.rest, *part)[0], parts, key)
 
     def body(carry, inputs):
       grads, rest = carry
@@ -247,20 +247,24 @@ def _objective(loss, counts):
   return sum(term.total / count for term, count in zip(terms, counts, strict=True))
 
 
-def _counts(forward, state, parts, key):
+def _counts(metrics_of, parts, key):
   """What each mean of the loss counts in all parts of the batch; None where the loss is one mean.
 
   The gradient of a sum of means needs these before the first part. The loss itself is asked, so
   that nothing counts in two places; of its computation only what the counts depend on is kept,
   which is a few operations on the batch where they depend neither on the model nor on the dropout.
+
+  Args:
+    metrics_of: (part, key) -> the task's metrics.
+    parts: the batch as `trees.split_batch` gives it.
+    key: the step's; part i has this folded with i, here as in the gradient.
   """
 
-  def count(params, rest, part, key):
-    metrics, _ = forward(params, rest, part, key)
-    return [term.count for term in metrics["loss"].terms]
+  def count(part, key):
+    return [term.count for term in metrics_of(part, key)["loss"].terms]
 
-  first = jax.tree.map(lambda x: x[0], parts)
-  traced, shapes = jax.make_jaxpr(count, return_shape=True)(state.params, state.rest, first, key)
+  first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), parts)
+  traced, shapes = jax.make_jaxpr(count, return_shape=True)(first, key)
   if len(shapes) == 1:
     return None
   jaxpr, used = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(shapes))
@@ -268,8 +272,7 @@ def _counts(forward, state, parts, key):
 
   def of_part(inputs):
     part, index = inputs
-    part_key = jax.random.fold_in(key, index)
-    leaves = jax.tree.leaves((state.params, state.rest, part, part_key))
+    leaves = jax.tree.leaves((part, jax.random.fold_in(key, index)))
     return counted(*(leaf for leaf, use in zip(leaves, used, strict=True) if use))
 
   counts = jax.lax.map(of_part, (parts, jnp.arange(len(jax.tree.leaves(parts)[0]))))

@@ -25,7 +25,8 @@ from etils import epath
 from ofa_jax import checkpoint, cli, evaluate, log, overview, sharding, step, trees, watchdog
 from ofa_jax.config import Config, mesh_sizes, stream_sizes, to_dict, validate
 from ofa_jax.data import pipeline
-from ofa_jax.data.rows import Rows, by_name, check_streams, unnamed
+from ofa_jax.data.protocols import Rows
+from ofa_jax.data.streams import by_name, check_streams, unnamed
 
 
 def train(config: Config, workdir: str) -> dict[str, float]:

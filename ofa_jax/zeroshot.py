@@ -19,7 +19,7 @@ from absl import flags
 from ofa_jax import api, cli, log
 from ofa_jax.data import pipeline
 from ofa_jax.data.folder import FolderRows, ImageFolder
-from ofa_jax.data.rows import Rows
+from ofa_jax.data.protocols import Rows
 from ofa_jax.data.text import normalize_caption
 from ofa_jax.data.tfds import TfdsRows
 from ofa_jax.data.tsv import check_files

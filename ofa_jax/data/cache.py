@@ -20,7 +20,7 @@ import simplejpeg
 
 from ofa_jax.data.augment import auto_augment
 from ofa_jax.data.images import BadImage, decode, random_crop_flip
-from ofa_jax.data.rows import EncodedImages
+from ofa_jax.data.protocols import EncodedImages
 from ofa_jax.data.tsv import BadRow
 
 CACHE_VERSION = 1

@@ -15,7 +15,7 @@ import numpy as np
 
 from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
 from ofa_jax.data.lmdb import LmdbImages, read_lmdb_pairs
-from ofa_jax.data.rows import Images
+from ofa_jax.data.protocols import Images
 from ofa_jax.data.table import CAPTION, EXTENSIONS, IMAGE, read_table
 from ofa_jax.data.tar import read_tar
 from ofa_jax.data.tsv import ImageTable, Texts, read_texts
@@ -245,7 +245,7 @@ class TextRows:
     texts: captions or prompts.
     tokenize: str -> int32[T].
     images_of: for each text the rows of the image pool that it describes, for scoring.
-    notes: see `ofa_jax.data.rows.Rows`.
+    notes: see `ofa_jax.data.protocols.Rows`.
   """
 
   def __init__(

@@ -25,8 +25,8 @@ from typing import NamedTuple, Union
 import grain
 import numpy as np
 
-from ofa_jax.data import rows as rows_lib
-from ofa_jax.data.rows import Rows
+from ofa_jax.data.protocols import Rows
+from ofa_jax.data.streams import by_name, check_streams, unnamed
 from ofa_jax.data.tsv import BadRow
 
 CHUNK = 8  # rows a thread takes at once
@@ -213,8 +213,8 @@ def train_batches(
     ValueError: no rows, a batch size that the hosts do not divide, or streams without one.
     TooManyBadRows: from `bad`, while iterating.
   """
-  streams, sizes = rows_lib.by_name(rows), rows_lib.by_name(batch_size)
-  rows_lib.check_streams(streams, sizes)
+  streams, sizes = by_name(rows), by_name(batch_size)
+  check_streams(streams, sizes)
   planned = {
     name: _Stream(of_stream, _train_plan(of_stream, sizes[name], seed, name, (host, hosts)))
     for name, of_stream in streams.items()
@@ -360,7 +360,7 @@ class _BatchSource:
       chunks += begun
     for chunk in chunks:
       chunk.result()  # raises what the thread raised
-    return rows_lib.unnamed(batches)
+    return unnamed(batches)
 
   def close(self) -> None:
     """Drops the rows that no thread has begun."""

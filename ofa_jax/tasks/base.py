@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ofa_jax.data.rows import Rows
+from ofa_jax.data.protocols import Rows
 from ofa_jax.losses import Mean, Sum
 
 Predictions = Mapping[str, Mapping[str, np.ndarray]]

@@ -19,7 +19,7 @@ from ofa_jax import hub, losses, numerics, pictures, trees
 from ofa_jax.convert.params import abstract
 from ofa_jax.data import folder, images, pairs, pipeline
 from ofa_jax.data.augment import AUGMENT
-from ofa_jax.data.rows import Rows
+from ofa_jax.data.protocols import Rows
 from ofa_jax.data.text import normalize_caption
 from ofa_jax.models import cnclip
 from ofa_jax.models.clip_resnet import ResNetConfig

@@ -1,16 +1,12 @@
 """What a data set is to the rest of the package: protocols that its readers have in common.
 
-`Rows` are what batches are made of, `Images` the encoded pictures that some rows are read from. A
-run that trains on several data sets of different shapes keeps them by name, one stream each:
-`by_name` and `unnamed` let one stream and several go through the same code.
+`Rows` are what batches are made of, `Images` the encoded pictures that some rows are read from.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
-
-T = TypeVar("T")
 
 
 class Rows(Protocol):
@@ -73,27 +69,3 @@ class Images(EncodedImages, Protocol):
 
   def find(self, ids: Sequence[str]) -> np.ndarray:
     """The number of each id: int64[N], -1 where there is no such image."""
-
-
-def by_name(streams: Mapping[str, T] | T) -> dict[str | None, T]:
-  """What belongs to each stream, by its name; a single one without a name is that of None."""
-  return dict(streams) if isinstance(streams, Mapping) else {None: streams}
-
-
-def unnamed(streams: Mapping[str | None, T]) -> Mapping[str, T] | T:
-  """The inverse of `by_name`."""
-  return streams.get(None, streams)
-
-
-def check_streams(streams: Mapping[str | None, Rows], sizes: Mapping[str | None, int]) -> None:
-  """Raises ValueError unless the data and the batch sizes are of the same streams."""
-  if streams.keys() == sizes.keys():
-    return
-  of_data, of_sizes = (
-    "one stream without a name" if None in names else f"streams {', '.join(names)}"
-    for names in (streams, sizes)
-  )
-  raise ValueError(
-    f"Expected data for the {of_sizes} that have a batch size, found {of_data}. `examples` and "
-    "`batch_sizes` of a task name the same streams."
-  )
