@@ -86,8 +86,8 @@ class BadRows:
       new = [row for row in bad if row.name not in self._known]
       self._known.update(row.name for row in new)
       self.names += map(str, new)
-      count, seen = np.add(self._of_stream.get(stream, (0, 0)), (len(bad), seen)).tolist()
-      self._of_stream[stream] = count, seen
+      count, before = self._of_stream.get(stream, (0, 0))
+      count, seen = self._of_stream[stream] = count + len(bad), before + seen
     for row in new:
       if self._log is not None:
         self._log(f"Skipped a bad row: {row}")

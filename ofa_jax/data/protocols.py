@@ -4,11 +4,12 @@
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 
+@runtime_checkable
 class Rows(Protocol):
   """Examples by number, all with the same fields; may be read from several threads.
 
@@ -60,6 +61,7 @@ class EncodedImages(Protocol):
     """The bytes of image file `i`. Raises BadRow when they cannot be had."""
 
 
+@runtime_checkable
 class Images(EncodedImages, Protocol):
   """Image files that have ids, each once: the images of one data set."""
 
