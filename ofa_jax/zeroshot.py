@@ -115,12 +115,12 @@ def classify(
 def scores(probabilities: np.ndarray, labels: np.ndarray, *, dataset: str) -> dict[str, float]:
   """Returns top-1 and the data set's official metric where that is another, as fractions."""
   metric = zeroshot.metric_for(dataset)
-  found = {"zeroshot-top1": zeroshot.top1(probabilities, labels)}
+  values = {"zeroshot-top1": zeroshot.top1(probabilities, labels)}
   if metric is zeroshot.mean_average_precision:
     labels = np.eye(probabilities.shape[1], dtype=bool)[labels]
   if metric is not zeroshot.top1:
-    found[metric.__name__] = metric(probabilities, labels)
-  return found
+    values[metric.__name__] = metric(probabilities, labels)
+  return values
 
 
 def write_submission(

@@ -314,26 +314,26 @@ def expand(patterns: Sequence[str]) -> list[str]:
   names = []
   for pattern in patterns:
     for name in _braces(os.fspath(pattern)):
-      found = [name]
+      files = [name]
       if glob.has_magic(name) and not os.path.exists(name):
-        found = sorted(glob.glob(name, recursive=True))
-      if not found:
+        files = sorted(glob.glob(name, recursive=True))
+      if not files:
         raise ValueError(f"Expected files like {name}, found none. Check the pattern.")
-      names += found
+      names += files
   return names
 
 
 def _braces(pattern: str) -> list[str]:
   """`a{01..03}` -> a01, a02, a03; `a{b,c}` -> ab, ac; several braces are combined."""
-  found = re.search(r"\{([^{}]*)\}", pattern)
-  if not found:
+  braces = re.search(r"\{([^{}]*)\}", pattern)
+  if not braces:
     return [pattern]
-  ends = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
-  parts = found[1].split(",")
+  ends = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
+  parts = braces[1].split(",")
   if ends:
     width = len(ends[1]) if ends[1].startswith("0") else 0
     parts = [f"{i:0{width}}" for i in range(int(ends[1]), int(ends[2]) + 1)]
-  before, after = pattern[: found.start()], pattern[found.end() :]
+  before, after = pattern[: braces.start()], pattern[braces.end() :]
   return [name for part in parts for name in _braces(f"{before}{part}{after}")]
 
 

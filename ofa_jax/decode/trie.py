@@ -47,8 +47,8 @@ class Trie:
   def child(self, node: jax.Array, token: jax.Array) -> jax.Array:
     """Returns the node int32[...] behind `token` at `node`, both int32[...]; `DEAD` without one."""
     edges, exists = self._edges(node)
-    found = exists & (jnp.take(self.tokens, edges) == token[..., None])
-    return jnp.max(jnp.where(found, jnp.take(self.nodes, edges), DEAD), axis=-1)
+    matches = exists & (jnp.take(self.tokens, edges) == token[..., None])
+    return jnp.max(jnp.where(matches, jnp.take(self.nodes, edges), DEAD), axis=-1)
 
   def _edges(self, node):
     edges = jnp.take(self.first, node)[..., None] + jnp.arange(self.width)
