@@ -93,10 +93,10 @@ def settings(args: argparse.Namespace, *, folder: pathlib.Path) -> list[Setting]
   from ofa_jax.convert import model_config
   from ofa_jax.models import cnclip
 
-  found = []
+  results = []
   for name in args.models:
     config = cnclip.config(*cnclip.MODELS[name])
-    found.append(
+    results.append(
       Setting(
         model=name,
         fields=model_config.to_fields(config),
@@ -107,7 +107,7 @@ def settings(args: argparse.Namespace, *, folder: pathlib.Path) -> list[Setting]
         folder=folder,
       )
     )
-  return found
+  return results
 
 
 def main() -> None:
@@ -129,12 +129,12 @@ def main() -> None:
     "goal": GOALS[args.platform],
     "models": models,
   }
-  for name, found in models.items():
-    print(f"{name}, batch {found['batch_size']}, {found['precision']}")
-    for way, rate in found["pairs_per_second"].items():
+  for name, result in models.items():
+    print(f"{name}, batch {result['batch_size']}, {result['precision']}")
+    for way, rate in result["pairs_per_second"].items():
       print(f"  {way:28}{rate:10.2f} pairs/s")
     for key in ("ofa_jax_over_cn_clip", "product_over_torch", "seconds_by_part", "peak_bytes"):
-      print(f"  {key}: {json.dumps(found[key])}")
+      print(f"  {key}: {json.dumps(result[key])}")
   args.out.mkdir(parents=True, exist_ok=True)
   path = args.out / f"cnclip_train.{report['device'].replace(' ', '-').lower()}.json"
   path.write_text(json.dumps(report, indent=2) + "\n")
@@ -463,9 +463,9 @@ class Theirs:
   def loss(self) -> float:
     self._model.eval()
     with self._torch.no_grad():
-      found = float(self._forward(*self._batch))
+      loss = float(self._forward(*self._batch))
     self._model.train()
-    return found
+    return loss
 
   def steps(self, kind: str, num: int) -> float:
     begin = time.perf_counter()

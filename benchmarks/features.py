@@ -144,13 +144,13 @@ def sides(folder: pathlib.Path, args: argparse.Namespace) -> dict:
   def hf_encode(job, inputs):
     name = f"get_{job}_features"
     inputs = {"pixel_values": inputs} if job == "image" else inputs
-    found = getattr(hf, name)(**inputs)
-    return found if isinstance(found, torch.Tensor) else found.pooler_output
+    outputs = getattr(hf, name)(**inputs)
+    return outputs if isinstance(outputs, torch.Tensor) else outputs.pooler_output
 
-  def store(job, ids, found, file):
+  def store(job, ids, vectors, file):
     """The end of the original's loop."""
-    found = found / found.norm(dim=-1, keepdim=True)
-    for i, feature in zip(ids, found.tolist(), strict=True):
+    vectors = vectors / vectors.norm(dim=-1, keepdim=True)
+    for i, feature in zip(ids, vectors.tolist(), strict=True):
       file.write(json.dumps({f"{job}_id": int(i), "feature": feature}) + "\n")
 
   def cn_pipeline(job):
@@ -212,8 +212,8 @@ def sides(folder: pathlib.Path, args: argparse.Namespace) -> dict:
   for job in ("images", "texts"):
     expected = ways[f"encode {job}, cn_clip"]()[0]
     for other in ("ofa_jax", "transformers"):
-      found = np.asarray(ways[f"encode {job}, {other}"]()[0])
-      deviation = np.abs(found - expected).max() / np.abs(expected).max()
+      vectors = np.asarray(ways[f"encode {job}, {other}"]()[0])
+      deviation = np.abs(vectors - expected).max() / np.abs(expected).max()
       assert deviation < 1e-3, f"{other} gives other features of {job}: {deviation}"
   return ways
 
@@ -229,12 +229,12 @@ def products(batch_size: int, repeats: int = 5) -> dict[str, float]:
     pairs = (jnp.asarray(a), jnp.asarray(b)), (torch.from_numpy(a), torch.from_numpy(b))
     seconds = ([], [])
     for _ in range(repeats + 1):
-      for found, product, pair in zip(
+      for times, product, pair in zip(
         seconds, (lambda *x: multiply(*x).block_until_ready(), torch.matmul), pairs, strict=True
       ):
         begin = time.perf_counter()
         product(*pair)
-        found.append(time.perf_counter() - begin)
+        times.append(time.perf_counter() - begin)
     ratios[name] = min(seconds[1][1:]) / min(seconds[0][1:])
   return ratios
 

@@ -64,11 +64,13 @@ def main() -> None:
     runs[f"{fn.__name__} gradient"] = jax.jit(
       jax.grad(lambda *x, run=run: jnp.sum(jnp.sin(run(*x))), argnums=tuple(range(len(shapes))))
     )
-  found = {name: jax.block_until_ready(run(*inputs)) for name, run in runs.items()}
+  outputs = {name: jax.block_until_ready(run(*inputs)) for name, run in runs.items()}
   report = {"device": f"cpu-{os.cpu_count()}core", **vars(args), "difference": {}, "seconds": {}}
   del report["out"]
   for kind in ("forward", "gradient"):
-    pairs = zip(*(jax.tree.leaves(found[f"{n} {kind}"]) for n in ("folded", "added")), strict=True)
+    pairs = zip(
+      *(jax.tree.leaves(outputs[f"{n} {kind}"]) for n in ("folded", "added")), strict=True
+    )
     worst = max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs)
     assert worst < 1e-5, worst
     report["difference"][kind] = worst

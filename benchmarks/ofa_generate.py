@@ -161,11 +161,11 @@ def compare_captions(source: hub.Source, batch: int, args: argparse.Namespace) -
   ids = torch.from_numpy(words).long()
 
   def ours(rows):
-    found = runner.generate(rows, search=search)
-    assert (found.lengths[:, 0] == LENGTH + 1).all()
+    hypotheses = runner.generate(rows, search=search)
+    assert (hypotheses.lengths[:, 0] == LENGTH + 1).all()
 
   def theirs():
-    found = bart.generate(
+    hypotheses = bart.generate(
       input_ids=ids,
       attention_mask=torch.ones_like(ids),
       num_beams=BEAMS,
@@ -174,7 +174,7 @@ def compare_captions(source: hub.Source, batch: int, args: argparse.Namespace) -
       min_new_tokens=LENGTH + 1,
       max_new_tokens=LENGTH + 1,
     )
-    assert found.shape == (batch, LENGTH + 2)
+    assert hypotheses.shape == (batch, LENGTH + 2)
 
   ways = {
     "ofa_jax, tokens": lambda: ours({"source": words}),
@@ -222,16 +222,16 @@ def compare_candidates(source: hub.Source, args: argparse.Namespace) -> dict:
   begins = AT_ONCE * rng.permutation(len(answers) // AT_ONCE)[: args.chunks]
   chunks = [range(begin, begin + AT_ONCE) for begin in begins.tolist()]
   timed(lambda: alone(chunks[0]), 1)
-  found = [timed(lambda chunk=chunk: alone(chunk), 1) for chunk in chunks]
+  timings = [timed(lambda chunk=chunk: alone(chunk), 1) for chunk in chunks]
   deviation = max(
-    np.abs(x - scores[list(c)]).max() for (x, _), c in zip(found, chunks, strict=True)
+    np.abs(x - scores[list(c)]).max() for (x, _), c in zip(timings, chunks, strict=True)
   )
   assert deviation < 1e-4, deviation
   steps = {
     "together": len(prompt) + plan.num_steps,
     "each_alone": sum(len(prompt) + len(answer) for answer in answers),
   }
-  whole = statistics.median(x for _, x in found) * len(answers) / AT_ONCE
+  whole = statistics.median(x for _, x in timings) * len(answers) / AT_ONCE
   return {
     "answers": len(answers),
     "answers_by_words": dict(sorted(count_words(texts).items())),
@@ -271,8 +271,8 @@ def each_alone(source: hub.Source, rows: dict, answers: list, prompt: list):
       lambda x: jnp.repeat(x, len(tokens), axis=0) if len(x) == 1 else x, encoded
     )
     logits = nnx.merge(graph, *weights).decode(encoded, tokens)
-    found = jax.nn.log_softmax(jnp.where(mask, logits, -jnp.inf))
-    return jnp.take_along_axis(found, target[..., None], axis=-1)[..., 0]
+    lprobs = jax.nn.log_softmax(jnp.where(mask, logits, -jnp.inf))
+    return jnp.take_along_axis(lprobs, target[..., None], axis=-1)[..., 0]
 
   with jax.default_matmul_precision("highest"):
     encoded = jax.block_until_ready(encode(weights))

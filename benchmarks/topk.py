@@ -66,8 +66,8 @@ def main() -> None:
     "original": original,
     "ofa_jax": ours,
     "over_original": {
-      form: round(original["extrapolated_seconds"] / found["seconds"], 1)
-      for form, found in ours.items()
+      form: round(original["extrapolated_seconds"] / times["seconds"], 1)
+      for form, times in ours.items()
     },
     "full_score_matrix_gigabytes": round(4e-9 * args.rows**2, 1),
     "same_predictions": agreement,
@@ -84,14 +84,14 @@ def write_features(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, 
   rng = np.random.default_rng(0)
   vectors = {}
   for kind in ("image", "text"):
-    found = rng.standard_normal((args.rows, args.width), np.float32)
-    found /= np.linalg.norm(found, axis=1, keepdims=True)
-    vectors[kind] = found
+    features = rng.standard_normal((args.rows, args.width), np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    vectors[kind] = features
     for form in ("jsonl", "npy"):
       with FeatureWriter(folder / f"{kind}.{form}", kind=kind, width=args.width) as writer:
         writer.resume([], first=[], multiple=1)
         for start in range(0, args.rows, 1000):
-          part = found[start : start + 1000]
+          part = features[start : start + 1000]
           writer.write(writer.encode(range(start, start + len(part)), part))
         writer.finish()
   return vectors

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
   from ofa_jax.api import available_models, load_from_name, tokenize
 
+__version__ = "0.1.0"
 __all__ = ["available_models", "load_from_name", "tokenize"]
 
 
@@ -21,3 +22,8 @@ def __getattr__(name: str):
   from ofa_jax import api
 
   return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+  """The names that are imported when they are used, beside those that are there."""
+  return sorted({*__all__, *globals()} - {"TYPE_CHECKING"})

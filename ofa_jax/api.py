@@ -122,6 +122,7 @@ class CNCLIPModel:
     tokenizer: the model's own.
     logit_scale: logarithm of the factor of the logits, as the original keeps it.
     num_params, num_visual_params: scalars of the whole model and of the image tower.
+    precision: what it computes in.
   """
 
   def __init__(self, source: hub.Source, *, precision: str = "fp32"):
@@ -136,7 +137,7 @@ class CNCLIPModel:
     self.context_length = source.settings["context_length"]
     self.tokenizer = source.tokenizer
     self._mesh = sharding.make_mesh((jax.local_device_count(), 1, 1), devices=jax.local_devices())
-    self._exact = precision == "fp64"
+    self.precision = precision
     self._matmul = numerics.matmul_precision(precision)
     params, rest = source.load(sharding.replicated(self._mesh))
     self.logit_scale = float(params["logit_scale"])
@@ -146,6 +147,13 @@ class CNCLIPModel:
     self._graph, _, _ = abstract(source.config)
     self._encode_image = jax.jit(self._image_features)
     self._encode_text = jax.jit(lambda weights, x: self._model(weights).encode_text(x))
+
+  def __repr__(self) -> str:
+    return (
+      f"{type(self).__name__}(num_params={self.num_params:_}, image_size={self.image_size}, "
+      f"context_length={self.context_length}, embed_dim={self.config.embed_dim}, "
+      f"precision={self.precision!r})"
+    )
 
   def encode_image(self, image: np.ndarray) -> np.ndarray:
     """Returns features float32[N, E], not normalised.
@@ -163,7 +171,7 @@ class CNCLIPModel:
       raise ValueError(
         f"Expected images uint8 or float32 {('N', *shape)}, found {image.dtype} {image.shape}"
       )
-    if self._exact and image.dtype == np.uint8:
+    if self.precision == "fp64" and image.dtype == np.uint8:
       image = images.normalize(image)  # on a device its last digit could be another
     return self._run(self._encode_image, image)
 

@@ -89,7 +89,7 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
   config_lib.validate(config, devices=len(devices), hosts=hosts)
   mesh = sharding.make_mesh(config_lib.mesh_sizes(config.mesh, len(devices)), devices=devices)
   spec = config.task.batch_spec(config.batch_size)
-  rows = dict.fromkeys(spec, sharding.batch_sharding(mesh))
+  rows = jax.tree.map(lambda _: sharding.batch_sharding(mesh), spec)
   frozen = config.task.frozen(mesh, precision=config.precision, load=False)
 
   def trace(config):
@@ -136,7 +136,7 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
   arrays = _arrays(traced.jaxpr)
   coupled = 0.0
   parts = 2 * config.accum
-  if not fits and config.batch_size % (parts * mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
+  if not fits and _rows(config) % (parts * mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
     _, again = trace(dataclasses.replace(config, accum=parts))
     coupled = _share_kept(arrays, _arrays(again.jaxpr), state=program.abstract)
   return Report(
@@ -221,6 +221,11 @@ def _predicted(report):
   return rows
 
 
+def _rows(config):
+  """Rows of an update; of several streams the largest number that divides those of each."""
+  return math.gcd(*config_lib.stream_sizes(config).values())
+
+
 def _placed(tree, shardings):
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
@@ -254,7 +259,7 @@ def _forward(program, spec, frozen):
   @program.traced
   def loss(params, rest, batch, key):
     # In one part: accumulation computes nothing twice in the forward pass.
-    return task.loss(program.model(params, rest), batch, rngs=key)["loss"].total
+    return task.loss(program.model(params, rest), batch, rngs=key)["loss"].value
 
   if task.prepare is not None:
     spec = jax.eval_shape(prepare, state.params, state.rest, spec, key, state.step, frozen)

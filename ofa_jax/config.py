@@ -10,7 +10,7 @@ import difflib
 import fractions
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ofa_jax import writers
@@ -89,7 +89,8 @@ class Config:
     model: sizes, with `build(rngs, remat, unroll)`, `sharding` and `towers`, and perhaps with
       `optional`, path regexes of parameters that the weights to start from may lack.
     task: what is learnt; see `ofa_jax/tasks/base.py`.
-    batch_size: rows of one update over all devices.
+    batch_size: rows of one update over all devices; of a task with several streams, those of its
+      main one.
     steps, epochs: the length of the run; epoch N ends with update ceil(N * rows / batch_size), and
       steps win where both are given.
     init: weights to start from: a run's workdir (of which WORKDIR@STEP is one step), a model
@@ -217,6 +218,12 @@ def check_best(config: Config, *, rows: int, steps: int) -> None:
     f"best_metric: expected steps that are both saved and evaluated before the end, found none in "
     f"{steps} steps: {saves}; evals[{name}] has {runs}. Give both the same interval."
   )
+
+
+def stream_sizes(config: Config) -> dict[str | None, int]:
+  """Rows of an update by stream, the main one first; where there is one, its name is None."""
+  sizes = config.task.batch_sizes(config.batch_size)
+  return dict(sizes) if isinstance(sizes, Mapping) else {None: sizes}
 
 
 def mesh_sizes(shape: MeshShape, devices: int) -> tuple[int, int, int]:
@@ -411,18 +418,30 @@ def _check_batch(c: Config, sizes: tuple[int, int, int], hosts: int) -> list[str
       f"mesh.tensor: expected a divisor of the {local} devices of a host, found {sizes[2]}; "
       "hosts read whole rows"
     )
-  batches = [("batch_size", c.batch_size)]
-  batches += [(f"evals[{e.name}].batch_size", e.batch_size) for e in c.evals if e.batch_size]
-  for name, size in batches:
+  streams = stream_sizes(c)
+  main, *others = streams.items() or [(None, None)]
+  if main[1] != c.batch_size:
+    faults.append(
+      f"task.batch_sizes: expected the main stream first, with batch_size {c.batch_size}, found "
+      f"{streams}"
+    )
+  for name, size in others:
+    if size < 1:
+      faults.append(f"batch size of the stream {name!r}: expected at least 1, found {size}")
+  trained = [("batch_size", c.batch_size)]
+  trained += [(f"batch size of the stream {name!r}", size) for name, size in others]
+  evaluated = [(f"evals[{e.name}].batch_size", e.batch_size) for e in c.evals if e.batch_size]
+  for name, size in trained + evaluated:
     for divisor, what in ((shards, "data x fsdp devices"), (hosts, "hosts")):
       if size % divisor:
         near = max(divisor, round(size / divisor) * divisor)
         faults.append(
           f"{name}: expected a multiple of {divisor} ({what}), found {size}; the nearest is {near}"
         )
-  if c.accum > 1 and c.batch_size % (c.accum * shards):
-    faults.append(
-      f"accum: expected batch_size {c.batch_size} to be a multiple of accum x data x "
-      f"fsdp = {c.accum} x {shards}"
-    )
+  for name, size in trained:
+    if c.accum > 1 and size % (c.accum * shards):
+      faults.append(
+        f"accum: expected {name} {size} to be a multiple of accum x data x "
+        f"fsdp = {c.accum} x {shards}"
+      )
   return faults

@@ -6,23 +6,22 @@ Prints one line per metric, the same numbers that training printed at that step,
 `--output` as JSON where given; predictions of tasks that generate go to `--results`.
 """
 
-import functools
 import json
 import re
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
-from flax import traverse_util
 
 from ofa_jax import cli, hub, log, processes, sharding, step, trees
 from ofa_jax.config import Config, Eval, mesh_sizes, validate
 from ofa_jax.convert import positions
 from ofa_jax.convert.params import abstract
 from ofa_jax.data import pipeline
+from ofa_jax.trees import Tree
 
 
 class Evaluator:
@@ -51,12 +50,12 @@ class Evaluator:
   @property
   def notes(self) -> list[str]:
     """What a person should know of rows that were left out."""
-    return [note for rows in self._streams.values() for note in getattr(rows, "notes", ())]
+    return [note for rows in self._streams.values() for note in rows.notes]
 
   def __call__(
     self,
-    params: Any,
-    rest: Any,
+    params: Tree,
+    rest: Tree,
     *,
     folder: epath.Path | None = None,
     stop: Callable[[], bool] | None = None,
@@ -150,8 +149,8 @@ def evaluators(program: step.Program) -> list[Evaluator]:
 
 def run_all(
   pending: list[Evaluator],
-  params: Any,
-  rest: Any,
+  params: Tree,
+  rest: Tree,
   *,
   folder: epath.Path | None = None,
   stop: Callable[[], bool] | None = None,
@@ -197,13 +196,13 @@ class Loaded(NamedTuple):
     resized: a line on each that was made for another image size or text length.
   """
 
-  params: Any
-  rest: Any
+  params: Tree
+  rest: Tree
   absent: list[str]
   resized: list[str]
 
 
-def load_weights(program: step.Program, name: str, *, initial: Any = None) -> Loaded:
+def load_weights(program: step.Program, name: str, *, initial: Tree | None = None) -> Loaded:
   """The weights of a stored model.
 
   Args:
@@ -236,11 +235,10 @@ def load_weights(program: step.Program, name: str, *, initial: Any = None) -> Lo
       + "\nChange config.model, or take other weights."
     )
   places = {p: s for p, s in trees.flatten(program.shardings.params).items() if p in stored}
-  nest = functools.partial(traverse_util.unflatten_dict, sep="/")
-  params, rest = source.load((nest(places), program.shardings.rest))
+  params, rest = source.load((trees.unflatten(places), program.shardings.rest))
   if absent:
     fresh = trees.flatten(initial)
-    params = nest(trees.flatten(params) | {p: fresh[p] for p in absent})
+    params = trees.unflatten(trees.flatten(params) | {p: fresh[p] for p in absent})
   return Loaded(params, rest, absent, resized)
 
 

@@ -14,7 +14,6 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -22,6 +21,7 @@ from absl import flags
 from ofa_jax import api, cli, log
 from ofa_jax.data import features, pairs, pipeline, tsv
 from ofa_jax.data.lmdb import LmdbImages
+from ofa_jax.data.protocols import Images, Rows
 from ofa_jax.data.text import normalize_caption
 
 _AT_ONCE = 2  # batches being encoded: one computes, the other is on its way in or out
@@ -29,7 +29,7 @@ _AT_ONCE = 2  # batches being encoded: one computes, the other is on its way in 
 
 def extract_images(
   model: api.CNCLIPModel,
-  images: tsv.ImageTable | LmdbImages,
+  images: Images,
   *,
   output: str | os.PathLike,
   batch_size: int = 256,
@@ -109,7 +109,8 @@ def extract_texts(
 class _Selected:
   """Some rows of a data set, in an order of their own."""
 
-  def __init__(self, rows: Any, selected: Sequence[int]):
+  def __init__(self, rows: Rows, selected: Sequence[int]):
+    self.notes = rows.notes
     self._rows, self._selected = rows, selected
 
   def __len__(self) -> int:
@@ -121,9 +122,12 @@ class _Selected:
   def blank(self) -> dict[str, np.ndarray]:
     return self._rows.blank()
 
+  def close(self) -> None:
+    self._rows.close()
+
 
 def _extract(
-  rows: Any,
+  rows: Rows,
   order: Sequence[int],
   *,
   ids: Sequence[int],
@@ -237,7 +241,7 @@ def main() -> None:
   cli.run(command, interrupted="the same command goes on where it stopped")
 
 
-def _open_images(path: str) -> tsv.ImageTable | LmdbImages:
+def _open_images(path: str) -> Images:
   return LmdbImages(path) if os.path.isdir(path) else tsv.ImageTable([path])
 
 

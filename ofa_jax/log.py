@@ -37,7 +37,7 @@ class Log:
     *,
     steps: int,
     start: int,
-    unit: str = "images",
+    unit: str = "rows",
     log_to: Sequence[str] = (),
     described: Mapping[str, Any] | None = None,
   ):
@@ -108,7 +108,7 @@ class Log:
     names = {name for row in self._rows if row["step"] == step for name in row}
     return any(name != "step" and not name.startswith("train/") for name in names)
 
-  def show(self, renderable: Any) -> None:
+  def show(self, renderable: rich.console.RenderableType) -> None:
     """A table or picture for the console."""
     self._console.print(renderable)
 
@@ -141,7 +141,7 @@ def _stamped(text: str, level: str) -> str:
   return f"{stamp} | {level} | Rank {jax.process_index()} | {text}"
 
 
-def read_metrics(workdir: Any) -> list[dict[str, float]]:
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
   """Rows of a run's `metrics.jsonl`; lines that a crash or a full disk spoiled are dropped."""
   path = epath.Path(workdir) / METRICS
   rows = []
@@ -180,7 +180,7 @@ def table(title: str, rows: Sequence[tuple[str, str]]) -> rich.table.Table:
   return result
 
 
-def plot(rows: Sequence[Mapping[str, float]], path: Any) -> None:
+def plot(rows: Sequence[Mapping[str, float]], path: epath.PathLike) -> None:
   """Losses on the left, the other metrics of evaluations on the right, as PNG."""
   import matplotlib.figure  # slow to import, and needed once a run
 

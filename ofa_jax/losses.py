@@ -1,7 +1,8 @@
 """Losses as pure functions of arrays, in float32 (of float64 arrays, in that).
 
 A loss over a batch is kept as a `Mean`, the sufficient statistic (total, count): micro-batches and
-hosts are combined by adding, and the division happens once.
+hosts are combined by adding, and the division happens once. A `Sum` is several of them, for losses
+that are normalised apart.
 
 The contrastive losses are written for a block of rows against a block of columns, and blocks are
 merged: the whole matrix is one block, `chunks` cut it into strips, and on a mesh the columns travel
@@ -11,6 +12,7 @@ than (batch / devices)^2 / chunks logits exist. The result is the same.
 The loss of sequences is OFA's cross entropy with everything that its recipes add to it.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -22,10 +24,10 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ofa_jax.numerics import widened
+from ofa_jax.tokenizers.special import NUM_SPECIAL, PAD
+from ofa_jax.trees import BATCH_AXES
 
-BATCH_AXES = ("data", "fsdp")  # the mesh axes that split a batch
 LOSSES = ("softmax", "sigmoid")
-SPECIALS = 4  # bos, pad, eos and unk: the ids that a range of allowed ids leaves allowed
 _MASKED = -1e9
 
 
@@ -38,6 +40,23 @@ class Mean(NamedTuple):
   @property
   def value(self) -> jax.Array:
     return self.total / jnp.maximum(self.count, 1e-9)
+
+  @property
+  def terms(self) -> tuple["Mean", ...]:
+    """The means whose sum it is, as of a `Sum`."""
+    return (self,)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sum:
+  """A sum of means, each over what it counts itself, that are still open for more terms."""
+
+  terms: tuple[Mean, ...]
+
+  @property
+  def value(self) -> jax.Array:
+    return sum(term.value for term in self.terms)
 
 
 class Teacher(NamedTuple):
@@ -180,7 +199,7 @@ def label_smoothed(
   targets: jax.Array,
   *,
   smoothing: float = 0.0,
-  pad: int = 1,
+  pad: int = PAD,
   conf: jax.Array | None = None,
   mask: jax.Array | None = None,
   allowed_range: tuple[int, int] | None = None,
@@ -204,7 +223,7 @@ def label_smoothed(
     conf: float[B], the weight of each row; it multiplies the log-probabilities. None: all ones.
     mask: bool[B, T, V], True where an id may follow; others have no probability. Where the target
       is `pad` it is not looked at.
-    allowed_range: (first, end): only these ids and the `SPECIALS` have a probability.
+    allowed_range: (first, end): only these ids and the special ones have a probability.
     ignore_prefix: positions at the front that cost nothing.
     ignore: an id that costs nothing as a target (the original's --ignore-eos).
     drop_worst: share of the tokens, those that cost most, that is left out. The tokens of all
@@ -229,7 +248,7 @@ def label_smoothed(
   allowed = None if mask is None else mask | ~keep[..., None]
   if allowed_range is not None:
     ids = np.arange(logits.shape[-1])
-    inside = (ids < SPECIALS) | ((ids >= allowed_range[0]) & (ids < allowed_range[1]))
+    inside = (ids < NUM_SPECIAL) | ((ids >= allowed_range[0]) & (ids < allowed_range[1]))
     allowed = jnp.broadcast_to(inside if allowed is None else allowed & inside, logits.shape)
   sentences = jnp.sum(jnp.any(keep, axis=1), dtype=jnp.float32)
 
@@ -253,9 +272,13 @@ def label_smoothed(
   }
 
 
-def sum_of_means(*losses: Mean) -> Mean:
-  """Several losses in one, each the mean over its own tokens, as OFA's pretraining adds them."""
-  return Mean(sum(loss.value for loss in losses), jnp.ones(()))
+def sum_of_means(*losses: Mean | Sum) -> Sum:
+  """Several losses in one, each the mean over its own tokens, as OFA's pretraining adds them.
+
+  With accumulation each is the mean over its tokens in all parts. A mean of weight w in the sum is
+  `Mean(w * total, count)`.
+  """
+  return Sum(tuple(term for loss in losses for term in loss.terms))
 
 
 class _Side(NamedTuple):

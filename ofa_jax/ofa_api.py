@@ -24,10 +24,11 @@ from ofa_jax import ofa_inputs as inputs
 from ofa_jax.data import prompts
 from ofa_jax.data.boxes import from_bins
 from ofa_jax.decode import candidates
-from ofa_jax.decode.beam import BOS, EOS, PAD, Search
+from ofa_jax.decode.beam import Search
 from ofa_jax.decode.trie import Trie
 from ofa_jax.ofa_inputs import Picture
 from ofa_jax.ofa_runner import Runner, bucket
+from ofa_jax.tokenizers.special import BOS, EOS, PAD
 
 MAX_TOKENS = 1024  # of a text: the original's --max-source-positions
 
@@ -54,6 +55,7 @@ class OFAModel:
     searches: how "caption", "answer" and "ground" search; captions as the model says itself.
     preprocess: makes a Pillow image float32[S, S, 3], as the model wants it.
     num_params: scalars of all models.
+    precision: what they compute in.
   """
 
   def __init__(self, *sources: hub.Source, precision: str = "fp32", image_size: int | None = None):
@@ -67,6 +69,7 @@ class OFAModel:
     Raises:
       ValueError: the models' vocabularies differ; faulty files.
     """
+    self.precision, self._num_models = precision, len(sources)
     self._runner = Runner(sources, precision=precision)
     self.config, self.num_params = self._runner.config, self._runner.num_params
     self.tokenizer = sources[0].tokenizer
@@ -79,6 +82,13 @@ class OFAModel:
       setattr(self.searches["caption"], field, value)
     self._chinese = self.tokenizer.kind == "bert-chinese"
     self._plan = functools.lru_cache(maxsize=8)(self._make_plan)
+
+  def __repr__(self) -> str:
+    ensemble = f", models={self._num_models}" if self._num_models > 1 else ""
+    return (
+      f"{type(self).__name__}(num_params={self.num_params:_}, image_size={self.image_size}, "
+      f"vocab_size={self.config.vocab_size}, precision={self.precision!r}{ensemble})"
+    )
 
   def forward(
     self,

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ofa_jax.data import images
-from ofa_jax.decode.beam import PAD
+from ofa_jax.tokenizers.special import PAD
 
 Picture: TypeAlias = Image.Image | np.ndarray
 

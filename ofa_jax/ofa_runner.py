@@ -18,10 +18,10 @@ from ofa_jax import hub, numerics, sharding, trees
 from ofa_jax.convert.params import abstract
 from ofa_jax.data import images
 from ofa_jax.decode import answers, beam, candidates
-from ofa_jax.decode.beam import EOS, PAD
 from ofa_jax.decode.trie import Trie
 from ofa_jax.ofa_inputs import Colours
 from ofa_jax.tasks.base import normalized
+from ofa_jax.tokenizers.special import EOS, PAD
 
 MAX_BATCH = 16  # rows that one device computes at once
 MAX_POSITIONS = 1 << 16  # of all hypotheses in a device's cache: in Base 37 kB each, in fp32

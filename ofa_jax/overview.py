@@ -1,6 +1,7 @@
 """The table that a run shows before it starts."""
 
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,15 +9,17 @@ import numpy as np
 import rich.table
 
 from ofa_jax import log, sharding, step, trees
-from ofa_jax.config import to_dict
+from ofa_jax.config import stream_sizes, to_dict
 
 
-def table(program: step.Program, *, num_rows: int, steps: int, origin: str) -> rich.table.Table:
+def table(
+  program: step.Program, *, num_rows: Mapping[str | None, int], steps: int, origin: str
+) -> rich.table.Table:
   """Machine, mesh, parameters per tower, memory, origin of the weights, and the whole config.
 
   Args:
     program: from `step.build`.
-    num_rows: training rows.
+    num_rows: training rows of each stream.
     steps: updates of the whole run.
     origin: where the weights came from.
   """
@@ -38,7 +41,8 @@ def table(program: step.Program, *, num_rows: int, steps: int, origin: str) -> r
     ("memory a device", f"{log.human_bytes(held)} parameters and optimizer + "
                         f"{log.human_bytes(grads)} gradients; activations after compiling"),
     ("weights", origin),
-    ("run", f"{num_rows:,} rows, batch {config.batch_size}, {steps:,} steps"),
+    ("run", "; ".join(f"{name + ': ' if name else ''}{num_rows[name]:,} rows, batch {size}"
+                      for name, size in stream_sizes(config).items()) + f", {steps:,} steps"),
   ]  # fmt: skip
   values = to_dict(config)
   for evaluation in values["evals"]:

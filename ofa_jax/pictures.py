@@ -48,7 +48,7 @@ class Cell:
 
 def captions(
   images: Sequence[np.ndarray],
-  found: Sequence[str],
+  texts: Sequence[str],
   expected: Sequence[Sequence[str]],
   *,
   columns: int = 6,
@@ -57,7 +57,7 @@ def captions(
 
   Args:
     images: uint8[H, W, 3] each.
-    found: one text each.
+    texts: one each.
     expected: the references of each.
     columns: pictures in a row.
   """
@@ -66,7 +66,7 @@ def captions(
       image=image,
       lines=((text, RIGHT if text in group else WRONG), *((other, PLAIN) for other in group)),
     )
-    for image, text, group in zip(images, found, expected, strict=True)
+    for image, text, group in zip(images, texts, expected, strict=True)
   ]
   return page([cells[i : i + columns] for i in range(0, len(cells), columns)])
 

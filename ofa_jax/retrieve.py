@@ -67,17 +67,17 @@ def topk(
       f"found {k}"
     )
   query, candidate = DIRECTIONS[direction]
-  found = 0
+  num_queries = 0
   with (
     cli.writing(output) as file,
     cli.progress("top-k", total=len(queries), unit=f"{query}s") as advance,
   ):
     for rows in best_rows(queries.vectors, candidates.vectors, k=k, advance=advance):
-      query_ids = queries.ids[found : found + len(rows)].tolist()
+      query_ids = queries.ids[num_queries : num_queries + len(rows)].tolist()
       for query_id, ids in zip(query_ids, candidates.ids[rows].tolist(), strict=True):
         file.write(f'{{"{query}_id": {query_id}, "{candidate}_ids": {ids}}}\n')
-      found += len(rows)
-  print(f"Top-{k} predictions of {found} {query}s are in {output}")
+      num_queries += len(rows)
+  print(f"Top-{k} predictions of {num_queries} {query}s are in {output}")
 
 
 def best_rows(
@@ -142,17 +142,17 @@ def recall(annotations: Path, predictions: Path, *, direction: str = "t2i") -> d
     [f"{annotations}:{lines[i]} {query} {i} has none" for i, ids in truth.items() if not ids],
     f"{candidate}_ids in every annotation (without labels there is nothing to score)",
   )
-  found, lines = _read_ids(predictions, query)
+  predicted, lines = _read_ids(predictions, query)
   most = retrieval.KS[-1]
   faults = []
-  for i, ids in found.items():
+  for i, ids in predicted.items():
     if len(ids) != most:
       faults.append(f"{predictions}:{lines[i]} {query} {i} has {len(ids)}")
     elif len(set(ids)) != most:
       faults.append(f"{predictions}:{lines[i]} {query} {i} has one twice")
-  faults += [f"{predictions} has no line for {query} {i}" for i in truth if i not in found]
+  faults += [f"{predictions} has no line for {query} {i}" for i in truth if i not in predicted]
   raise_faults(faults, f"{most} different {candidate}_ids for every {query} of {annotations}")
-  return retrieval.score_json(retrieval.recall_of_predictions(truth, found))
+  return retrieval.score_json(retrieval.recall_of_predictions(truth, predicted))
 
 
 def to_tr(path: Path, *, output: Path | None = None) -> Path:

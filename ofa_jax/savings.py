@@ -47,7 +47,7 @@ def changes(config: Config, report: Sizes, *, num_devices: int) -> Iterator[dict
 
   levels = config_lib.REMAT[config_lib.REMAT.index(config.remat) + 1 :]
   counts = (2, 4, 8, 16, 32)
-  rows = config.batch_size // (data * fsdp)
+  rows = math.gcd(*config_lib.stream_sizes(config).values()) // (data * fsdp)
   parts = [n for n in counts if rows % (n * config.accum) == 0]
   wider = [n for n in counts if data % n == 0]
   strips = {n: config.task.in_strips(n, rows=rows) for n in counts}

@@ -11,8 +11,8 @@ itself, a compiler may multiply by the slices one after the other, and does.
 """
 
 import functools
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Union
 
 import jax
 import numpy as np
@@ -23,8 +23,10 @@ from jax.sharding import PartitionSpec as P
 
 from ofa_jax import trees
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = P(("data", "fsdp"))
+AXES = (*trees.BATCH_AXES, "tensor")
+BATCH = P(trees.BATCH_AXES)
+# Arrays with a leading axis of rows by field; of several streams, those of each by name.
+Batch = Mapping[str, Union[np.ndarray, jax.Array, "Batch"]]
 _LARGE = 2**16  # scalars; below this, splitting costs more than it saves
 
 
@@ -200,10 +202,10 @@ def like_params(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
   return trees.map_paths(place, tree)
 
 
-def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """This host's rows as global arrays over the mesh."""
-  sharding = batch_sharding(mesh)
-  return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+def to_global(batch: Batch, mesh: Mesh) -> Batch:
+  """This host's rows as global arrays over the mesh; of several streams, the rows of each."""
+  place = functools.partial(jax.make_array_from_process_local_data, batch_sharding(mesh))
+  return jax.tree.map(place, batch)
 
 
 def bytes_per_device(tree: Any, shardings: Any) -> int:

@@ -10,13 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend as jex
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.interpreters import partial_eval
 
 from ofa_jax import numerics, sharding, trees
 from ofa_jax import optim as optim_lib
 from ofa_jax.config import Config
+from ofa_jax.trees import Tree
 
 # Folded into keys where small numbers are: steps into the seed's, parts and splits into a step's.
 _PREDICTIONS = _PREPARES = 2**32 - 1
@@ -38,15 +41,15 @@ class State:
   """
 
   step: jax.Array
-  params: Any
-  opt: Any
-  rest: Any
-  ema: Any
+  params: Tree
+  opt: optax.OptState
+  rest: Tree
+  ema: Tree | None
   bad: jax.Array
-  ema_rest: Any = None
+  ema_rest: Tree | None = None
 
   @property
-  def evaluated(self) -> tuple[Any, Any]:
+  def evaluated(self) -> tuple[Tree, Tree]:
     """(params, rest) that are evaluated: the moving average where there is one."""
     if self.ema is None:
       return self.params, self.rest
@@ -65,7 +68,7 @@ class Program:
   abstract: State
   shardings: State
 
-  def model(self, params: Any, rest: Any) -> nnx.Module:
+  def model(self, params: Tree, rest: Tree) -> nnx.Module:
     """The model with these parameters in the compute dtype, merged anew."""
     return nnx.merge(self.graph, numerics.cast(params, self.config.precision), rest)
 
@@ -196,7 +199,7 @@ def prediction_key(seed: int, *, evaluation: int, stream: int) -> jax.Array:
   return jax.random.fold_in(jax.random.fold_in(key, evaluation), stream)
 
 
-def statistics(model: nnx.Module) -> Any:
+def statistics(model: nnx.Module) -> Tree:
   """What a model holds beside its parameters: the running statistics after a forward pass."""
   return nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])
 
@@ -216,7 +219,7 @@ def _state(config, optimizer, params, rest):
   )
 
 
-def averages_of(config: Config, params: Any, rest: Any) -> dict[str, Any]:
+def averages_of(config: Config, params: Tree, rest: Tree) -> dict[str, Tree | None]:
   """The fields `ema` and `ema_rest` of a state that begins with these weights."""
   if config.ema is None:
     return {"ema": None, "ema_rest": None}
@@ -254,32 +257,85 @@ def _gradients(program, state, batch, key, frozen):
     key = jax.random.fold_in(key, _PREPARES)  # apart from those that the loss makes of it
     return task.prepare(model, part, rngs=key, step=state.step, frozen=frozen)
 
-  def loss(params, rest, part, key):
+  def forward(params, rest, part, key):
     model = program.model(optim_lib.stop_frozen(config.optim, params), rest)
-    metrics = task.loss(model, part, rngs=key, chunks=chunks)
-    return metrics["loss"].total, (metrics, statistics(model))
+    return task.loss(model, part, rngs=key, chunks=chunks), statistics(model)
+
+  def loss(params, rest, part, key, counts=None):
+    metrics, rest = forward(params, rest, part, key)
+    return _objective(metrics["loss"], counts), (metrics, rest)
 
   gradient = jax.grad(loss, has_aux=True)
   if config.accum == 1 or task.whole_batch:
     batch = prepared(batch, key)
     grads, (metrics, rest) = gradient(state.params, state.rest, batch, key)
   else:
+    parts = trees.split_batch(batch, config.accum)
+    counts = _counts(
+      lambda part, key: forward(state.params, state.rest, prepared(part, key), key)[0], parts, key
+    )
 
     def body(carry, inputs):
       grads, rest = carry
       part, index = inputs
       part_key = jax.random.fold_in(key, index)
       part = prepared(part, part_key)
-      more, (metrics, rest) = gradient(state.params, rest, part, part_key)
+      more, (metrics, rest) = gradient(state.params, rest, part, part_key, counts)
       return (jax.tree.map(jnp.add, grads, more), rest), metrics
 
-    parts = trees.split_batch(batch, config.accum)
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     (grads, rest), metrics = jax.lax.scan(
       body, (zeros, state.rest), (parts, jnp.arange(config.accum))
     )
     metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
-  # The sums are divided by the count only here, so that parts and hosts add up to the whole batch.
-  count = jnp.maximum(metrics["loss"].count, 1e-9)
-  grads = jax.tree.map(lambda g: (g / count).astype(g.dtype), grads)
+  terms = metrics["loss"].terms
+  if len(terms) == 1:
+    # Divided by the count only here, so that parts and hosts add up to the whole batch.
+    count = jnp.maximum(terms[0].count, 1e-9)
+    grads = jax.tree.map(lambda g: (g / count).astype(g.dtype), grads)
   return grads, {name: m.value for name, m in metrics.items()}, rest
+
+
+def _objective(loss, counts):
+  """What is differentiated: of one mean the total, of a sum of means each over its count.
+
+  `counts` are those of the whole batch, None where that is the batch at hand.
+  """
+  terms = loss.terms
+  if len(terms) == 1:
+    return terms[0].total
+  counts = [term.count for term in terms] if counts is None else counts
+  counts = [jnp.maximum(jax.lax.stop_gradient(count), 1e-9) for count in counts]
+  return sum(term.total / count for term, count in zip(terms, counts, strict=True))
+
+
+def _counts(metrics_of, parts, key):
+  """What each mean of the loss counts in all parts of the batch; None where the loss is one mean.
+
+  The gradient of a sum of means needs these before the first part. The loss itself is asked, so
+  that nothing counts in two places; of its computation only what the counts depend on is kept,
+  which is a few operations on the batch where they depend neither on the model nor on the dropout.
+
+  Args:
+    metrics_of: (part, key) -> the task's metrics.
+    parts: the batch as `trees.split_batch` gives it.
+    key: the step's; part i has this folded with i, here as in the gradient.
+  """
+
+  def count(part, key):
+    return [term.count for term in metrics_of(part, key)["loss"].terms]
+
+  first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), parts)
+  traced, shapes = jax.make_jaxpr(count, return_shape=True)(first, key)
+  if len(shapes) == 1:
+    return None
+  jaxpr, used = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(shapes))
+  counted = jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(jaxpr, traced.consts))
+
+  def of_part(inputs):
+    part, index = inputs
+    leaves = jax.tree.leaves((part, jax.random.fold_in(key, index)))
+    return counted(*(leaf for leaf, use in zip(leaves, used, strict=True) if use))
+
+  counts = jax.lax.map(of_part, (parts, jnp.arange(len(jax.tree.leaves(parts)[0]))))
+  return [jnp.sum(count, axis=0) for count in counts]

@@ -114,14 +114,14 @@ class Topology:
 
 def parse(text: str) -> Topology:
   """Reads a topology's name; ValueError says what is wrong with it."""
-  found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:,slices=(\d+))?", text)
-  if not found or found[1] not in KINDS:
+  parsed = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:,slices=(\d+))?", text)
+  if not parsed or parsed[1] not in KINDS:
     raise ValueError(
       f"--topology: expected KIND:SHAPE[,slices=N] with KIND one of {', '.join(KINDS)}, like "
       f"v5e:16x16, v5p:4x4x4, v6e:16x16,slices=2 or h100:8; found {text!r}"
     )
-  kind, shape = found[1], tuple(int(n) for n in found[2].split("x"))
-  slices = int(found[3] or 1)
+  kind, shape = parsed[1], tuple(int(n) for n in parsed[2].split("x"))
+  slices = int(parsed[3] or 1)
   dims = KINDS[kind].dims
   if len(shape) != dims or 0 in shape or slices < 1:
     raise ValueError(f"--topology: expected {dims} positive axes for {kind}, found {text!r}")
@@ -160,11 +160,13 @@ def devices(topology: Topology) -> list[jax.Device]:
     name = ""
     options = {"target_config": _H100, "topology": f"1x1x{shape}"}
   try:
-    found = topologies.get_topology_desc(platform=platform, topology_name=name, **options).devices
+    described = topologies.get_topology_desc(
+      platform=platform, topology_name=name, **options
+    ).devices
   except Exception as e:
     reason = str(e).splitlines()[0] if str(e) else type(e).__name__
     raise ValueError(
       f"Cannot describe {topology.kind}:{shape} ({reason}). If the compiler is missing: "
       + INSTALL[platform]
     ) from e
-  return list(found)
+  return list(described)

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,8 +37,19 @@ from ofa_jax import (
   trees,
   watchdog,
 )
-from ofa_jax.config import Config, check_best, epoch_end, is_due, mesh_sizes, to_dict, validate
+from ofa_jax.config import (
+  Config,
+  check_best,
+  epoch_end,
+  is_due,
+  mesh_sizes,
+  stream_sizes,
+  to_dict,
+  validate,
+)
 from ofa_jax.data import pipeline
+from ofa_jax.data.protocols import Rows
+from ofa_jax.data.streams import by_name, check_streams, unnamed
 
 
 def train(config: Config, workdir: str, *, stop_status: int = 0) -> dict[str, float]:
@@ -68,11 +79,13 @@ def train(config: Config, workdir: str, *, stop_status: int = 0) -> dict[str, fl
 def _open(config, workdir, notice, opened):
   """The run and the state that it goes on from; what they hold is closed with `opened`."""
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
-  rows = config.task.examples("train")
+  streams, sizes = by_name(config.task.examples("train")), stream_sizes(config)
+  check_streams(streams, sizes)
+  main = len(streams[next(iter(sizes))])
   steps = config.steps
   if steps is None:
-    steps = epoch_end(config.epochs, rows=len(rows), batch_size=config.batch_size)
-  check_best(config, rows=len(rows), steps=steps)
+    steps = epoch_end(config.epochs, rows=main, batch_size=config.batch_size)
+  check_best(config, rows=main, steps=steps)
   program = step.build(config, mesh, steps=steps)
   evaluators = evaluate.evaluators(program)
 
@@ -80,34 +93,44 @@ def _open(config, workdir, notice, opened):
   checkpoints = opened.enter_context(checkpoint.Checkpoints(workdir, keep=config.keep))
   notes = [note] if note else []
   state, origin = _first_state(program, checkpoints, steps=steps, warn=notes.append)
-  start, described = int(state.step), to_dict(config)
+  start = int(state.step)
   if config.best_metric is not None:
     past = [row for row in log.read_metrics(workdir) if row["step"] <= start]
     checkpoints.best = checkpoint.Best(config.best_metric, config.best_mode, past)
   out = opened.enter_context(
-    log.Log(workdir, steps=steps, start=start, log_to=config.log_to, described=described)
+    log.Log(
+      workdir,
+      steps=steps,
+      start=start,
+      unit=config.task.unit,
+      log_to=config.log_to,
+      described=to_dict(config),
+    )
   )
   opened.enter_context(processes.one_fate(functools.partial(out.record, level="ERROR")))
-  out.show(overview.table(program, num_rows=len(rows), steps=steps, origin=origin))
+  num_rows = {name: len(rows) for name, rows in streams.items()}
+  out.show(overview.table(program, num_rows=num_rows, steps=steps, origin=origin))
   out.line(f"Weights: {origin}")
   if checkpoints.steps():
     out.line(f"Checkpoints: {checkpoints.listing()}")
   _save_config(config, workdir, out)
-  notes += [*getattr(rows, "notes", ()), *(n for e in evaluators for n in e.notes)]
+  for readers in (*streams.values(), *evaluators):
+    notes += readers.notes
   for text in notes:
     out.line(text, level="WARNING")
   saver = saving.Saver(checkpoints, say=functools.partial(out.line, level="WARNING"))
   watch = opened.enter_context(watchdog.Watchdog(config.step_timeout))
-  run = _Run(program, rows, evaluators, saver, out, watch, notice, steps=steps)
+  run = _Run(program, streams, main, evaluators, saver, out, watch, notice, steps=steps)
   return run, state
 
 
 @dataclasses.dataclass
 class _Run:
-  """The loop and what it holds on to."""
+  """The loop and what it holds on to; an epoch is one of the main stream's `main_rows`."""
 
   program: step.Program
-  rows: Any
+  streams: Mapping[str | None, Rows]
+  main_rows: int
   evaluators: list[evaluate.Evaluator]
   saver: saving.Saver
   out: log.Log
@@ -122,7 +145,9 @@ class _Run:
     Raises:
       processes.Stopped: told to stop; the state is saved.
     """
-    with contextlib.closing(self.rows):
+    with contextlib.ExitStack() as opened:
+      for rows in self.streams.values():
+        opened.callback(rows.close)
       state = self.loop(state)
     self.watch.beat(watchdog.ALLOWANCE)
     self.saver.save(state)
@@ -150,8 +175,8 @@ class _Run:
       max_rate=config.max_bad_rate, log=lambda text: out.line(text, level="WARNING")
     )
     batches = pipeline.train_batches(
-      self.rows,
-      batch_size=config.batch_size,
+      unnamed(self.streams),
+      batch_size=unnamed(stream_sizes(config)),
       seed=config.seed,
       start=start,
       host=jax.process_index(),
@@ -242,10 +267,10 @@ class _Run:
 
   def _epoch(self, done: int) -> int:
     """The pass over the data in which an update reads its first row, from 1."""
-    return (max(done, 1) - 1) * self.program.config.batch_size // len(self.rows) + 1
+    return (max(done, 1) - 1) * self.program.config.batch_size // self.main_rows + 1
 
   def _is_due(self, done: int, *, steps: int, epochs: float) -> bool:
-    size = {"rows": len(self.rows), "batch_size": self.program.config.batch_size}
+    size = {"rows": self.main_rows, "batch_size": self.program.config.batch_size}
     return is_due(done, steps=steps, epochs=epochs, **size)
 
   def _due(self, done: int) -> list[evaluate.Evaluator]:
@@ -303,7 +328,7 @@ class _Run:
     batch_time, data_time = clock.lap(done)
     epoch = self._epoch(done)
     begin, end = (
-      epoch_end(e, rows=len(self.rows), batch_size=config.batch_size) for e in (epoch - 1, epoch)
+      epoch_end(e, rows=self.main_rows, batch_size=config.batch_size) for e in (epoch - 1, epoch)
     )
     values = {
       **{k: float(v) for k, v in metrics.items()},
@@ -407,7 +432,7 @@ def _resume(program, fresh, *, steps):
   )
 
 
-def _stop_if_diverged(config: Config, metrics: dict[str, Any]) -> None:
+def _stop_if_diverged(config: Config, metrics: Mapping[str, jax.Array]) -> None:
   _, in_a_row = np.asarray(metrics["bad"])
   if in_a_row > config.optim.max_bad_steps:
     raise FloatingPointError(

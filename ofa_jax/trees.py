@@ -5,14 +5,20 @@ table of `(pattern, value)`, searched with `re.search`, in which the first match
 """
 
 import re
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Union
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
+
+BATCH_AXES = ("data", "fsdp")  # the mesh axes that split a batch
 
 Rules = Iterable[tuple[str, Any]]
+Tree = dict[
+  str, Union[jax.Array, "Tree"]
+]  # of parameters or statistics, as `nnx.to_pure_dict` gives
 
 
 def path_name(key_path: tuple) -> str:
@@ -26,6 +32,11 @@ def flatten(tree: Any) -> dict[str, Any]:
   """Leaves by path, in tree order."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {path_name(path): leaf for path, leaf in leaves}
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+  """Nested dictionaries from leaves by path: the inverse of `flatten` for such a tree."""
+  return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def map_paths(fn: Callable[..., Any], tree: Any, *others: Any) -> Any:
@@ -81,6 +92,7 @@ def difference(expected: Any, found: Any) -> list[str]:
 def split_batch(batch: Any, parts: int) -> Any:
   """[B, ...] leaves to [parts, B / parts, ...]: part c holds the rows i * parts + c.
 
+  B may differ from leaf to leaf, as between the streams of a batch: each is split by itself.
   Interleaved, not contiguous: where the batch axis is sharded, every device keeps its own rows in
   every part and nothing is moved. A scalar goes to every part.
   """

@@ -106,15 +106,15 @@ def open_writers(
 
 def faults(names: Sequence[str]) -> list[str]:
   """What keeps these writers from being opened, one line each."""
-  found = []
+  lines = []
   for name in names:
     if name not in PACKAGES:
       near = difflib.get_close_matches(name, PACKAGES, n=1)
       hint = f"; did you mean {near[0]}?" if near else ""
-      found.append(f"log_to: expected {' or '.join(PACKAGES)}, found {name!r}{hint}")
+      lines.append(f"log_to: expected {' or '.join(PACKAGES)}, found {name!r}{hint}")
     elif importlib.util.find_spec(PACKAGES[name]) is None:
-      found.append(
+      lines.append(
         f"log_to: {name} needs the package {PACKAGES[name]}, found none; "
         f'pip install "ofa-jax[{name}]"'
       )
-  return found
+  return lines

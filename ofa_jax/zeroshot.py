@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -20,6 +19,7 @@ from absl import flags
 from ofa_jax import api, cli, log
 from ofa_jax.data import pipeline
 from ofa_jax.data.folder import FolderRows, ImageFolder
+from ofa_jax.data.protocols import Rows
 from ofa_jax.data.text import normalize_caption
 from ofa_jax.data.tfds import TfdsRows
 from ofa_jax.data.tsv import check_files
@@ -31,7 +31,7 @@ SCALE = 100.0  # of the cosines; the original does not use the model's own logit
 _PROMPTS = 4096  # encoded before they are averaged
 
 
-def open_rows(data: str, *, split: str, size: int) -> tuple[Any, list[str]]:
+def open_rows(data: str, *, split: str, size: int) -> tuple[Rows, list[str]]:
   """Opens labelled images.
 
   Args:
@@ -82,7 +82,7 @@ def classifier(
 
 
 def classify(
-  model: api.CNCLIPModel, rows: Any, *, weights: np.ndarray, batch_size: int = 256
+  model: api.CNCLIPModel, rows: Rows, *, weights: np.ndarray, batch_size: int = 256
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the probabilities float64[N, C] of all images, and their labels int32[N].
 
@@ -115,12 +115,12 @@ def classify(
 def scores(probabilities: np.ndarray, labels: np.ndarray, *, dataset: str) -> dict[str, float]:
   """Returns top-1 and the data set's official metric where that is another, as fractions."""
   metric = zeroshot.metric_for(dataset)
-  found = {"zeroshot-top1": zeroshot.top1(probabilities, labels)}
+  values = {"zeroshot-top1": zeroshot.top1(probabilities, labels)}
   if metric is zeroshot.mean_average_precision:
     labels = np.eye(probabilities.shape[1], dtype=bool)[labels]
   if metric is not zeroshot.top1:
-    found[metric.__name__] = metric(probabilities, labels)
-  return found
+    values[metric.__name__] = metric(probabilities, labels)
+  return values
 
 
 def write_submission(

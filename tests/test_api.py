@@ -2,8 +2,10 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 
 import jax
 import numpy as np
@@ -64,6 +66,25 @@ def test_any_number_of_rows_gives_the_same_features(micro, monkeypatch):
     assert found.dtype == np.float32
     assert found.shape == (rows, model.config.embed_dim)
     np.testing.assert_allclose(found, whole[:rows], atol=2e-5)
+
+
+def test_a_model_says_in_a_line_what_it_is(micro):
+  _, model, _ = micro
+  line = (
+    f"CNCLIPModel(num_params={model.num_params:_}, image_size={model.image_size}, "
+    f"context_length={model.context_length}, embed_dim={model.config.embed_dim}, precision='fp32')"
+  )
+  assert repr(model) == line and len(line) < 120
+
+
+def test_the_wheel_has_the_packages_version_and_its_types():
+  assert re.fullmatch(r"\d+\.\d+\.\d+", ofa_jax.__version__)
+  assert (pathlib.Path(ofa_jax.__file__).parent / "py.typed").exists()
+  project = tomllib.loads((pathlib.Path(__file__).parent.parent / "pyproject.toml").read_text())
+  assert project["project"]["dynamic"] == ["version"]
+  setuptools = project["tool"]["setuptools"]
+  assert setuptools["dynamic"]["version"] == {"attr": "ofa_jax.__version__"}
+  assert "py.typed" in setuptools["package-data"]["ofa_jax"]
 
 
 def test_few_shapes_are_compiled():
@@ -172,7 +193,13 @@ def test_unknown_names_and_precisions_are_errors():
 
 
 def test_the_package_is_imported_without_jax():
-  code = "import sys, ofa_jax; assert 'jax' not in sys.modules; assert 'api' not in dir(ofa_jax)"
+  code = """
+import sys, ofa_jax
+names = dir(ofa_jax)
+assert {"available_models", "load_from_name", "tokenize", "__version__"} <= set(names), names
+assert "TYPE_CHECKING" not in names
+assert "jax" not in sys.modules and "ofa_jax.api" not in sys.modules
+"""
   subprocess.run([sys.executable, "-c", code], check=True)
   with pytest.raises(AttributeError, match="no attribute 'load'"):
     ofa_jax.load  # noqa: B018

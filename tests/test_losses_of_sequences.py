@@ -149,4 +149,5 @@ def test_tokens_of_all_devices_are_ranked_together():
 def test_losses_of_two_batches_add_by_their_own_means():
   parts = losses.Mean(jnp.float32(6), jnp.float32(3)), losses.Mean(jnp.float32(5), jnp.float32(10))
   both = losses.sum_of_means(*parts)
-  assert both.value == 2.5 and both.count == 1
+  assert both.value == 2.5 and both.terms == parts
+  assert losses.sum_of_means(both, parts[0]).value == 4.5

@@ -43,6 +43,13 @@ def pictures():
   return [Image.fromarray(rng.integers(0, 256, (40, 80, 3), np.uint8)) for _ in range(3)]
 
 
+def test_a_model_says_in_a_line_what_it_is(model, directory):
+  size = f"image_size={model.image_size}, vocab_size={model.config.vocab_size}, precision='fp32'"
+  assert repr(model) == f"OFAModel(num_params={model.num_params:_}, {size})"
+  ensemble = ofa_jax.load_from_name([directory, directory])[0]
+  assert repr(ensemble) == f"OFAModel(num_params={ensemble.num_params:_}, {size}, models=2)"
+
+
 def test_logits_are_the_originals(model):
   for name in ("mm_batch", "code_mixed"):
     stored = golden("micro", name)

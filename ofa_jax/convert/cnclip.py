@@ -13,7 +13,7 @@ import numpy as np
 
 from ofa_jax import trees
 from ofa_jax.convert import rules
-from ofa_jax.convert.params import abstract, nest
+from ofa_jax.convert.params import abstract
 from ofa_jax.convert.rules import (
   CONV,
   FLAT,
@@ -118,7 +118,7 @@ def from_torch(
   flat = rules.from_torch(
     standard_names(state_dict), rules_of(config), shapes={**params, **rest}, ignored=IGNORED
   )
-  return nest({path: flat[path] for path in params}), nest({path: flat[path] for path in rest})
+  return tuple(trees.unflatten({path: flat[path] for path in tree}) for tree in (params, rest))
 
 
 def to_torch(
@@ -194,7 +194,7 @@ def _infer_vit(tensors: Mapping[str, np.ndarray]) -> ViTConfig:
     image_size=grid * patch_size,
     patch_size=patch_size,
     width=width,
-    layers=_count(tensors, r"visual\.transformer\.resblocks\.(\d+)\."),
+    layers=rules.count_layers(tensors, r"visual\.transformer\.resblocks\.(\d+)\."),
     head_width=head_width,
   )
 
@@ -205,7 +205,9 @@ def _infer_resnet(tensors: Mapping[str, np.ndarray]) -> ResNetConfig:
   grid = math.isqrt(len(tensors["visual.attnpool.positional_embedding"]) - 1)
   return ResNetConfig(
     image_size=REDUCTION * grid,
-    layers=tuple(_count(tensors, rf"visual\.layer{stage}\.(\d+)\.") for stage in range(1, 5)),
+    layers=tuple(
+      rules.count_layers(tensors, rf"visual\.layer{stage}\.(\d+)\.") for stage in range(1, 5)
+    ),
     width=width,
   )
 
@@ -216,18 +218,12 @@ def _infer_bert(tensors: Mapping[str, np.ndarray]) -> BertConfig:
   return BertConfig(
     vocab_size=vocab_size,
     width=width,
-    layers=_count(tensors, r"bert\.encoder\.layer\.(\d+)\."),
+    layers=rules.count_layers(tensors, r"bert\.encoder\.layer\.(\d+)\."),
     heads=width // 64,
     mlp=len(tensors["bert.encoder.layer.0.intermediate.dense.bias"]),
     max_positions=len(tensors["bert.embeddings.position_embeddings.weight"]),
     type_vocab=len(tensors["bert.embeddings.token_type_embeddings.weight"]),
   )
-
-
-def _count(tensors: Mapping[str, np.ndarray], pattern: str) -> int:
-  """Counts the different numbers that the pattern's group takes in the names."""
-  matches = (re.match(pattern, name) for name in tensors)
-  return len({match[1] for match in matches if match})
 
 
 def _check_heads(tower: str, width: int, head_width: int):

@@ -16,14 +16,14 @@ import safetensors.numpy
 
 from ofa_jax.convert import json_files, limits, rules, safetensors_files, torch_files
 from ofa_jax.convert.cnclip import BERT, IGNORED
-from ofa_jax.convert.params import Weights, abstract, nest
+from ofa_jax.convert.params import Weights, abstract
 from ofa_jax.convert.rules import FLAT, SAME, Rule, linear, patches
 from ofa_jax.data.images import CLIP_MEAN, CLIP_STD
 from ofa_jax.models.bert import BertConfig
 from ofa_jax.models.cnclip import CNCLIPConfig
 from ofa_jax.models.vit import ViTConfig
 from ofa_jax.tokenizers.bert import ChineseBertTokenizer
-from ofa_jax.trees import flatten
+from ofa_jax.trees import flatten, unflatten
 
 MODEL_TYPE = "chinese_clip"
 
@@ -148,7 +148,7 @@ def load(directory: pathlib.Path, config: CNCLIPConfig) -> Weights:
     flat = rules.from_torch(tensors, RULES, shapes=shapes, ignored=HF_IGNORED)
   except ValueError as error:
     raise ValueError(f"{directory}: {error}") from error
-  return nest(flat), {}
+  return unflatten(flat), {}
 
 
 def read_tensors(directory: pathlib.Path, *, verify: bool = True) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ofa_jax import trees
 from ofa_jax.convert import rules
-from ofa_jax.convert.params import abstract, nest
+from ofa_jax.convert.params import abstract
 from ofa_jax.convert.rules import (
   CONV,
   SAME,
@@ -159,8 +159,8 @@ def from_torch(
   """
   _, params, rest = abstract(config)
   flat = fill(standard_names(state_dict), {**shapes_of(params), **shapes_of(rest)})
-  return nest({path: flat[path] for path in trees.flatten(params)}), nest(
-    {path: flat[path] for path in trees.flatten(rest)}
+  return tuple(
+    trees.unflatten({path: flat[path] for path in trees.flatten(tree)}) for tree in (params, rest)
   )
 
 

@@ -3,17 +3,17 @@
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ofa_jax.convert import json_files, limits
+from ofa_jax.convert import json_files, limits, rules
 from ofa_jax.convert.ofa import CODES_AFTER, WORDS, standard_names
-from ofa_jax.models.ofa import BOS, EOS, PAD, SIZES, ClassifierConfig, OFAConfig
+from ofa_jax.models.ofa import SIZES, ClassifierConfig, OFAConfig
 from ofa_jax.models.ofa_config import CODE_PIXELS
 from ofa_jax.models.ofa_positions import MAX_TOKENS
+from ofa_jax.tokenizers.special import BOS, EOS, PAD
 
 # The original's options that no tensor shows -> our fields.
 OPTIONS = {
@@ -250,11 +250,12 @@ def _sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
   found = {
     "width": width,
     "mlp": len(tensors["encoder.layers.0.fc1.bias"]),
-    "encoder_layers": _count(tensors, r"encoder\.layers\.(\d+)\."),
-    "decoder_layers": _count(tensors, r"decoder\.layers\.(\d+)\."),
+    "encoder_layers": rules.count_layers(tensors, r"encoder\.layers\.(\d+)\."),
+    "decoder_layers": rules.count_layers(tensors, r"decoder\.layers\.(\d+)\."),
     "heads": heads,
     "stages": tuple(
-      _count(tensors, rf"encoder\.embed_images\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3)
+      rules.count_layers(tensors, rf"encoder\.embed_images\.layer{stage}\.(\d+)\.")
+      for stage in (1, 2, 3)
     ),
     "vocab_size": vocab_size,
     "token_bucket_size": (token_rows + 1) // 2,
@@ -286,9 +287,3 @@ def _classifier(tensors: Mapping[str, np.ndarray], width: int) -> ClassifierConf
   inputs = out.shape[1] if dense is None else dense.shape[1]
   hidden = 0 if dense is None else len(dense)
   return ClassifierConfig(classes=len(out), hidden=hidden, images=inputs // width)
-
-
-def _count(tensors: Mapping[str, np.ndarray], pattern: str) -> int:
-  """Counts the different numbers that the pattern's group takes in the names."""
-  matches = (re.match(pattern, name) for name in tensors)
-  return len({match[1] for match in matches if match})

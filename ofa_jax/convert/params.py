@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax
-from flax import nnx, traverse_util
+from flax import nnx
 
 from ofa_jax.models.cnclip import CNCLIPConfig
 from ofa_jax.models.ofa import OFAConfig
@@ -21,11 +21,6 @@ def abstract(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any], dict[st
   model = jax.eval_shape(lambda: config.build(rngs=nnx.Rngs(0)))
   graph, params, rest = nnx.split(model, nnx.Param, ...)
   return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
-
-
-def nest(flat: dict[str, Any]) -> dict[str, Any]:
-  """Nested dicts of leaves by path."""
-  return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def placement(weights: Any, shardings: Any) -> Any:

@@ -2,12 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 from ofa_jax import trees
 from ofa_jax.convert.params import abstract, placement
@@ -70,12 +68,12 @@ def fitted(source: Any, config: Any) -> tuple[Any, list[str]]:
     params_places, rest_places = placement(expected, shardings)
     places = trees.flatten(params_places)
     whole = {p: _unsplit(places[p]) for p in changed}
-    params, rest = source.load((_nest(places | whole), rest_places))
+    params, rest = source.load((trees.unflatten(places | whole), rest_places))
     params = trees.flatten(params)
     for path, rows in changed.items():
       resized = resize(path, params[path], rows=rows)
       params[path] = jax.device_put(resized, places[path])
-    return _nest(params), rest
+    return trees.unflatten(params), rest
 
   lines = [f"{p} resized from {len(stored[p])} to {rows} positions" for p, rows in changed.items()]
   return dataclasses.replace(source, config=target, load=load) if changed else source, lines
@@ -132,7 +130,3 @@ def _unsplit(place: jax.sharding.Sharding) -> jax.sharding.Sharding:
   if isinstance(place, jax.sharding.NamedSharding):
     return jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec())
   return place
-
-
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-  return traverse_util.unflatten_dict(flat, sep="/")

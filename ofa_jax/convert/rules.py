@@ -259,6 +259,12 @@ def _expand(rule: Rule, path: str, shape: tuple[int, ...]) -> Iterable[Tensor]:
     yield Tensor(name, transform.to_torch(dummy[at]).shape, path, at, transform)
 
 
+def count_layers(names: Iterable[str], pattern: str) -> int:
+  """Counts the different numbers that the pattern's group takes in the names of tensors."""
+  matches = (re.match(pattern, name) for name in names)
+  return len({match[1] for match in matches if match})
+
+
 def _check_finite(params: Mapping[str, np.ndarray], tensors: Iterable[Tensor]) -> None:
   # The extremes of a whole parameter first: NaN and infinity show in them, at the speed of memory.
   damaged = {

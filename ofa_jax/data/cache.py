@@ -20,6 +20,7 @@ import simplejpeg
 
 from ofa_jax.data.augment import auto_augment
 from ofa_jax.data.images import BadImage, decode, random_crop_flip
+from ofa_jax.data.protocols import EncodedImages
 from ofa_jax.data.tsv import BadRow
 
 CACHE_VERSION = 1
@@ -129,7 +130,7 @@ class ImageReader:
   """Reads the images of a table as square uint8 pixels, through the decode cache when there is one.
 
   Args:
-    table: what gives the encoded images (`files`, `__len__`, `name(i)`, `encoded(i)`).
+    table: the images, encoded.
     size: side of the images given, in pixels.
     exact, rgb_first: see `ofa_jax.data.images.decode`.
     augment: "none"; "crop": in training, decode `AUGMENT_MARGIN` larger and take a random crop,
@@ -140,7 +141,7 @@ class ImageReader:
 
   def __init__(
     self,
-    table,
+    table: EncodedImages,
     *,
     size: int,
     exact: bool = True,

@@ -159,18 +159,18 @@ class FeatureWriter:
     Raises:
       ValueError: it has not the rows that were written, another process having written to it.
     """
-    found = sum(1 for _ in self._whole_rows(len(self._header(0))))
-    if found != self._count:
+    rows = sum(1 for _ in self._whole_rows(len(self._header(0))))
+    if rows != self._count:
       raise ValueError(
-        f"Expected {self._count} rows in {self.partial}, found {found}. Does another run write to "
+        f"Expected {self._count} rows in {self.partial}, found {rows}. Does another run write to "
         "it? Remove it and run again."
       )
     self._file.seek(0)
-    self._file.write(self._header(found))
+    self._file.write(self._header(rows))
     self._file.flush()
     os.fsync(self._file.fileno())
     os.replace(self.partial, self.path)
-    return found
+    return rows
 
   def _header(self, count: int) -> bytes:
     """The beginning of the file, of the same length for every count."""

@@ -17,8 +17,6 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 class ImageFiles:
   """Image files in a given order; their ids are their paths.
 
-  Has the methods of `ofa_jax.data.tsv.ImageTable`.
-
   Args:
     files: different paths.
   """
@@ -89,6 +87,7 @@ class FolderRows:
   """
 
   def __init__(self, folder: ImageFolder, *, size: int, exact: bool = True):
+    self.notes = ()
     self.labels = folder.labels
     self._reader = ImageReader(folder, size=size, exact=exact)
 

@@ -24,8 +24,6 @@ _ENVIRONMENTS = weakref.WeakValueDictionary()
 class LmdbImages:
   """The images of one LMDB `imgs` folder, in the byte order of their ids, as the original has it.
 
-  Has the methods of `ofa_jax.data.tsv.ImageTable`.
-
   Args:
     directory: the folder with `data.mdb`.
 

@@ -14,14 +14,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
-from ofa_jax.data.folder import ImageFiles
 from ofa_jax.data.lmdb import LmdbImages, read_lmdb_pairs
+from ofa_jax.data.protocols import Images
 from ofa_jax.data.table import CAPTION, EXTENSIONS, IMAGE, read_table
-from ofa_jax.data.tar import TarImages, read_tar
+from ofa_jax.data.tar import read_tar
 from ofa_jax.data.tsv import ImageTable, Texts, read_texts
 
 Tokenize = Callable[[str], np.ndarray]  # str -> int32[T]
-Images = ImageTable | ImageFiles | TarImages | LmdbImages
 
 
 @dataclasses.dataclass
@@ -217,6 +216,7 @@ class ImageRows:
     cache_dir: str | os.PathLike | None = None,
     cache_bytes: int = DEFAULT_MAX_BYTES,
   ):
+    self.notes = ()
     self.ids = images.ids
     self._reader = ImageReader(
       images, size=size, exact=exact, cache_dir=cache_dir, cache_bytes=cache_bytes
@@ -245,7 +245,7 @@ class TextRows:
     texts: captions or prompts.
     tokenize: str -> int32[T].
     images_of: for each text the rows of the image pool that it describes, for scoring.
-    notes: see `ofa_jax.data.pipeline`.
+    notes: see `ofa_jax.data.protocols.Rows`.
   """
 
   def __init__(
@@ -314,26 +314,26 @@ def expand(patterns: Sequence[str]) -> list[str]:
   names = []
   for pattern in patterns:
     for name in _braces(os.fspath(pattern)):
-      found = [name]
+      files = [name]
       if glob.has_magic(name) and not os.path.exists(name):
-        found = sorted(glob.glob(name, recursive=True))
-      if not found:
+        files = sorted(glob.glob(name, recursive=True))
+      if not files:
         raise ValueError(f"Expected files like {name}, found none. Check the pattern.")
-      names += found
+      names += files
   return names
 
 
 def _braces(pattern: str) -> list[str]:
   """`a{01..03}` -> a01, a02, a03; `a{b,c}` -> ab, ac; several braces are combined."""
-  found = re.search(r"\{([^{}]*)\}", pattern)
-  if not found:
+  braces = re.search(r"\{([^{}]*)\}", pattern)
+  if not braces:
     return [pattern]
-  ends = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
-  parts = found[1].split(",")
+  ends = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
+  parts = braces[1].split(",")
   if ends:
     width = len(ends[1]) if ends[1].startswith("0") else 0
     parts = [f"{i:0{width}}" for i in range(int(ends[1]), int(ends[2]) + 1)]
-  before, after = pattern[: found.start()], pattern[found.end() :]
+  before, after = pattern[: braces.start()], pattern[braces.end() :]
   return [name for part in parts for name in _braces(f"{before}{part}{after}")]
 
 

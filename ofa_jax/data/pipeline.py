@@ -11,32 +11,29 @@ write decoded rows straight into their places. Grain with single rows as element
 afterwards, gave 2,200 to 3,300 images/s where this gives over 10,000 (two cores, 224 pixels, decode
 cache warm): the rows of a batch are copied once.
 
-Rows are objects with
-
-    __len__()
-    example(i, rng) -> dict[str, np.ndarray]   rng: np.random.Generator, None in evaluation;
-                                               may raise BadRow
-    blank() -> dict[str, np.ndarray]           zeros of the same shapes and dtypes
-    close()                                    writes out what is cached
-    notes                                      optional: lines for the log about rows left out
-
-and a field called `*_index` is the number of a row of theirs.
+Several streams, each with its own rows, fields and batch size, are read side by side: a batch is
+then a dictionary of batches. The order of a stream depends on the seed and its name alone.
 """
 
 import concurrent.futures
 import functools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Union
 
 import grain
 import numpy as np
 
+from ofa_jax.data.protocols import Rows
+from ofa_jax.data.streams import by_name, check_streams, unnamed
 from ofa_jax.data.tsv import BadRow
 
 CHUNK = 8  # rows a thread takes at once
 _FOREVER = 2**62  # steps of training data
 
+# Fields with a leading axis of rows; of several streams, the batch of each by name.
+Batch = Mapping[str, Union[np.ndarray, "Batch"]]
 # The fields that come with a batch, and its slots: (row or -1 for padding, key of its generator).
 Plan = Callable[[int], tuple[dict[str, np.ndarray], list[tuple[int, tuple | None]]]]
 
@@ -49,7 +46,7 @@ class BadRows:
   """Counts and names the bad rows of a run; may be used from several threads.
 
   Args:
-    max_rate: the run stops when more than this share of the rows seen is bad.
+    max_rate: the run stops when more than this share of the rows seen of a stream is bad.
     log: called with one message for each bad row, the first time it is met.
     min_rows: the share is taken of at least so many rows, so that one bad row among the first ten
       does not stop a run.
@@ -74,10 +71,11 @@ class BadRows:
     self._min_rows = min_rows
     self._log = log
     self._known = set()
+    self._of_stream = {}  # name -> (bad rows, rows seen)
     self._lock = threading.Lock()
 
-  def add(self, bad: Sequence[BadRow], *, seen: int) -> None:
-    """Notes `seen` rows, among them the bad ones.
+  def add(self, bad: Sequence[BadRow], *, seen: int, stream: str | None = None) -> None:
+    """Notes `seen` rows of a stream, among them the bad ones.
 
     Raises:
       TooManyBadRows: the allowed rate is exceeded.
@@ -88,13 +86,14 @@ class BadRows:
       new = [row for row in bad if row.name not in self._known]
       self._known.update(row.name for row in new)
       self.names += map(str, new)
-      count, seen = self.count, self.seen
+      count, before = self._of_stream.get(stream, (0, 0))
+      count, seen = self._of_stream[stream] = count + len(bad), before + seen
     for row in new:
       if self._log is not None:
         self._log(f"Skipped a bad row: {row}")
     if bad and count > self._max_rate * max(seen, self._min_rows):
       raise TooManyBadRows(
-        f"Expected at most {self._max_rate:.2%} bad rows, found {count} among {seen}: "
+        f"Expected at most {self._max_rate:.2%} bad rows{_of(stream)}, found {count} among {seen}: "
         f"{'; '.join(self.names[:5])}. Repair the data, or allow a higher rate."
       )
 
@@ -115,9 +114,9 @@ class Mixture:
 
   SLOTS = 1000
 
-  def __init__(self, parts: Sequence, weights: Sequence[float]):
+  def __init__(self, parts: Sequence[Rows], weights: Sequence[float]):
     self.parts = tuple(parts)
-    self.notes = [note for rows in self.parts for note in getattr(rows, "notes", ())]
+    self.notes = [note for rows in self.parts for note in rows.notes]
     if len(weights) != len(self.parts) or not self.parts or min(weights) <= 0:
       raise ValueError(
         f"Expected one positive weight for each of {len(self.parts)} data sets, found {weights}."
@@ -160,7 +159,7 @@ class Batches:
   def __iter__(self) -> "Batches":
     return self
 
-  def __next__(self) -> dict[str, np.ndarray]:
+  def __next__(self) -> Batch:
     if self._iterator is None:
       raise StopIteration
     return next(self._iterator)
@@ -180,9 +179,9 @@ class Batches:
 
 
 def train_batches(
-  rows,
+  rows: Rows | Mapping[str, Rows],
   *,
-  batch_size: int,
+  batch_size: int | Mapping[str, int],
   seed: int,
   start: int,
   bad: BadRows,
@@ -194,9 +193,11 @@ def train_batches(
   """Endless batches of shuffled rows from step `start` on.
 
   Args:
-    rows: the data set, or a `Mixture`.
-    batch_size: rows of a global batch; this host gives `batch_size // hosts` of them.
-    seed: of the order and of the examples' generators, `default_rng((seed, epoch, row))`.
+    rows: the data set, or a `Mixture`; of several streams, that of each by name.
+    batch_size: rows of a global batch; this host gives `batch_size // hosts` of them. Of several
+      streams, that of each by name.
+    seed: of the order and of the examples' generators, `default_rng((seed, epoch, row))`; a named
+      stream has a seed of its own made of this and its name.
     start: the step of the first batch.
     bad: counts the bad rows of this host.
     host, hosts: which block of the global batch to give, and of how many.
@@ -205,25 +206,25 @@ def train_batches(
 
   Returns:
     Batches of the rows' fields with a leading axis b = batch_size // hosts, and
-    `weight: float32[b]`, 0 where a bad row was replaced by `blank()`.
+    `weight: float32[b]`, 0 where a bad row was replaced by `blank()`. Of several streams, a
+    dictionary of such batches, each with its own b; every stream goes through epochs of its own.
 
   Raises:
-    ValueError: no rows, or a batch size that the hosts do not divide.
+    ValueError: no rows, a batch size that the hosts do not divide, or streams without one.
     TooManyBadRows: from `bad`, while iterating.
   """
-  block = _block(rows, batch_size, host, hosts)
-  order = _order(rows, seed)
-
-  def plan(step):
-    epochs, found = (values.tolist() for values in order(step * batch_size + block))
-    return {}, [(row, (seed, epoch, row)) for epoch, row in zip(epochs, found, strict=True)]
-
-  source = _BatchSource(rows, plan, length=_FOREVER, workers=workers, bad=bad)
+  streams, sizes = by_name(rows), by_name(batch_size)
+  check_streams(streams, sizes)
+  planned = {
+    name: _Stream(of_stream, _train_plan(of_stream, sizes[name], seed, name, (host, hosts)))
+    for name, of_stream in streams.items()
+  }
+  source = _BatchSource(planned, length=_FOREVER, workers=workers, bad=bad)
   return Batches(source, start=start, prefetch=prefetch)
 
 
 def eval_batches(
-  rows,
+  rows: Rows,
   *,
   batch_size: int,
   bad: BadRows,
@@ -234,7 +235,7 @@ def eval_batches(
 ) -> Batches:
   """One pass over all rows in order; every host gives the same number of full batches.
 
-  Args: as `train_batches`.
+  Args: as `train_batches`, of one stream.
 
   Returns:
     Batches of the rows' fields, `index: int32[b]` (the row; -1 for padding) and
@@ -250,23 +251,48 @@ def eval_batches(
     return {"index": index.astype(np.int32)}, [(row, None) for row in index.tolist()]
 
   length = -(-len(rows) // batch_size)
-  source = _BatchSource(rows, plan, length=length, workers=workers, bad=bad)
+  source = _BatchSource({None: _Stream(rows, plan)}, length=length, workers=workers, bad=bad)
   return Batches(source, start=0, prefetch=prefetch)
 
 
-def _block(rows, batch_size: int, host: int, hosts: int) -> np.ndarray:
+def _train_plan(
+  rows: Rows, batch_size: int, seed: int, name: str | None, block: tuple[int, int]
+) -> Plan:
+  """Which rows each step takes of a stream; `block` is the host and the number of hosts."""
+  if name is not None:
+    # Streams that come or go do not change the order of the others, and equal ones differ.
+    words = np.random.SeedSequence((seed, *name.encode())).generate_state(2)
+    seed = int(words[0]) << 32 | int(words[1])
+  mine = _block(rows, batch_size, *block, name=name)
+  order = _order(rows, seed)
+
+  def plan(step):
+    epochs, numbers = (values.tolist() for values in order(step * batch_size + mine))
+    return {}, [(row, (seed, epoch, row)) for epoch, row in zip(epochs, numbers, strict=True)]
+
+  return plan
+
+
+def _block(
+  rows: Rows, batch_size: int, host: int, hosts: int, *, name: str | None = None
+) -> np.ndarray:
   """The positions of this host within a global batch: int64[batch_size // hosts]."""
   if batch_size % hosts or batch_size < 1:
     raise ValueError(
-      f"Expected a batch size that {hosts} hosts divide, found {batch_size}. It counts the rows of "
-      "all hosts together."
+      f"Expected a batch size{_of(name)} that {hosts} hosts divide, found {batch_size}. It counts "
+      "the rows of all hosts together."
     )
   if not len(rows):
-    raise ValueError("Expected a data set with rows, found an empty one.")
+    raise ValueError(f"Expected a data set with rows, found an empty one{_of(name)}.")
   return np.arange(host * batch_size // hosts, (host + 1) * batch_size // hosts)
 
 
-def _order(rows, seed: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _of(stream: str | None) -> str:
+  """The stream's name as the end of a phrase."""
+  return "" if stream is None else f" of the stream {stream!r}"
+
+
+def _order(rows: Rows, seed: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
   """The function from stream positions to (epochs, rows): int64[b] -> int64[b], int64[b]."""
   mixture = rows if isinstance(rows, Mixture) else Mixture([rows], [1.0])
   sizes = np.diff(mixture.begins)
@@ -283,8 +309,8 @@ def _order(rows, seed: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarr
     cycle, slot = np.divmod(positions, Mixture.SLOTS)
     part = pattern[slot]
     epoch, place = np.divmod(cycle * counts[part] + rank[slot], sizes[part])
-    found = [permutation(p, e)[k] for p, e, k in zip(part, epoch, place, strict=True)]
-    return epoch, mixture.begins[part] + found
+    row = [permutation(p, e)[k] for p, e, k in zip(part, epoch, place, strict=True)]
+    return epoch, mixture.begins[part] + row
 
   return locate
 
@@ -302,34 +328,67 @@ def _pattern(weights: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
   return np.random.default_rng((seed, len(counts))).permutation(drawn), counts
 
 
+class _Stream(NamedTuple):
+  """Rows, and which of them each step takes."""
+
+  rows: Rows
+  plan: Plan
+
+
 class _BatchSource:
   """Host batches by step: the random-access source that Grain slices and reads ahead."""
 
-  def __init__(self, rows, plan: Plan, *, length: int, workers: int | None, bad: BadRows):
-    self._rows, self._plan, self._length, self._bad = rows, plan, length, bad
-    self._blank = rows.blank()
+  def __init__(
+    self,
+    streams: Mapping[str | None, _Stream],
+    *,
+    length: int,
+    workers: int | None,
+    bad: BadRows,
+  ):
+    self._streams, self._length, self._bad = streams, length, bad
+    self._blanks = {name: stream.rows.blank() for name, stream in streams.items()}
     self._pool = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count(), "data")
 
   def __len__(self) -> int:
     return self._length
 
-  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-    fields, slots = self._plan(step)
-    # New memory for each batch: JAX on a CPU may use an aligned array without copying it.
-    batch = {k: np.empty((len(slots), *v.shape), v.dtype) for k, v in self._blank.items()}
-    batch |= fields | {"weight": np.ones(len(slots), np.float32)}
-    fill = functools.partial(_fill, batch, slots, rows=self._rows, blank=self._blank, bad=self._bad)
-    chunks = [self._pool.submit(fill, begin=begin) for begin in range(0, len(slots), CHUNK)]
+  def __getitem__(self, step: int) -> Batch:
+    batches, chunks = {}, []
+    for name in self._streams:
+      batches[name], begun = self._begin(name, step)
+      chunks += begun
     for chunk in chunks:
       chunk.result()  # raises what the thread raised
-    return batch
+    return unnamed(batches)
 
   def close(self) -> None:
     """Drops the rows that no thread has begun."""
     self._pool.shutdown(wait=True, cancel_futures=True)
 
+  def _begin(self, name: str | None, step: int) -> tuple[Batch, list[concurrent.futures.Future]]:
+    """A stream's batch, and the work that is going to fill it."""
+    rows, plan = self._streams[name]
+    blank = self._blanks[name]
+    fields, slots = plan(step)
+    # New memory for each batch: JAX on a CPU may use an aligned array without copying it.
+    batch = {k: np.empty((len(slots), *v.shape), v.dtype) for k, v in blank.items()}
+    batch |= fields | {"weight": np.ones(len(slots), np.float32)}
+    known = {"rows": rows, "blank": blank, "bad": self._bad, "stream": name}
+    fill = functools.partial(_fill, batch, slots, **known)
+    return batch, [self._pool.submit(fill, begin=begin) for begin in range(0, len(slots), CHUNK)]
 
-def _fill(batch: dict[str, np.ndarray], slots: list, *, begin: int, rows, blank, bad) -> None:
+
+def _fill(
+  batch: dict[str, np.ndarray],
+  slots: list,
+  *,
+  begin: int,
+  rows: Rows,
+  blank: dict[str, np.ndarray],
+  bad: BadRows,
+  stream: str | None,
+) -> None:
   """Reads the rows of `CHUNK` slots into their places of the batch."""
   faults, seen = [], 0
   for place in range(begin, min(begin + CHUNK, len(slots))):
@@ -343,12 +402,12 @@ def _fill(batch: dict[str, np.ndarray], slots: list, *, begin: int, rows, blank,
         faults.append(fault)
     if example is blank:
       batch["weight"][place] = 0
-    for field, value in blank.items():
-      found = example[field]
-      if found.shape != value.shape or found.dtype != value.dtype:  # numpy would broadcast or cast
+    for field, like in blank.items():
+      value = example[field]
+      if value.shape != like.shape or value.dtype != like.dtype:  # numpy would broadcast or cast
         raise ValueError(
-          f"Expected {field}: {value.dtype}{list(value.shape)} as in `blank()`, found "
-          f"{found.dtype}{list(found.shape)} in row {row}."
+          f"Expected {field}: {like.dtype}{list(like.shape)} as in `blank()`, found "
+          f"{value.dtype}{list(value.shape)} in row {row}{_of(stream)}."
         )
-      batch[field][place] = found
-  bad.add(faults, seen=seen)
+      batch[field][place] = value
+  bad.add(faults, seen=seen, stream=stream)

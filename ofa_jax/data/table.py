@@ -54,10 +54,10 @@ def read_table(
         continue
       name, text = row
       file = os.path.normpath(os.path.join(folder, name))
-      found = images.get(file)
-      if found is None:
-        found = images[file] = os.path.isfile(file)
-      if not found:
+      exists = images.get(file)
+      if exists is None:
+        exists = images[file] = os.path.isfile(file)
+      if not exists:
         faults["whose image is missing"].append(f"{path}:{line} ({file})")
       elif not text:
         faults["without a caption"].append(f"{path}:{line}")
@@ -143,15 +143,15 @@ def _find(name: str, names: Sequence[str], path: str) -> int:
 
 
 def _raise(faults: dict[str, list[str]], files: Sequence[str]) -> None:
-  found = [
+  lines = [
     f"{len(places)} {kind}: {', '.join(places[:5])}{', ...' if len(places) > 5 else ''}"
     for kind, places in faults.items()
     if places
   ]
-  if found:
+  if lines:
     raise ValueError(
       "Expected an image that is there and a caption in every row, found rows\n  "
-      + "\n  ".join(found)
+      + "\n  ".join(lines)
       + f"\nCorrect or remove these rows of {', '.join(files[:3])}; paths are relative to the "
       "table, or to PairData.of(..., root=...)."
     )

@@ -34,8 +34,7 @@ _COMPRESSED = (
 class TarImages(index.Shards):
   """The images of complete samples, shard after shard.
 
-  Has the methods of `ofa_jax.data.tsv.ImageTable`; the id of an image is `shard/key`, the number of
-  the shard and the name of the sample.
+  The id of an image is `shard/key`, the number of the shard and the name of the sample.
 
   Args:
     files: the shards.

@@ -4,8 +4,6 @@ Random access needs the `array_record` files that `prepare` asks for; they go to
 (default `~/tensorflow_datasets`).
 """
 
-from typing import Any
-
 import numpy as np
 
 from ofa_jax.data.images import BadImage, decode
@@ -53,13 +51,14 @@ class TfdsRows:
     except NotImplementedError as error:
       raise ValueError(f"{name}: {error}") from error
     self._name, self._size = f"tfds:{name}/{split}", size
+    self.notes = ()
 
   def __len__(self) -> int:
     return len(self._source)
 
   def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
     """`image: uint8[S, S, 3]`, `label: int32`. Raises BadRow when the image cannot be read."""
-    record: dict[str, Any] = self._source[i]
+    record = self._source[i]
     try:
       image = decode(record[self._image], size=self._size)
     except BadImage as error:
@@ -69,3 +68,6 @@ class TfdsRows:
   def blank(self) -> dict[str, np.ndarray]:
     """What stands in a batch as padding."""
     return {"image": np.zeros((self._size, self._size, 3), np.uint8), "label": np.int32(-1)}
+
+  def close(self) -> None:
+    """Nothing is cached, and the files close with the last reference to their reader."""

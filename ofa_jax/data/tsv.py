@@ -118,8 +118,8 @@ class Table(index.Shards):
     return self._read(i, self._starts[i] + begin, self._ends[i, number] - begin)
 
   def _expected(self, i: int) -> str:
-    found = f"{self._widths[i]}{' or more' if self._widths[i] > MAX_COLUMNS else ''}"
-    return f"expected {self.width} columns separated by tabs, found {found}"
+    width = f"{self._widths[i]}{' or more' if self._widths[i] > MAX_COLUMNS else ''}"
+    return f"expected {self.width} columns separated by tabs, found {width}"
 
   def _check_columns(self) -> None:
     outside = [f"{n} ({name})" for name, n in self.columns.items() if not 0 <= n < self.width]

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from ofa_jax.decode import beam
 from ofa_jax.decode.beam import PAD, Hypotheses, Search
 from ofa_jax.decode.trie import Trie
-from ofa_jax.models.layers import BATCH_AXES
+from ofa_jax.trees import BATCH_AXES
 
 
 class Decodes(Protocol):

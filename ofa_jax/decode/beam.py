@@ -20,8 +20,7 @@ import jax.numpy as jnp
 
 from ofa_jax.decode import sample
 from ofa_jax.decode.trie import ROOT, Trie
-
-BOS, PAD, EOS, UNK = range(4)  # the dictionary's special tokens
+from ofa_jax.tokenizers.special import BOS, EOS, PAD, UNK
 
 Step = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
 Reorder = Callable[[Any, jax.Array], Any]
@@ -136,7 +135,7 @@ class _State(NamedTuple):
   ended: jax.Array  # bool[B, M], hypotheses that only fill their place
   done: jax.Array  # bool[B]
   node: jax.Array  # int32[B, M], of the trie
-  found: Hypotheses  # in the order in which they ended
+  hypotheses: Hypotheses  # in the order in which they ended
   count: jax.Array  # int32[B]
   cache: Any
 
@@ -212,7 +211,7 @@ def generate(
     ended=jnp.zeros((batch, beams), bool),
     done=jnp.zeros(batch, bool) if active is None else ~active,
     node=jnp.full((batch, beams), ROOT, jnp.int32),
-    found=Hypotheses(
+    hypotheses=Hypotheses(
       tokens=jnp.full((batch, beams, length + 1), PAD, jnp.int32),
       lengths=jnp.zeros((batch, beams), jnp.int32),
       scores=jnp.full((batch, beams), -jnp.inf, jnp.float32),
@@ -221,10 +220,11 @@ def generate(
     count=jnp.zeros(batch, jnp.int32),
     cache=cache,
   )
-  found = jax.lax.while_loop(unfinished, body, state).found
-  best = jnp.argsort(-found.scores, axis=1, stable=True)
+  hypotheses = jax.lax.while_loop(unfinished, body, state).hypotheses
+  best = jnp.argsort(-hypotheses.scores, axis=1, stable=True)
   return jax.tree.map(
-    lambda x: jnp.take_along_axis(x, best.reshape(best.shape + (1,) * (x.ndim - 2)), axis=1), found
+    lambda x: jnp.take_along_axis(x, best.reshape(best.shape + (1,) * (x.ndim - 2)), axis=1),
+    hypotheses,
   )
 
 
@@ -235,8 +235,10 @@ def ensemble(models: Sequence[tuple[Step, Reorder]]) -> tuple[Step, Reorder]:
   """
 
   def step(caches, tokens, position):
-    found = [step(cache, tokens, position) for (step, _), cache in zip(models, caches, strict=True)]
-    logits, caches = zip(*found, strict=True)
+    outputs = [
+      step(cache, tokens, position) for (step, _), cache in zip(models, caches, strict=True)
+    ]
+    logits, caches = zip(*outputs, strict=True)
     return jnp.stack(logits), caches
 
   def reorder(caches, parents):
@@ -337,13 +339,15 @@ def _candidates(log_probs, total, search, keys) -> _Candidates:
   if groups == 1:
     return _best(log_probs, total)
   taken = jnp.zeros_like(log_probs[:, 0])
-  found = []
+  of_groups = []
   for group in range(groups):
     penalty = search.diversity_strength * taken[:, None]
     best = _best(log_probs[:, group::groups] - penalty, total[:, group::groups])
     taken = taken.at[jnp.arange(batch)[:, None], best.tokens].add(1.0)
-    found.append(best._replace(parents=best.parents * groups + group))
-  return _Candidates(*(jnp.stack(x, axis=2).reshape(batch, -1) for x in zip(*found, strict=True)))
+    of_groups.append(best._replace(parents=best.parents * groups + group))
+  return _Candidates(
+    *(jnp.stack(x, axis=2).reshape(batch, -1) for x in zip(*of_groups, strict=True))
+  )
 
 
 def _best(log_probs, total) -> _Candidates:
@@ -355,7 +359,7 @@ def _best(log_probs, total) -> _Candidates:
 
 def _collect(state, candidates, search):
   """Stores the hypotheses that end here; returns the candidates that did, bool[B, C]."""
-  beams, step, found = search.num_beams, state.step, state.found
+  beams, step, hypotheses = search.num_beams, state.step, state.hypotheses
   ends = (candidates.tokens == EOS) & (candidates.totals > -jnp.inf)
   counted = ends[:, :beams] & ~state.ended & ~state.done[:, None]
   at = state.count[:, None] + jnp.cumsum(counted, axis=1) - 1
@@ -375,11 +379,11 @@ def _collect(state, candidates, search):
     return into.at[jnp.arange(len(at))[:, None], at].set(values, mode="drop")
 
   lengths = jnp.broadcast_to(step + 1, at.shape)
-  found = Hypotheses(*map(store, found, (tokens, lengths, scores, positional)))
+  hypotheses = Hypotheses(*map(store, hypotheses, (tokens, lengths, scores, positional)))
   count = state.count + jnp.sum(counted, axis=1, dtype=jnp.int32)
   done = state.done | (count >= beams) | (step >= search.max_length)
   ends = ends.at[:, :beams].set(ends[:, :beams] | state.ended)
-  return state._replace(found=found, count=count, done=done), ends
+  return state._replace(hypotheses=hypotheses, count=count, done=done), ends
 
 
 def _continue(state, candidates, ends, *, search, reorder, trie, inside):

@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax.decode.beam import EOS, PAD, Reorder, Step
+from ofa_jax.decode.beam import Reorder, Step
 from ofa_jax.decode.trie import check
 from ofa_jax.models.ofa import OFA
 from ofa_jax.models.ofa_encoder import Encoded
 from ofa_jax.numerics import wide
+from ofa_jax.tokenizers.special import EOS, PAD
 
 Prefill = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
 Look = Callable[[jax.Array, np.ndarray, np.ndarray], jax.Array]

@@ -47,8 +47,8 @@ class Trie:
   def child(self, node: jax.Array, token: jax.Array) -> jax.Array:
     """Returns the node int32[...] behind `token` at `node`, both int32[...]; `DEAD` without one."""
     edges, exists = self._edges(node)
-    found = exists & (jnp.take(self.tokens, edges) == token[..., None])
-    return jnp.max(jnp.where(found, jnp.take(self.nodes, edges), DEAD), axis=-1)
+    matches = exists & (jnp.take(self.tokens, edges) == token[..., None])
+    return jnp.max(jnp.where(matches, jnp.take(self.nodes, edges), DEAD), axis=-1)
 
   def path(self, answer: Sequence[int]) -> np.ndarray | None:
     """Returns the nodes int32[n + 1] at which an answer's tokens and its end are chosen.

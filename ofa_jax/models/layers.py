@@ -25,8 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from ofa_jax.models.batch_norm import batch_norm
 from ofa_jax.numerics import widened
-
-BATCH_AXES = ("data", "fsdp")  # the mesh axes that split a batch
+from ofa_jax.trees import BATCH_AXES
 
 REMAT_POLICIES = {
   "full": None,

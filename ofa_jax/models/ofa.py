@@ -18,8 +18,7 @@ from ofa_jax.models.ofa_decoder import Cache, Decoder
 from ofa_jax.models.ofa_encoder import Encoded, Encoder
 from ofa_jax.models.ofa_layers import INIT, read
 from ofa_jax.numerics import wide, widened
-
-BOS, PAD, EOS, UNK = 0, 1, 2, 3  # ids of the special tokens, as in every fairseq dictionary
+from ofa_jax.tokenizers.special import PAD
 
 # What each way of tuning few parameters leaves as it is, rows for `Optim.freeze`. The original's
 # adapters train the whole model but the words; with a prompt only it, and adapters, are trained.

@@ -174,8 +174,8 @@ class _Vectors:
     entry += self.begins[left][pair]
     wanted = right[pair] * self.width + self.keys[entry] % self.width
     place = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
-    found = self.keys[place] == wanted
-    pair, mine, other = pair[found], self.weights[entry[found]], self.weights[place[found]]
+    known = self.keys[place] == wanted
+    pair, mine, other = pair[known], self.weights[entry[known]], self.weights[place[known]]
     products = (np.minimum(mine, other) if clip else mine) * other
     dots = np.bincount(pair, weights=products, minlength=len(left))
     texts = len(self.begins) - 1
@@ -256,8 +256,8 @@ class _Table:
       return np.full(len(words), -1), np.zeros(len(words))
     wanted = np.where(begins < 0, -1, begins * _BASE + words)
     place = np.searchsorted(codes, wanted).clip(max=len(codes) - 1)
-    found = codes[place] == wanted
-    return np.where(found, place, -1), np.where(found, self.counts[order][place], 0.0)
+    known = codes[place] == wanted
+    return np.where(known, place, -1), np.where(known, self.counts[order][place], 0.0)
 
 
 def _ngrams(words: Sequence[str]) -> Iterable[tuple[str, ...]]:

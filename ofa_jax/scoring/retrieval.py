@@ -70,8 +70,8 @@ def recall_both_ways(
   image_features = np.asarray(image_features)
   pool = np.arange(len(image_features)) if readable is None else np.flatnonzero(readable)
   place = dict(zip(pool.tolist(), range(len(pool)), strict=True))
-  found = [[place[i] for i in images if i in place] for images in images_of]
-  t2i = rank_truth(text_features, image_features[pool], truth=found)
+  images_at = [[place[i] for i in images if i in place] for images in images_of]
+  t2i = rank_truth(text_features, image_features[pool], truth=images_at)
   texts_of = transpose(dict(enumerate(images_of)))
   queries = [i for i in texts_of if i in place]
   i2t = np.full(len(texts_of), MISS)
@@ -80,8 +80,8 @@ def recall_both_ways(
   )
   values = {}
   for way, ranks, candidates in (("t2i", t2i, image_features), ("i2t", i2t, text_features)):
-    found = recall(ranks) | rank_summary(ranks, candidates=len(candidates))
-    values |= {f"{way}_{name}": value for name, value in found.items()}
+    metrics = recall(ranks) | rank_summary(ranks, candidates=len(candidates))
+    values |= {f"{way}_{name}": value for name, value in metrics.items()}
   return values
 
 

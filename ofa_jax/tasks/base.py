@@ -6,36 +6,44 @@ dataclass that subclasses `Task` for the defaults and is named in a config.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Union
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from ofa_jax.losses import Mean
+from ofa_jax.data.protocols import Rows
+from ofa_jax.losses import Mean, Sum
 
 Predictions = Mapping[str, Mapping[str, np.ndarray]]
+# By field with a leading axis of rows; of several streams, by the name of each.
+Batch = Mapping[str, Union[jax.Array, "Batch"]]
+Spec = dict[str, Union[jax.ShapeDtypeStruct, "Spec"]]
 
 
 class Trains(Protocol):
   """What `train.py` needs of a task."""
 
-  def examples(self, split: str) -> Any:
-    """Training rows: `len`, `example(i, rng)`, `blank()`; ValueError for faulty files."""
+  def examples(self, split: str) -> Rows | Mapping[str, Rows]:
+    """Training rows, of several streams by name; ValueError for faulty files."""
 
-  def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a training batch, for compiling without data."""
+  def batch_sizes(self, batch_size: int) -> int | Mapping[str, int]:
+    """Rows of an update, of several streams by name; see `Task`."""
+
+  def batch_spec(self, batch_size: int) -> Spec:
+    """Shapes of a training batch, for compiling without data; of several streams by name."""
 
   def loss(
-    self, model: Any, batch: Any, *, rngs: jax.Array | None, chunks: int = 1
-  ) -> dict[str, Mean]:
+    self, model: nnx.Module, batch: Batch, *, rngs: jax.Array | None, chunks: int = 1
+  ) -> dict[str, Mean | Sum]:
     """ "loss", which is minimised, and whatever else is worth logging, over the batch's rows."""
 
 
 class Evaluates(Protocol):
   """What an `Eval` of a config needs of a task."""
 
-  def streams(self, split: str) -> dict[str, Any]:
+  def streams(self, split: str) -> dict[str, Rows]:
     """Rows that are predicted, by name; several where inputs differ in kind.
 
     It is called once on every process before anything is compiled, and is the place to open and
@@ -47,7 +55,7 @@ class Evaluates(Protocol):
     """
 
   def predict(
-    self, model: Any, batch: Any, *, rngs: jax.Array | None, frozen: Any
+    self, model: nnx.Module, batch: Batch, *, rngs: jax.Array | None, frozen: Any
   ) -> dict[str, jax.Array]:
     """Predictions for a batch of one of the streams, one row each.
 
@@ -62,14 +70,14 @@ class Evaluates(Protocol):
       frozen: what `Task.frozen` gives for evaluations.
     """
 
-  def score(self, predictions: Predictions, streams: Mapping[str, Any]) -> dict[str, float]:
+  def score(self, predictions: Predictions, streams: Mapping[str, Rows]) -> dict[str, float]:
     """Metrics from the predictions of every stream, on process 0.
 
     Predictions are arrays in the order of the stream's rows, with "valid" bool[N]: False where a
     row could not be read.
     """
 
-  def results(self, predictions: Predictions, streams: Mapping[str, Any]) -> dict[str, bytes]:
+  def results(self, predictions: Predictions, streams: Mapping[str, Rows]) -> dict[str, bytes]:
     """Files for people and other programs, by name: the predictions, a page of pictures."""
 
 
@@ -87,11 +95,24 @@ class Task:
       the task is `whole_batch`.
     metrics: names that `score` may give, so that a mistyped one is told before training; None:
       not known beforehand.
+    unit: what a row of the (main stream's) batch is, for the rate on the progress bar.
   """
 
   whole_batch: ClassVar[bool] = False
   prepare: ClassVar[Callable[..., Any] | None] = None
   metrics: ClassVar[tuple[str, ...] | None] = None
+  unit: ClassVar[str] = "rows"
+
+  def batch_sizes(self, batch_size: int) -> int | Mapping[str, int]:
+    """Rows of an update over all devices; of a task with several streams, those of each by name.
+
+    A task that trains on several data sets of different fields, shapes or sizes names them here,
+    the main one first: that one has the `batch_size` of the config, is what an epoch and the rate
+    are counted in; the others have numbers of their own. `examples` then gives rows by the same
+    names, `batch_spec` shapes, and `loss` gets a batch of each; every stream goes through epochs of
+    its own, in an order that the config's seed and its name give.
+    """
+    return batch_size
 
   def check(self, config: Any) -> list[str]:
     """Faults that show without reading data, one line each."""
@@ -131,7 +152,7 @@ class Task:
     del num, rows
     return {}
 
-  def results(self, predictions: Predictions, streams: Mapping[str, Any]) -> dict[str, bytes]:
+  def results(self, predictions: Predictions, streams: Mapping[str, Rows]) -> dict[str, bytes]:
     """Contents of the files that an evaluation leaves, by name. None by default."""
     del predictions, streams
     return {}
@@ -166,6 +187,12 @@ class Task:
     """A hint for the person at the screen, from the metrics logged so far; None: all is well."""
     del history
     return None
+
+
+def spec_of(blank: Mapping[str, np.ndarray], size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of a batch of `size` rows that are like `blank`, with their weights."""
+  fields = {**blank, "weight": np.float32(1)}
+  return {k: jax.ShapeDtypeStruct((size, *v.shape), v.dtype) for k, v in fields.items()}
 
 
 def normalized(image: jax.Array, *, mean: Sequence[float], std: Sequence[float]) -> jax.Array:

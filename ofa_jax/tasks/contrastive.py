@@ -19,6 +19,7 @@ from ofa_jax import hub, losses, numerics, pictures, trees
 from ofa_jax.convert.params import abstract
 from ofa_jax.data import folder, images, pairs, pipeline
 from ofa_jax.data.augment import AUGMENT
+from ofa_jax.data.protocols import Rows
 from ofa_jax.data.text import normalize_caption
 from ofa_jax.models import cnclip
 from ofa_jax.models.clip_resnet import ResNetConfig
@@ -26,7 +27,7 @@ from ofa_jax.models.layers import recomputed
 from ofa_jax.numerics import widened
 from ofa_jax.scoring import retrieval, zeroshot
 from ofa_jax.tasks import in_batch
-from ofa_jax.tasks.base import Task, normalized
+from ofa_jax.tasks.base import Batch, Task, normalized
 from ofa_jax.tokenizers.bert import ChineseBertTokenizer
 
 _STUCK_ROWS = 5  # log rows near ln(batch) before a hint
@@ -91,6 +92,7 @@ class Contrastive(Task):
     *(f"{way}_{m}" for way in ("t2i", "i2t") for m in retrieval.METRICS),
     *("loss", "i2t_acc", "t2i_acc", "logit_scale"),
   )
+  unit: ClassVar[str] = "pairs"
 
   def check(self, config: Any) -> list[str]:
     faults = _check_image_size(self.image_size, config)
@@ -161,7 +163,7 @@ class Contrastive(Task):
       "weight": spec((batch_size,), jnp.float32),
     }
 
-  def examples(self, split: str) -> Any:
+  def examples(self, split: str) -> Rows:
     sources = self._sources(split)
     rows = [
       pairs.PairRows(
@@ -221,7 +223,7 @@ class Contrastive(Task):
     metrics["chance_loss"] = losses.Mean(jnp.log(jnp.sum(weight)), one)
     return metrics
 
-  def streams(self, split: str) -> dict[str, Any]:
+  def streams(self, split: str) -> dict[str, Rows]:
     (source,) = self._sources(split, most=1)
     images, texts = source.load()
     images_of = [[] for _ in range(len(texts))]
@@ -346,7 +348,7 @@ class ZeroShot(Task):
   def check(self, config: Any) -> list[str]:
     return _check_image_size(self.image_size, config)
 
-  def streams(self, split: str) -> dict[str, Any]:
+  def streams(self, split: str) -> dict[str, Rows]:
     table = folder.ImageFolder(Path(self.directory) / split)
     names = (Path(self.directory) / "label_cn.txt").read_text(encoding="utf-8").split("\n")
     names = [name.strip() for name in names if name.strip()]
@@ -384,12 +386,12 @@ class ZeroShot(Task):
 
 
 @functools.cache
-def tokenizer(context_length: int) -> Any:
+def tokenizer(context_length: int) -> pairs.Tokenize:
   """`caption -> int32[context_length]`, with the caption normalised as in the original's data."""
   return functools.partial(_tokenize, ChineseBertTokenizer(), context_length)
 
 
-def encode_either(model: Any, batch: Any) -> jax.Array:
+def encode_either(model: nnx.Module, batch: Batch) -> jax.Array:
   """Unit features float32[B, E] of whichever of "image" and "tokens" the batch holds."""
   if "image" in batch:
     return losses.normalize(model.encode_image(to_float(batch["image"])))

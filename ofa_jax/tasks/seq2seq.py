@@ -26,10 +26,11 @@ from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
 from ofa_jax.data.rows import Row
 from ofa_jax.data.tsv import IMAGE, Table
 from ofa_jax.decode import answers
-from ofa_jax.decode.beam import BOS, EOS, PAD, Hypotheses, Search
+from ofa_jax.decode.beam import Hypotheses, Search
 from ofa_jax.decode.trie import Trie
-from ofa_jax.tasks.base import Predictions, Task, normalized
+from ofa_jax.tasks.base import Predictions, Task, normalized, spec_of
 from ofa_jax.tokenizers.ofa import OFATokenizer, layout_files
+from ofa_jax.tokenizers.special import BOS, EOS, PAD
 
 MAX_POSITIONS = 1024  # the original's --max-source-positions and --max-target-positions
 
@@ -200,8 +201,7 @@ class Seq2Seq(Task):
     return faults + _check_tokenizer(self, config)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    fields = self.blank() | {"weight": np.float32(1)}
-    return {k: jax.ShapeDtypeStruct((batch_size, *v.shape), v.dtype) for k, v in fields.items()}
+    return spec_of(self.blank(), batch_size)
 
   def examples(self, split: str) -> "Rows":
     files = {"train": self.train, "valid": self.valid, "test": self.test}.get(split)
@@ -262,7 +262,7 @@ class Seq2Seq(Task):
     pixels = normalized(rows[IMAGE], mean=self.pixel_mean, std=self.pixel_std)
     return {IMAGE: pixels, "image_mask": rows.get("image_mask")}
 
-  def streams(self, split: str) -> dict[str, Any]:
+  def streams(self, split: str) -> dict[str, "Rows"]:
     return {"examples": self.examples(split)}
 
   def predict(self, model, batch, *, rngs, frozen):
@@ -323,6 +323,7 @@ class Rows:
 
   def __init__(self, task: Seq2Seq, table: Table):
     self.table = table
+    self.notes = ()
     self._task = task
     self._fields = task.blank().keys()
     self._reader = None

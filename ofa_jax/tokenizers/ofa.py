@@ -24,6 +24,7 @@ from collections.abc import Iterable, Sequence
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ofa_jax.tokenizers.bert import ChineseBertTokenizer
+from ofa_jax.tokenizers.special import BOS, EOS, PAD, UNK
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 NUM_CODES = 8192
@@ -56,7 +57,7 @@ class OFATokenizer:
     ValueError: the symbols are not in the order that the models rely on.
   """
 
-  bos, pad, eos, unk = range(4)
+  bos, pad, eos, unk = BOS, PAD, EOS, UNK
 
   def __init__(self, pieces: "ByteLevelBPE | ChineseBert", symbols: Sequence[str]):
     self.kind = pieces.kind

@@ -19,6 +19,8 @@ from ofa_jax.data.tsv import BadRow
 class Numbers:
   """Rows that say who they are, some of them bad."""
 
+  notes = ()
+
   def __init__(self, count, *, bad=(), first=0, delay=0.0):
     self.count, self.bad, self.first, self.delay = count, set(bad), first, delay
 
@@ -120,6 +122,98 @@ def test_mixture_keeps_its_proportions_and_the_epochs_of_its_parts():
   assert min(shares) > 0.05
   assert max(shares) < 0.5
   assert [mixture.example(i, None)["row"] for i in (9, 10)] == [9, 100]
+
+
+class Pairs:
+  """Rows of other fields."""
+
+  notes = ()
+
+  def __init__(self, count):
+    self.count = count
+
+  def __len__(self):
+    return self.count
+
+  def example(self, i, rng):
+    return {"pair": np.full((2, 3), i, np.int64)}
+
+  def blank(self):
+    return {"pair": np.zeros((2, 3), np.int64)}
+
+  def close(self):
+    pass
+
+
+STREAMS = {"numbers": Numbers(37), "pairs": Pairs(5), "more": Numbers(37)}
+SIZES = {"numbers": 12, "pairs": 4, "more": 12}
+
+
+def leaves(batch):
+  return {f"{name}/{k}": v for name, fields in batch.items() for k, v in fields.items()}
+
+
+def test_every_stream_has_its_fields_its_size_and_epochs_of_its_own():
+  batches = take(STREAMS, 37, batch_size=SIZES)  # 12 epochs of the numbers, 29.6 of the pairs
+  first = batches[0]
+  assert {k: (v.shape, v.dtype.name) for k, v in leaves(first).items()} == {
+    "numbers/row": ((12,), "int32"),
+    "numbers/draw": ((12, 2), "float32"),
+    "numbers/weight": ((12,), "float32"),
+    "pairs/pair": ((4, 2, 3), "int64"),
+    "pairs/weight": ((4,), "float32"),
+    "more/row": ((12,), "int32"),
+    "more/draw": ((12, 2), "float32"),
+    "more/weight": ((12,), "float32"),
+  }
+  for name, field, count in (("numbers", "row", 37), ("pairs", "pair", 5)):
+    rows = np.concatenate([b[name][field].reshape(SIZES[name], -1)[:, 0] for b in batches])
+    epochs = rows[: len(rows) // count * count].reshape(-1, count)
+    np.testing.assert_array_equal(np.sort(epochs), [range(count)] * len(epochs))
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+  # Equal data under two names is drawn in two orders.
+  assert not np.array_equal(first["numbers"]["row"], first["more"]["row"])
+  assert not np.array_equal(first["numbers"]["draw"], first["more"]["draw"])
+
+
+def test_a_stream_does_not_depend_on_the_others():
+  alone = take({"pairs": STREAMS["pairs"]}, 6, batch_size={"pairs": 4})
+  beside = take(STREAMS, 6, batch_size=SIZES)
+  assert_equal([b["pairs"] for b in alone], [b["pairs"] for b in beside])
+
+
+def test_streams_resume_and_are_the_same_on_other_numbers_of_hosts():
+  whole = [leaves(batch) for batch in take(STREAMS, 9, batch_size=SIZES)]
+  later = take(STREAMS, 5, start=4, batch_size=SIZES)  # amid an epoch of each
+  assert_equal([leaves(batch) for batch in later], whole[4:])
+  for hosts in (2, 4):
+    blocks = [take(STREAMS, 9, batch_size=SIZES, host=h, hosts=hosts) for h in range(hosts)]
+    joined = [
+      {key: np.concatenate([leaves(block)[key] for block in step]) for key in whole[0]}
+      for step in zip(*blocks, strict=True)
+    ]
+    assert_equal(joined, whole)
+
+
+def test_faults_name_the_stream():
+  with pytest.raises(ValueError, match=r"streams numbers, pairs that .*found one stream without"):
+    take(Numbers(3), 1, batch_size={"numbers": 4, "pairs": 4})
+  with pytest.raises(ValueError, match=r"the streams numbers that .*found streams numbers, p"):
+    take({"numbers": Numbers(3), "pairs": Pairs(3)}, 1, batch_size={"numbers": 4})
+  with pytest.raises(ValueError, match="of the stream 'pairs' that 3 hosts divide, found 4"):
+    take(
+      {"numbers": Numbers(3), "pairs": Pairs(3)}, 1, batch_size={"numbers": 3, "pairs": 4}, hosts=3
+    )
+  with pytest.raises(ValueError, match="an empty one of the stream 'pairs'"):
+    take({"numbers": Numbers(3), "pairs": Pairs(0)}, 1, batch_size={"numbers": 3, "pairs": 4})
+
+
+def test_a_small_stream_of_bad_rows_does_not_hide_behind_a_large_one():
+  streams = {"numbers": Numbers(500), "few": Numbers(4, bad=range(4))}
+  bad = BadRows(0.05, min_rows=10)
+  with pytest.raises(TooManyBadRows, match="bad rows of the stream 'few', found"):
+    take(streams, 20, batch_size={"numbers": 96, "few": 2}, bad=bad)
+  assert bad.count / bad.seen < 0.05  # of all rows together they are few enough
 
 
 def test_mixture_closes_its_parts():

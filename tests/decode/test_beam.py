@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ofa_jax.decode import trie
-from ofa_jax.decode.beam import BOS, EOS, PAD, Search
+from ofa_jax.decode.beam import Search
+from ofa_jax.tokenizers.special import BOS, EOS, PAD
 from tests.decode.tables import generate, log_probs, table
 
 TABLE = table()

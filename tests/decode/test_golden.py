@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ofa_jax.decode import beam, candidates, trie
-from ofa_jax.decode.beam import PAD, Search
+from ofa_jax.decode.beam import Search
+from ofa_jax.tokenizers.special import PAD
 from tests.ofa_golden import micro_model
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "ofa" / "generation"

@@ -14,6 +14,7 @@ from ofa_jax.convert import ofa as convert
 from ofa_jax.convert.params import abstract
 from ofa_jax.models import ofa, ofa_positions
 from ofa_jax.models.ofa import ClassifierConfig
+from ofa_jax.tokenizers.special import PAD
 from tests.ofa_golden import (
   error,
   golden,
@@ -290,7 +291,7 @@ def test_everything_starts_as_in_the_original():
       conv = path.startswith("encoder/image/")
       std = (2 / (values.shape[0] * values.shape[1] * values.shape[-1])) ** 0.5 if conv else 0.02
       assert abs(values.std() / std - 1) < 5 / values.size**0.5, path
-  assert np.any(params["tokens/embedding"][ofa.PAD])
+  assert np.any(params["tokens/embedding"][PAD])
   assert all(set(np.ravel(x)) == {float(path.endswith("var"))} for path, x in rest.items())
 
 
