@@ -161,7 +161,7 @@ def gathering(module: nnx.Module, shardings: Any) -> nnx.Module:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gather(x, axes):
   """x, whole along the axes that `fsdp` splits; its gradient is split again."""
-  return _constrain(x, tuple(None if name == "fsdp" else name for name in axes))
+  return _constrain(x, _whole(axes))
 
 
 def _gather_forward(x, axes):
@@ -169,10 +169,16 @@ def _gather_forward(x, axes):
 
 
 def _gather_backward(axes, _, gradient):
-  return (_constrain(gradient, axes),)
+  # Whole first: a product whose result has to be split is computed slice by slice too. The sum over
+  # devices and the slicing become one reduce-scatter.
+  return (_constrain(_constrain(gradient, _whole(axes)), axes),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _whole(axes):
+  return tuple(None if name == "fsdp" else name for name in axes)
 
 
 def _constrain(x, axes):

@@ -1,9 +1,11 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from ofa_jax import sharding
+from ofa_jax import hlo, sharding
+from ofa_jax.models import layers
 
 
 def abstract(**shapes):
@@ -69,3 +71,76 @@ def test_batches_are_split_over_data_and_fsdp(mesh):
   batch = sharding.to_global({"x": np.arange(8.0)}, mesh)
   assert batch["x"].sharding.spec == sharding.BATCH
   assert {s.data.shape for s in batch["x"].addressable_shards} == {(2,)}
+
+
+LAYERS, WIDTH, HIDDEN, ROWS = 3, 16, 32, 8
+
+
+def make_stack():
+  """A stack of layers, and the sharding table that splits both of its matrices."""
+  init = {"activation": jax.nn.relu, "rngs": nnx.Rngs(0)}
+  blocks = layers.stack(
+    lambda rngs: layers.Mlp(WIDTH, HIDDEN, **{**init, "rngs": rngs}), LAYERS, rngs=nnx.Rngs(0)
+  )
+  return blocks, ((r"up/kernel", P("fsdp", "tensor")), (r"down/kernel", P("tensor", "fsdp")))
+
+
+def gradients(blocks, *, mesh, table, remat):
+  """The compiled gradients of a loss of the stack, and their values."""
+  graph, params = nnx.split(blocks)
+  params = nnx.to_pure_dict(params)
+  whole = sharding.replicated(mesh)
+  places = sharding.params_shardings(params, table, mesh)
+  graph = nnx.graphdef(sharding.gathering(blocks, places))
+
+  def loss(params, x):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      model = nnx.merge(graph, params)
+      scan = layers.Scan(remat)
+      y = layers.scan_blocks(lambda block, x, _: x + block(x), model, x, scan=scan)
+      return (y * y).sum()
+
+  x = np.random.default_rng(0).normal(size=(ROWS, 2, WIDTH)).astype(np.float32)
+  rows = sharding.batch_sharding(mesh)
+  gradient = jax.jit(jax.value_and_grad(loss), out_shardings=(whole, places))
+  compiled = gradient.lower(jax.device_put(params, places), jax.device_put(x, rows)).compile()
+  return compiled, compiled(jax.device_put(params, places), jax.device_put(x, rows))
+
+
+@pytest.mark.parametrize(("remat", "reads"), [("none", 1), ("full", 2)])
+def test_one_layer_at_a_time_is_gathered_and_its_gradient_split_again(remat, reads):
+  blocks, table = make_stack()
+  one = sharding.make_mesh((1, 1, 1), devices=jax.devices()[:1])
+  _, (loss, grads) = gradients(blocks, mesh=one, table=table, remat=remat)
+  mesh = sharding.make_mesh((1, 8, 1))
+  compiled, (same_loss, same_grads) = gradients(blocks, mesh=mesh, table=table, remat=remat)
+  np.testing.assert_allclose(same_loss, loss, rtol=1e-6)
+  for name in ("up", "down"):
+    found, expected = same_grads[name]["kernel"], grads[name]["kernel"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert found.addressable_shards[0].data.size == found.size // 8
+  gathers = hlo.collectives(compiled.as_text())["all-gather"]
+  assert gathers.calls == reads * 2 * LAYERS
+  assert gathers.num_bytes == reads * 2 * LAYERS * WIDTH * HIDDEN * 4
+
+
+def test_tensor_stays_split_where_a_parameter_is_read():
+  blocks, table = make_stack()
+  mesh = sharding.make_mesh((1, 4, 2))
+  compiled, _ = gradients(blocks, mesh=mesh, table=table, remat="none")
+  gathers = hlo.collectives(compiled.as_text())["all-gather"]
+  assert gathers.num_bytes == 2 * LAYERS * WIDTH * HIDDEN * 4 // 2
+
+
+def test_a_part_of_a_split_parameter_is_a_part_of_all_of_it():
+  value = np.arange(12.0).reshape(4, 3)
+  param = sharding.SplitParam(value, axes=("fsdp", None))
+  np.testing.assert_array_equal(param[1:3], value[1:3])
+  np.testing.assert_array_equal(param[...], value)
+  np.testing.assert_array_equal(layers.read_once({"w": param})["w"][...], value)
+
+
+def test_without_a_mesh_reading_is_no_operation():
+  param = sharding.SplitParam(jax.numpy.ones((4, 3)), axes=("fsdp", None))
+  text = str(jax.make_jaxpr(lambda p: p[...] + 1)(param))
+  assert "sharding_constraint" not in text

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from ofa_jax import losses, sharding, step, trees
 from ofa_jax.config import MeshShape, Optim, mesh_sizes
@@ -72,13 +73,16 @@ def reference(digits):
   [
     MeshShape(),
     MeshShape(data=1, fsdp=8),
+    MeshShape(data=2, fsdp=4),
     MeshShape(data=1, fsdp=1, tensor=8),
     MeshShape(data=2, fsdp=2, tensor=2),
   ],
-  ids=["data8", "fsdp8", "tensor8", "2x2x2"],
+  ids=["data8", "fsdp8", "2x4", "tensor8", "2x2x2"],
 )
 def test_eight_devices_are_one(digits, reference, shape):
-  history, state = run(tiny.config(digits, mesh=shape), mesh=make_mesh(shape, 8))
+  # The layers of one mesh are gathered again in the backward pass.
+  config = tiny.config(digits, mesh=shape, remat="full" if shape.fsdp == 4 else "none")
+  history, state = run(config, mesh=make_mesh(shape, 8))
   np.testing.assert_allclose(history, reference[0], rtol=1e-5)
   assert_trees_close(state.params, reference[1].params, atol=1e-5)
 
@@ -90,6 +94,19 @@ def test_parameters_and_their_moments_are_really_split(digits):
   held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
   assert held < trees.num_bytes(state) / 7
   assert held == sharding.bytes_per_device(program.abstract, program.shardings)
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_a_model_reads_whole_what_lies_split(digits, fsdp):
+  shape = MeshShape(data=8 // fsdp, fsdp=fsdp)
+  program = step.build(tiny.config(digits, mesh=shape), make_mesh(shape, 8), steps=1)
+  model = program.model(program.abstract.params, program.abstract.rest)
+  params = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, nnx.Variable))
+  split = [p for p in params if isinstance(p, sharding.SplitParam)]
+  places = jax.tree.leaves(program.shardings.params)
+  assert len(split) == sum("fsdp" in place.spec for place in places)
+  assert bool(split) == (fsdp > 1)
+  assert all(len(p.axes) == p.ndim and "fsdp" in p.axes for p in split)
 
 
 def test_initialisation_does_not_depend_on_the_mesh(digits):

@@ -367,6 +367,18 @@ def scan_blocks(
   return jax.lax.scan(body, shard_batch(x), (blocks, keys), unroll=unroll)[0]
 
 
+def read_once(module: Any) -> Any:
+  """Returns the module with its parameters as they are when read.
+
+  For a loop that would read them at every step: what is split over devices is gathered before it.
+  """
+
+  def read(param):
+    return param if type(param) is nnx.Param else nnx.Param(param[...])
+
+  return jax.tree.map(read, module, is_leaf=lambda x: isinstance(x, nnx.Param))
+
+
 def shard_batch(x: jax.Array) -> jax.Array:
   """Splits axis 0 of x over the batch axes of the current mesh; the other axes stay whole.
 

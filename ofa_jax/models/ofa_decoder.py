@@ -16,6 +16,7 @@ from ofa_jax.models.layers import (
   LayerNorm,
   Scan,
   dropout,
+  read_once,
   scan_blocks,
   shard_batch,
   split_rngs,
@@ -186,7 +187,8 @@ class Decoder(nnx.Module):
     """Returns an empty cache; see `OFA.start`."""
     _check_length(max_length)
     B, M = len(encoded.hidden), hypotheses
-    layers = tuple(jax.tree.map(lambda x, i=i: x[i], self.blocks) for i in range(self.num))
+    layers = [jax.tree.map(lambda x, i=i: x[i], self.blocks) for i in range(self.num)]
+    layers = tuple(read_once(layer) for layer in layers)
     memory = tuple(layer.cross.key_value(encoded.hidden) for layer in layers)
     bias, cross_bias = self.biases(encoded, max_length, code_mask=code)
     k = memory[0][0]
