@@ -9,6 +9,8 @@ The newest ones stay, and beside them the best one by a metric. `W@8`, `W@best`,
 """
 
 import contextlib
+import errno
+import functools
 import json
 import logging
 import math
@@ -85,6 +87,7 @@ class Checkpoints:
     # Orbax reports every array it touches at INFO, warns of defaults that are meant, and repeats
     # what it raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    _silence_echoes()
     self.workdir = epath.Path(workdir).resolve()
     self.best = best  # may be set later
     self._manager = ocp.CheckpointManager(
@@ -101,8 +104,12 @@ class Checkpoints:
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    self._manager.close()
+  def __exit__(self, kind, error, trace):
+    try:
+      self._manager.close()
+    except Exception:
+      if error is None:  # else it is the same fault again, or what came of it
+        raise
 
   def steps(self) -> list[int]:
     """The complete ones, oldest first; a save cut short by a crash does not count."""
@@ -317,8 +324,7 @@ class Checkpoints:
     self._check(step, parts)
     wanted = {name: ocp.args.StandardRestore(part) for name, part in parts.items()}
     try:
-      with _one_message():
-        return self._manager.restore(step, args=ocp.args.Composite(**wanted))
+      return self._manager.restore(step, args=ocp.args.Composite(**wanted))
     except jax.errors.JaxRuntimeError:  # memory, or another process
       raise
     except Exception as error:  # Orbax raises bare ones
@@ -421,30 +427,63 @@ class _Keep:
 
 
 @contextlib.contextmanager
-def _one_message() -> Iterator[None]:
-  """Silences what Orbax leaves running when a read fails: each would print a traceback."""
-  hooks = sys.excepthook, sys.unraisablehook
-  echoes = ("Event loop is closed", "Encountered error while reading array index")
+def explained(workdir: str) -> Iterator[None]:
+  """Makes of what a full disk raises, anywhere in the block, one message.
 
-  def uncaught(kind, error, trace):
-    if not str(error).startswith(echoes):
-      hooks[0](kind, error, trace)
+  Raises:
+    ValueError: the disk is full; where the run stands and how to go on.
+  """
+  try:
+    yield
+  except Exception as error:
+    if not any(_is_disk_full(cause) for cause in _causes(error)):
+      raise
+    whole = ocp.utils.checkpoint_steps(epath.Path(workdir).resolve() / "checkpoints")
+    stands = f"The newest whole checkpoint is that of step {max(whole)}" if whole else (
+      "No checkpoint was finished yet"
+    )  # fmt: skip
+    raise ValueError(
+      f"No space left for {workdir} ({str(error)[:120]}...). {stands}. Free some space, or lower "
+      "`keep`, and start the same command again: it goes on from there."
+    ) from error
 
-  def unraisable(ignored):
-    if not str(ignored.exc_value).startswith(echoes):
-      hooks[1](ignored)
 
-  sys.excepthook, sys.unraisablehook = uncaught, unraisable
-  yield
-  sys.excepthook, sys.unraisablehook = hooks  # after an error they stay, for echoes come late
+def _is_disk_full(error: BaseException) -> bool:
+  if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    return True
+  return any(text in str(error) for text in ("No space left", "Disk quota exceeded"))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+  """An error and what led to it."""
+  cause: BaseException | None = error
+  while cause is not None:
+    yield cause
+    cause = cause.__cause__ or cause.__context__
+
+
+_ECHOES = ("Event loop is closed", "Encountered error while reading array index")
+
+
+@functools.cache
+def _silence_echoes() -> None:
+  """Orbax drops what it is doing when a file fails, and each part would print a traceback."""
+  uncaught, unraisable = sys.excepthook, sys.unraisablehook
+
+  def on_uncaught(kind, error, trace):
+    if not str(error).startswith(_ECHOES):
+      uncaught(kind, error, trace)
+
+  def on_unraisable(ignored):
+    if not str(ignored.exc_value).startswith(_ECHOES):
+      unraisable(ignored)
+
+  sys.excepthook, sys.unraisablehook = on_uncaught, on_unraisable
 
 
 def _unreadable(directory: epath.Path, error: BaseException) -> str:
   """The file under `directory` that an error of Orbax speaks of, and its reason."""
-  texts, cause = [], error
-  while cause is not None:
-    texts.append(str(cause))
-    cause = cause.__cause__ or cause.__context__
+  texts = [str(cause) for cause in _causes(error)]
   # The innermost speaks of the file: DATA_LOSS: ... local file "DIR/model/d/0f25": ... [details]
   reason = re.sub(r"\s+", " ", texts[-1]).partition(" [tensorstore_spec")[0]
   named = re.findall(re.escape(str(directory)) + r"/([^\"]*[^\"/])/?\"", reason)

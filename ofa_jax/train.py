@@ -49,7 +49,10 @@ def train(config: Config, workdir: str) -> dict[str, float]:
   program = step.build(config, mesh, steps=steps)
   evaluators = evaluate.evaluators(program)
 
-  with checkpoint.Checkpoints(workdir, keep=config.keep) as checkpoints:
+  with (
+    checkpoint.explained(workdir),
+    checkpoint.Checkpoints(workdir, keep=config.keep) as checkpoints,
+  ):
     damaged: list[str] = []
     state, origin = _first_state(program, checkpoints, steps=steps, warn=damaged.append)
     start, described = int(state.step), to_dict(config)
