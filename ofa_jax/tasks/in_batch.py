@@ -16,20 +16,22 @@ from ofa_jax import losses
 SEED = 123  # the original's default --seed
 
 
-def order(rows: int, *, batch_size: int, seed: int = SEED) -> np.ndarray:
-  """int64[N]: the rows of the original's validation batches, one after the other, on one GPU.
+def order(rows: int, *, batch_size: int, gpus: int = 1, seed: int = SEED) -> np.ndarray:
+  """int64[N]: the rows of the original's validation batches, one after the other, GPU by GPU.
 
-  N is the next multiple of the batch size. The order is `torch.randperm(N)` of its sampler, which
-  exchanges by the outputs of MT19937; places past the last row begin again at the first. Its
-  training has this order too, with a seed one higher every epoch.
+  N is the next multiple of what all GPUs take at once. The order is `torch.randperm(N)` of its
+  sampler, which exchanges by the outputs of MT19937 and deals the places to the GPUs in turn;
+  places past the last row begin again at the first. Its training has this order too, with a seed
+  one higher every epoch.
   """
-  size = -(-rows // batch_size) * batch_size
+  step = batch_size * gpus
+  size = -(-rows // step) * step
   draws = np.random.RandomState(seed).randint(0, 2**32, size=size, dtype=np.uint32)
   places = np.arange(size)
   for i in range(size - 1):
     j = i + int(draws[i]) % (size - i)
     places[i], places[j] = places[j], places[i]
-  return places % rows
+  return places.reshape(-1, gpus).T.ravel() % rows
 
 
 def scores(
@@ -40,6 +42,7 @@ def scores(
   logit_scale: float,
   logit_bias: float | None,
   batch_size: int,
+  gpus: int,
   kind: str,
 ) -> dict[str, float]:
   """Returns "loss", "i2t_acc" and "t2i_acc" (fractions), means over batches of pairs.
@@ -50,9 +53,10 @@ def scores(
     edges: (row of the image, row of the text) of each pair, at least one, in file order.
     logit_scale, logit_bias: the model's.
     batch_size: pairs that are compared with each other.
+    gpus: over which the original would have split them.
     kind: of the loss, see `losses.contrastive`.
   """
-  pairs = np.asarray(edges)[order(len(edges), batch_size=batch_size)]
+  pairs = np.asarray(edges)[order(len(edges), batch_size=batch_size, gpus=gpus)]
   totals: dict[str, list[Any]] = {}
   with jax.default_matmul_precision("highest"):
     for batch in pairs.reshape(-1, batch_size, 2):
