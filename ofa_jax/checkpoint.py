@@ -9,15 +9,10 @@ The newest ones stay, and beside them the best one by a metric. `W@8`, `W@best`,
 """
 
 import contextlib
-import errno
-import functools
 import json
 import logging
-import math
 import os
-import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +22,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ofa_jax import log, trees
+from ofa_jax import faults, log, trees
+from ofa_jax.best import Best, Keep
 from ofa_jax.step import State
 
 ITEMS = ("model", "ema", "train")
@@ -36,38 +32,6 @@ LATEST, BEST = "latest", "best"
 
 class Damaged(ValueError):  # noqa: N818 (named after what it reports)
   """A stored checkpoint is not what was written."""
-
-
-class Best:
-  """Which step is the best one by a metric of the evaluations; of equal ones the first.
-
-  Args:
-    metric: its name in `metrics.jsonl`, such as "valid/cider".
-    mode: "max" or "min".
-    rows: those of `metrics.jsonl` so far.
-  """
-
-  def __init__(self, metric: str, mode: str, rows: Iterable[Mapping[str, float]] = ()):
-    self.metric, self.mode = metric, mode
-    self._values: dict[int, float] = {}
-    for row in rows:
-      self.add(int(row["step"]), row)
-
-  def add(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Notes an evaluation; one without the metric, or with NaN for it, counts for nothing."""
-    value = metrics.get(self.metric)
-    if value is not None and math.isfinite(value):
-      self._values[step] = value
-
-  def of(self, steps: Iterable[int]) -> int | None:
-    """The best of these steps; None where none of them has been evaluated."""
-    sign = 1 if self.mode == "max" else -1
-    known = [step for step in steps if step in self._values]
-    return max(known, key=lambda step: (sign * self._values[step], -step), default=None)
-
-  def describe(self, step: int) -> str:
-    """Such as "step 8, valid/cider 0.9132"."""
-    return f"step {step}, {self.metric} {self._values[step]:.6g}"
 
 
 class Checkpoints:
@@ -87,14 +51,14 @@ class Checkpoints:
     # Orbax reports every array it touches at INFO, warns of defaults that are meant, and repeats
     # what it raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    _silence_echoes()
+    faults.silence_echoes()
     self.workdir = epath.Path(workdir).resolve()
     self.best = best  # may be set later
     self._manager = ocp.CheckpointManager(
       self.workdir / "checkpoints",
       item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS},
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=_Keep(keep, self.best_step),
+        preservation_policy=Keep(keep, self.best_step),
         enable_async_checkpointing=True,
         create=not read_only,
         read_only=read_only,
@@ -199,7 +163,7 @@ class Checkpoints:
     Raises:
       ValueError: as `restore`; or all that were saved are damaged.
     """
-    faults: dict[int, str] = {}
+    told: dict[int, str] = {}
     for step in reversed(self.steps()):
       fault = self._agreed_fault(step)
       if fault is None:
@@ -210,15 +174,15 @@ class Checkpoints:
             raise
           fault = str(error)
         else:
-          for damaged, text in faults.items():
+          for damaged, text in told.items():
             self._set_aside(damaged)
             warn(f"{text}. Going on from step {step}; it stays as {damaged}.damaged, remove it")
           return state
-      faults[step] = fault
-    if faults:
+      told[step] = fault
+    if told:
       raise ValueError(
         "Expected a whole checkpoint to go on from, found only damaged ones:\n  "
-        + "\n  ".join(faults.values())
+        + "\n  ".join(told.values())
         + "\nCopy one back from elsewhere, or start anew in another --workdir."
       )
     return None
@@ -313,7 +277,7 @@ class Checkpoints:
       for name in ITEMS:
         if not _is_json(self._directory(step) / name / "_METADATA"):
           raise self._damaged(step, f"{name}/_METADATA cannot be read") from error
-      raise self._damaged(step, _unreadable(self._directory(step), error)) from error
+      raise self._damaged(step, faults.unreadable(self._directory(step), error)) from error
     for name in ITEMS:
       wanted = name != "ema" or self.has_ema(step)
       if wanted and (metadata.get(name) is None or metadata[name].tree is None):
@@ -328,7 +292,7 @@ class Checkpoints:
     except jax.errors.JaxRuntimeError:  # memory, or another process
       raise
     except Exception as error:  # Orbax raises bare ones
-      raise self._damaged(step, _unreadable(self._directory(step), error)) from error
+      raise self._damaged(step, faults.unreadable(self._directory(step), error)) from error
 
   def _restore_advised(self, step: int, parts: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
@@ -411,83 +375,6 @@ def open_weights(
       step, abstract=abstract, shardings=shardings, ema=checkpoints.has_ema(step)
     )
   return step, params, rest
-
-
-class _Keep:
-  """Orbax's question which checkpoints stay: the newest ones and the best one."""
-
-  def __init__(self, newest: int, best: Callable[[Iterable[int]], int | None]):
-    self._newest, self._best = newest, best
-
-  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-    del context
-    steps = [checkpoint.step for checkpoint in checkpoints]
-    stay = {*sorted(steps)[-self._newest :], self._best(steps)}
-    return [step in stay for step in steps]
-
-
-@contextlib.contextmanager
-def explained(workdir: str) -> Iterator[None]:
-  """Makes of what a full disk raises, anywhere in the block, one message.
-
-  Raises:
-    ValueError: the disk is full; where the run stands and how to go on.
-  """
-  try:
-    yield
-  except Exception as error:
-    if not any(_is_disk_full(cause) for cause in _causes(error)):
-      raise
-    whole = ocp.utils.checkpoint_steps(epath.Path(workdir).resolve() / "checkpoints")
-    stands = f"The newest whole checkpoint is that of step {max(whole)}" if whole else (
-      "No checkpoint was finished yet"
-    )  # fmt: skip
-    raise ValueError(
-      f"No space left for {workdir} ({str(error)[:120]}...). {stands}. Free some space, or lower "
-      "`keep`, and start the same command again: it goes on from there."
-    ) from error
-
-
-def _is_disk_full(error: BaseException) -> bool:
-  if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-    return True
-  return any(text in str(error) for text in ("No space left", "Disk quota exceeded"))
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-  """An error and what led to it."""
-  cause: BaseException | None = error
-  while cause is not None:
-    yield cause
-    cause = cause.__cause__ or cause.__context__
-
-
-_ECHOES = ("Event loop is closed", "Encountered error while reading array index")
-
-
-@functools.cache
-def _silence_echoes() -> None:
-  """Orbax drops what it is doing when a file fails, and each part would print a traceback."""
-  uncaught, unraisable = sys.excepthook, sys.unraisablehook
-
-  def on_uncaught(kind, error, trace):
-    if not str(error).startswith(_ECHOES):
-      uncaught(kind, error, trace)
-
-  def on_unraisable(ignored):
-    if not str(ignored.exc_value).startswith(_ECHOES):
-      unraisable(ignored)
-
-  sys.excepthook, sys.unraisablehook = on_uncaught, on_unraisable
-
-
-def _unreadable(directory: epath.Path, error: BaseException) -> str:
-  """The file under `directory` that an error of Orbax speaks of, and its reason."""
-  texts = [str(cause) for cause in _causes(error)]
-  # The innermost speaks of the file: DATA_LOSS: ... local file "DIR/model/d/0f25": ... [details]
-  reason = re.sub(r"\s+", " ", texts[-1]).partition(" [tensorstore_spec")[0]
-  named = re.findall(re.escape(str(directory)) + r"/([^\"]*[^\"/])/?\"", reason)
-  return f"{named[-1] if named else ITEMS[0]} cannot be read ({reason.partition(':')[0][:80]})"
 
 
 def _is_json(path: epath.Path) -> bool:

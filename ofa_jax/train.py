@@ -23,7 +23,20 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from ofa_jax import checkpoint, cli, evaluate, files, log, overview, sharding, step, trees, watchdog
+from ofa_jax import (
+  checkpoint,
+  cli,
+  evaluate,
+  faults,
+  files,
+  log,
+  overview,
+  sharding,
+  step,
+  trees,
+  watchdog,
+)
+from ofa_jax.best import Best
 from ofa_jax.config import Config, check_best, epoch_end, is_due, mesh_sizes, to_dict, validate
 from ofa_jax.data import pipeline
 
@@ -50,7 +63,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
   evaluators = evaluate.evaluators(program)
 
   with (
-    checkpoint.explained(workdir),
+    faults.explained(workdir),
     checkpoint.Checkpoints(workdir, keep=config.keep) as checkpoints,
   ):
     damaged: list[str] = []
@@ -58,7 +71,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     start, described = int(state.step), to_dict(config)
     if config.best_metric is not None:
       past = [row for row in log.read_metrics(workdir) if row["step"] <= start]
-      checkpoints.best = checkpoint.Best(config.best_metric, config.best_mode, past)
+      checkpoints.best = Best(config.best_metric, config.best_mode, past)
     with log.Log(
       workdir, steps=steps, start=start, log_to=config.log_to, described=described
     ) as out:
