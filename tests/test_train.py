@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import errno
 import functools
 import json
 import re
@@ -10,7 +11,7 @@ import shutil
 import numpy as np
 import pytest
 
-from ofa_jax import evaluate, hub, log, trees
+from ofa_jax import evaluate, faults, hub, log, trees
 from ofa_jax.config import MeshShape
 from ofa_jax.data import pipeline
 from ofa_jax.data.pairs import PairData
@@ -329,6 +330,43 @@ def test_a_damaged_config_json_is_told_and_written_anew(digits, straight, tmp_pa
   assert files[0].read_bytes() == files[1].read_bytes()
   assert "config.json was damaged and is written anew" in (tmp_path / "run/log.txt").read_text()
   assert log.read_metrics(tmp_path / "run") == log.read_metrics(workdir)
+
+
+def test_a_full_disk_is_one_message_with_the_newest_whole_checkpoint(
+  digits, straight, tmp_path, monkeypatch
+):
+  shutil.copytree(straight[0], tmp_path / "run")
+  shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+  real, lines = log.append, []
+
+  def append(path, text):
+    lines.append(text)
+    if len(lines) > 5:
+      raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    real(path, text)
+
+  monkeypatch.setattr(log, "append", append)
+  with pytest.raises(ValueError, match=r"No space left for .*checkpoint is that of step 3\. Free"):
+    train(tiny.config(digits), str(tmp_path / "run"))
+  monkeypatch.undo()
+  train(tiny.config(digits), str(tmp_path / "run"))
+  assert_bit_equal(final_state(straight[0]), final_state(tmp_path / "run"))
+
+
+def test_what_a_storage_library_says_of_a_full_disk_is_understood(tmp_path):
+  def fail(text, cause=None):
+    with faults.explained(str(tmp_path)):
+      try:
+        raise ValueError(cause or "x")
+      except ValueError as error:
+        raise RuntimeError(text) from error
+
+  with pytest.raises(ValueError, match="No checkpoint was finished yet"):
+    fail("RESOURCE_EXHAUSTED: Failed to write 12 bytes: No space left on device [os_error_code=28]")
+  with pytest.raises(ValueError, match="No space left for"):
+    fail("cannot schedule new futures after shutdown", "UNKNOWN: Disk quota exceeded")
+  with pytest.raises(RuntimeError, match="Out of memory"):
+    fail("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12 bytes")
 
 
 def test_a_workdir_is_a_model_wherever_it_is_moved_to(shapes, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ numbers depend on which pairs meet: they are shuffled once, in the order of torc
 the last batch is filled up from the front of the data, so that some pairs count twice.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,21 +58,26 @@ def scores(
     kind: of the loss, see `losses.contrastive`.
   """
   pairs = np.asarray(edges)[order(len(edges), batch_size=batch_size, gpus=gpus)]
-  totals: dict[str, list[Any]] = {}
-  with jax.default_matmul_precision("highest"):
-    for batch in pairs.reshape(-1, batch_size, 2):
-      means = losses.contrastive(
-        image[batch[:, 0]],
-        text[batch[:, 1]],
-        scale=np.exp(image.dtype.type(logit_scale)),
-        bias=None if logit_bias is None else image.dtype.type(logit_bias),
-        kind=kind,
-        ring=False,
-      )
-      for name, mean in means.items():
-        totals.setdefault(name, []).append(mean.value)
+  totals: dict[str, list[np.ndarray]] = {}
+  for batch in pairs.reshape(-1, batch_size, 2):
+    means = _compare(
+      image[batch[:, 0]],
+      text[batch[:, 1]],
+      np.exp(image.dtype.type(logit_scale)),
+      image.dtype.type(logit_bias or 0.0),
+      kind=kind,
+    )
+    for name, value in means.items():
+      totals.setdefault(name, []).append(np.asarray(value))
   # In float32, so that the last digits of float64 do not tell one mesh from another.
   return {name: float(np.float32(np.mean(values))) for name, values in totals.items()}
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _compare(image, text, scale, bias, *, kind):
+  with jax.default_matmul_precision("highest"):
+    means = losses.contrastive(image, text, scale=scale, bias=bias, kind=kind, ring=False)
+  return {name: mean.value for name, mean in means.items()}
 
 
 def line(values: dict[str, Any], *, batch_size: int) -> str:
