@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Best:
-  """Which step is the best one by a metric of the evaluations; of equal ones the first.
+  """Which step is the best one by a metric of the evaluations; of equal ones the last (as fairseq).
 
   Args:
     metric: its name in `metrics.jsonl`, such as "valid/cider".
@@ -30,7 +30,7 @@ class Best:
     """The best of these steps; None where none of them has been evaluated."""
     sign = 1 if self.mode == "max" else -1
     known = [step for step in steps if step in self._values]
-    return max(known, key=lambda step: (sign * self._values[step], -step), default=None)
+    return max(known, key=lambda step: (sign * self._values[step], step), default=None)
 
   def describe(self, step: int) -> str:
     """Such as "step 8, valid/cider 0.9132"."""

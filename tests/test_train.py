@@ -199,10 +199,9 @@ def every_step(digits, **changes):
 
 @pytest.fixture(scope="module")
 def best_run(digits, tmp_path_factory):
-  """(workdir, config) of a run that is best before its end: it forgets at too high a rate."""
+  """(workdir, config) of a run that keeps its highest loss, which stands at its beginning."""
   workdir = tmp_path_factory.mktemp("best")
-  config = every_step(digits, best_metric="valid/loss", best_mode="min")
-  config.optim = dataclasses.replace(config.optim, lr=0.03, schedule="constant")
+  config = every_step(digits, best_metric="valid/loss", best_mode="max")
   train(config, str(workdir))
   return workdir, config
 
@@ -215,12 +214,12 @@ def test_the_best_checkpoint_stays_is_told_and_is_opened_by_name(best_run, tmp_p
   workdir, config = best_run
   losses = losses_of(workdir)
   assert sorted(losses) == [1, 2, 3, 4, 5, 6]
-  best = min(losses, key=losses.get)
+  best = max(losses, key=losses.get)
   assert best < 5, losses
   assert {p.name for p in (workdir / "checkpoints").iterdir()} == {str(best), "5", "6"}
   text = (workdir / "log.txt").read_text()
   told = [float(x) for x in re.findall(r"Best checkpoint: step \d+, valid/loss (\S+)", text)]
-  running = np.minimum.accumulate([losses[s] for s in range(1, 7)])
+  running = np.maximum.accumulate([losses[s] for s in range(1, 7)])
   np.testing.assert_allclose(told, running, rtol=1e-5)
   assert "Validation Result (epoch 1 @ 6 steps) | Valid Loss: " in text
   found = evaluate.run(config, f"{workdir}@best")
