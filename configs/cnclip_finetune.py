@@ -62,6 +62,7 @@ def finetune(
     mask_ratio=0.5 if "flip" in words else 0.0,
     teacher="ViT-H-14" if "distill" in words else None,
     valid_batch_size=128,
+    valid_gpus=8,
     **pairs(folder, splits=("train", *evals)),
   )
   resnet = size == "RN50"

@@ -23,7 +23,11 @@ def get_config(variant: str = "") -> Config:
     raise ValueError(f"Expected one of the variants {VARIANTS}, found {variant!r}")
   pod = variant == "pod"
   task = Contrastive(
-    image_size=224, augment="auto", valid_batch_size=128, **pairs("MUGE", splits=("train", "valid"))
+    image_size=224,
+    augment="auto",
+    valid_batch_size=128,
+    valid_gpus=8,
+    **pairs("MUGE", splits=("train", "valid")),
   )
   return Config(
     name="Chinese-CLIP ViT-H-14 on MUGE",

@@ -7,14 +7,11 @@ from collections.abc import Callable
 import jax
 
 from ofa_jax.checkpoint import Checkpoints
+from ofa_jax.faults import SaveError
 from ofa_jax.processes import describe
 from ofa_jax.step import State
 
 WAITS = (0.0, 5.0, 20.0)  # seconds before each further try
-
-
-class SaveError(OSError):
-  """A checkpoint could not be saved, however often it was tried."""
 
 
 class Saver:

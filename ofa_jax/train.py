@@ -26,6 +26,7 @@ from ofa_jax import (
   checkpoint,
   cli,
   evaluate,
+  faults,
   files,
   lock,
   log,
@@ -37,6 +38,7 @@ from ofa_jax import (
   trees,
   watchdog,
 )
+from ofa_jax.best import Best
 from ofa_jax.config import (
   Config,
   check_best,
@@ -89,6 +91,7 @@ def _open(config, workdir, notice, opened):
   program = step.build(config, mesh, steps=steps)
   evaluators = evaluate.evaluators(program)
 
+  opened.enter_context(faults.explained(workdir))
   note = opened.enter_context(lock.one_writer(workdir)) if jax.process_index() == 0 else None
   checkpoints = opened.enter_context(checkpoint.Checkpoints(workdir, keep=config.keep))
   notes = [note] if note else []
@@ -96,7 +99,7 @@ def _open(config, workdir, notice, opened):
   start = int(state.step)
   if config.best_metric is not None:
     past = [row for row in log.read_metrics(workdir) if row["step"] <= start]
-    checkpoints.best = checkpoint.Best(config.best_metric, config.best_mode, past)
+    checkpoints.best = Best(config.best_metric, config.best_mode, past)
   out = opened.enter_context(
     log.Log(
       workdir,

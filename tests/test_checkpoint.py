@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ofa_jax import checkpoint, step, trees
+from ofa_jax.best import Best
 from ofa_jax.config import MeshShape
 from tests import tiny
 from tests.test_step import fresh, make_mesh
@@ -111,25 +112,25 @@ def at(state, step):
 
 def test_the_best_one_stays_beside_the_newest(digits, tmp_path):
   state = fresh(program_of(digits))
-  best = checkpoint.Best("valid/loss", "min")
+  best = Best("valid/loss", "min")
   with checkpoint.Checkpoints(tmp_path, keep=1, best=best) as checkpoints:
     for i, loss in enumerate([3.0, 1.0, 2.0, np.nan, 1.0]):
       best.add(i, {"valid/loss": loss, "valid/t2i_r1": 1.0})
       checkpoints.save(at(state, i))
-      assert checkpoints.best_step() == min(i, 1)
+      assert checkpoints.best_step() == (i if i in (0, 4) else 1)
     checkpoints.save(at(state, 5))  # not evaluated
     checkpoints.wait()
-    assert checkpoints.steps() == [1, 5]
-    assert checkpoints.listing() == "1, 5 (best: step 1, valid/loss 1)"
+    assert checkpoints.steps() == [4, 5]
+    assert checkpoints.listing() == "4, 5 (best: step 4, valid/loss 1)"
 
 
-def test_the_best_is_the_first_of_equal_ones_that_are_there():
+def test_the_best_is_the_last_of_equal_ones_that_are_there():
   rows = [{"step": 2, "x": 0.5}, {"step": 4, "x": 0.9}, {"step": 6, "x": 0.9}, {"step": 8}]
-  best = checkpoint.Best("x", "max", rows)
-  assert (best.of([2, 4, 6, 8]), best.of([2, 6, 8]), best.of([8])) == (4, 6, None)
+  best = Best("x", "max", rows)
+  assert (best.of([2, 4, 6, 8]), best.of([2, 4, 8]), best.of([8])) == (6, 4, None)
   best.add(4, {"x": 0.1})  # done again
   assert best.of([2, 4]) == 2
-  assert checkpoint.Best("x", "min", rows).of([6, 2, 4]) == 2
+  assert Best("x", "min", rows).of([6, 2, 4]) == 2
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "ofa_jax"
 ENGINE = {
   *("config", "sharding", "optim", "step", "checkpoint", "log", "overview"),
   *("flops", "hlo", "topology", "watchdog", "writers", "lock", "processes", "saving"),
-  *("apart", "cost", "savings"),
+  *("apart", "best", "cost", "faults", "savings"),
 }
 NUMPY = {"tokenizers", "data", "scoring"}
 PURE = {"losses", "models", "decode"}
