@@ -137,7 +137,9 @@ def validate(config: Config, *, devices: int, hosts: int = 1) -> None:
     devices: devices of all hosts together.
     hosts: processes.
   """
-  if not isinstance(config.evals, (tuple, list)):
+  if not isinstance(config.evals, (tuple, list)) or not all(
+    isinstance(e, Eval) for e in config.evals
+  ):
     raise ValueError(f"evals: expected a tuple of Eval, () for none, found {config.evals!r}")
   faults = [*_check_run(config), *_check_optim(config.optim)]
   try:

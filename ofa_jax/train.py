@@ -66,6 +66,7 @@ def train(config: Config, workdir: str, *, stop_status: int = 0) -> dict[str, fl
 
 def _open(config, workdir, notice, opened):
   """The run and the state that it goes on from; what they hold is closed with `opened`."""
+  note = opened.enter_context(lock.one_writer(workdir)) if jax.process_index() == 0 else None
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
   rows = config.task.examples("train")
   per_epoch = math.ceil(len(rows) / config.batch_size)
@@ -73,7 +74,6 @@ def _open(config, workdir, notice, opened):
   program = step.build(config, mesh, steps=steps)
   evaluators = evaluate.evaluators(program)
 
-  note = opened.enter_context(lock.one_writer(workdir)) if jax.process_index() == 0 else None
   checkpoints = opened.enter_context(checkpoint.Checkpoints(workdir, keep=config.keep))
   state, origin = _first_state(program, checkpoints)
   start, described = int(state.step), to_dict(config)
