@@ -265,11 +265,10 @@ def _start(main, unexpected):
       if config is None:
         raise ValueError("Expected --config=FILE.py, found none. One to try: configs/quickstart.py")
       try:
-        _expand_in(config)
-      except (
-        OSError
-      ) as e:  # ml_collections keeps what opening a file in the config raised until now
+        _ = config.precision
+      except OSError as e:  # raised in the config file, and kept by ml_collections until now
         raise e.__cause__ or e from None
+      _expand_in(config)
     numerics.enable(_precision())
     main()
 
@@ -278,7 +277,7 @@ def _expand_in(value: Any) -> Any:
   """Replaces the ~ of the paths in a config, in place."""
   if isinstance(value, str) and value.startswith("~/"):
     return expand(value)
-  if dataclasses.is_dataclass(value):  # asks for an attribute
+  if dataclasses.is_dataclass(value):
     for field in dataclasses.fields(value):
       old = getattr(value, field.name)
       new = _expand_in(old)
@@ -316,7 +315,7 @@ def _join_cluster():
   ]
   if address and not address.rpartition(":")[2].isdecimal():
     faults.append(f"JAX_COORDINATOR_ADDRESS={address} has no port (host:1234)")
-  if not faults and int(index) >= int(num):
+  if all(text and text.isdecimal() for text in (num, index)) and int(index) >= int(num):
     faults.append(f"JAX_PROCESS_ID={index} is not below JAX_NUM_PROCESSES={num}")
   if faults:
     raise ValueError(

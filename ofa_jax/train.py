@@ -80,6 +80,7 @@ def train(config: Config, workdir: str, *, stop_status: int = 0) -> dict[str, fl
 
 def _open(config, workdir, notice, opened):
   """The run and the state that it goes on from; what they hold is closed with `opened`."""
+  note = opened.enter_context(lock.one_writer(workdir)) if jax.process_index() == 0 else None
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
   streams, sizes = by_name(config.task.examples("train")), stream_sizes(config)
   check_streams(streams, sizes)
@@ -92,7 +93,6 @@ def _open(config, workdir, notice, opened):
   evaluators = evaluate.evaluators(program)
 
   opened.enter_context(faults.explained(workdir))
-  note = opened.enter_context(lock.one_writer(workdir)) if jax.process_index() == 0 else None
   checkpoints = opened.enter_context(checkpoint.Checkpoints(workdir, keep=config.keep))
   notes = [note] if note else []
   state, origin = _first_state(program, checkpoints, steps=steps, warn=notes.append)

@@ -35,22 +35,25 @@ MODEL = {
 
 
 def start(digits, workdir, *overrides, config="digits", **environment):
-  """The training command on the quickstart's config, made small."""
-  command = [sys.executable, "-m", "ofa_jax.train", f"--config=configs/quickstart.py:{config}"]
+  """The training command on the quickstart's config, made small, or on another file's."""
+  small = (*SMALL, *MODEL[config]) if config in MODEL else ()
+  config = f"configs/quickstart.py:{config}" if config in MODEL else config
+  command = [sys.executable, "-m", "ofa_jax.train", f"--config={config}", f"--workdir={workdir}"]
   return subprocess.Popen(
-    [*command, f"--workdir={workdir}", *SMALL, *MODEL[config], *overrides],
+    [*command, *small, *overrides],
     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
     env={**os.environ, "JAX_PLATFORMS": "cpu", "OFA_JAX_DATA": str(digits.parent), **environment},
   )  # fmt: skip
 
 
-def start_cluster(digits, workdir, *overrides, port, num):
+def start_cluster(digits, workdir, *overrides, port, num, config="digits"):
   """The command on several processes of one job."""
   return [
     start(
       digits,
       workdir,
       *overrides,
+      config=config,
       JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
       JAX_NUM_PROCESSES=str(num),
       JAX_PROCESS_ID=str(i),
@@ -155,6 +158,60 @@ def test_sigterm_to_one_process_stops_all_at_the_same_step(digits, tmp_path, por
   step = told_at(finish(both[0]))
   finish(both[1])
   assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(step)]
+
+
+@pytest.mark.parametrize(
+  ("place", "process"),
+  [
+    ("data", 1),
+    ("score", 0),
+    # Two starts of half a minute each, and the same way out as the others.
+    pytest.param("evaluate", 1, marks=pytest.mark.slow),
+    pytest.param("save", 1, marks=pytest.mark.slow),
+    pytest.param("save", 0, marks=pytest.mark.slow),
+  ],
+)
+def test_an_error_of_one_process_ends_both_with_its_message(digits, tmp_path, port, place, process):
+  both = start_cluster(
+    digits, tmp_path, config=f"tests/failing.py:{place},{process}", port=port, num=2
+  )
+  outputs = [None, None]
+  outputs[process], _ = both[process].communicate(timeout=300)
+  ended = time.monotonic()
+  outputs[1 - process], _ = both[1 - process].communicate(timeout=60)
+  assert time.monotonic() - ended < 30
+  assert [p.returncode for p in both] == [1, 1], outputs
+  expected = "No space left on device" if place == "save" else "TypeError: the wheel has come off"
+  for output in outputs:
+    last = output[output.rindex("error: ") :]
+    assert last.startswith(f"error: process {process} of 2: ") and expected in last
+  shown = ["Traceback" in output for output in outputs]
+  assert shown == [place != "save" and i == process for i in range(2)]
+  assert expected in (tmp_path / "log.txt").read_text()
+
+
+def test_an_evaluation_of_several_processes_is_left_at_the_same_batch(digits, tmp_path, port):
+  both = start_cluster(digits, tmp_path, config="tests/failing.py:slow,0", port=port, num=2)
+  wait_for(both[0], "Global Steps: 10/")
+  time.sleep(1)
+  both[1].send_signal(signal.SIGINT)
+  told = time.monotonic()
+  assert told_at(finish(both[0])) == 10
+  finish(both[1])
+  assert time.monotonic() - told < 60  # the evaluation takes longer
+  assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["10"]
+
+
+def test_a_second_run_in_a_workdir_is_refused_and_the_first_goes_on(digits, tmp_path):
+  first = start(digits, tmp_path, "--config.evals=()", "--config.steps=100000")
+  wait_for(first, "Global Steps: 10/")
+  second = start(digits, tmp_path, "--config.evals=()")
+  output, _ = second.communicate(timeout=200)
+  assert second.returncode == 1
+  assert f"found process {first.pid} on" in output and "Traceback" not in output
+  first.send_signal(signal.SIGTERM)
+  told_at(finish(first))
+  assert not (tmp_path / "in-use.json").exists()
 
 
 class Ids:

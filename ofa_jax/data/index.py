@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import pathlib
+import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -102,8 +103,13 @@ def save_atomically(place: pathlib.Path, **arrays: np.ndarray) -> None:
 
 
 def cache_home() -> pathlib.Path:
-  """The user's cache folder of this package (`$XDG_CACHE_HOME/ofa_jax`, `~/.cache/ofa_jax`)."""
-  base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+  """The user's cache folder of this package (`$XDG_CACHE_HOME/ofa_jax`, `~/.cache/ofa_jax`).
+
+  Of a user without a home directory it is one in the folder for temporary files.
+  """
+  base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  if base.startswith("~"):
+    return pathlib.Path(tempfile.gettempdir()) / f"ofa_jax-{os.getuid()}"
   return pathlib.Path(base) / "ofa_jax"
 
 

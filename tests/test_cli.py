@@ -1,0 +1,189 @@
+"""What a person did ends as one message, whatever it was; help is complete."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ofa_jax.config import Config
+
+ROOT = Path(__file__).parent.parent
+QUICK = "--config=configs/quickstart.py"
+
+# Every command in a process of its own, which has imported the libraries already.
+DRIVER = """
+import json, os, runpy, sys, tempfile, traceback
+import ofa_jax.train, ofa_jax.evaluate, ofa_jax.generate, ofa_jax.extract_features
+for case in json.loads(sys.argv[1]):
+  with tempfile.TemporaryFile("w+") as output:
+    if not (child := os.fork()):
+      os.dup2(output.fileno(), 1)
+      os.dup2(output.fileno(), 2)
+      for name, value in case["environment"].items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+      module, *sys.argv[1:] = case["command"]
+      sys.modules.pop(f"ofa_jax.{module}")
+      status = 0
+      try:
+        runpy.run_module(f"ofa_jax.{module}", run_name="__main__", alter_sys=True)
+      except SystemExit as e:
+        status = e.code or 0
+      except BaseException:
+        traceback.print_exc()
+        status = 99
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    output.seek(0)
+    print(json.dumps([status, output.read()]))
+"""
+
+
+@dataclasses.dataclass
+class Case:
+  """A command, what its message says, and its environment."""
+
+  command: list[str]
+  texts: tuple[str, ...]
+  environment: dict[str, str | None] = dataclasses.field(default_factory=dict)
+  files: dict[str, str] = dataclasses.field(default_factory=dict)
+  status: int = 1
+
+
+JOB = dict.fromkeys(("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+CASES = {
+  "mistyped config": Case(
+    ["train", "--config=configs/quickstrat.py", "--workdir=w"],
+    ("no file configs/quickstrat.py. Did you mean configs/quickstart.py?",),
+  ),
+  "config in no folder": Case(
+    ["train", "--config=nowhere/nope.py", "--workdir=w"], ("no folder nowhere",)
+  ),
+  "no config": Case(["train", "--workdir=w"], ("Expected --config=FILE.py, found none",)),
+  "no config to evaluate": Case(
+    ["evaluate", "--checkpoint=w"], ("Expected --config=FILE.py, found none",)
+  ),
+  "no workdir": Case(["train", QUICK], ("Expected --workdir=VALUE, found none",)),
+  "unknown flag": Case(["train", QUICK, "--workdri=w"], ("workdri", "workdir", "--help")),
+  "unknown field": Case(
+    ["train", QUICK, "--config.optim.lrr=1", "--workdir=w"], ("did you mean lr",)
+  ),
+  "unfinished config": Case(
+    ["train", "--config={tmp}/c.py", "--workdir=w"],
+    ("c.py, line 2",),
+    files={"c.py": "def get_config():\n  return Config(\n"},
+  ),
+  "config with a wrong name": Case(
+    ["train", "--config={tmp}/c.py", "--workdir=w"],
+    ("c.py, line 2: return Confg(): NameError", "Confg"),
+    files={"c.py": "def get_config():\n  return Confg()\n"},
+  ),
+  "config with a wrong value": Case(
+    ["train", "--config={tmp}/c.py", "--workdir=w"],
+    ("c.py, line 2: raise ValueError('no such size'): no such size",),
+    files={"c.py": "def get_config():\n  raise ValueError('no such size')\n"},
+  ),
+  "config without its data": Case(
+    ["train", "--config={tmp}/c.py", "--workdir=w"],
+    ("No such file or directory: missing.tsv",),
+    files={"c.py": "def get_config():\n  return open('missing.tsv')\n"},
+  ),
+  "evals=None": Case(
+    ["train", QUICK, "--config.evals=None", "--workdir={tmp}/w"], ("evals: expected a tuple",)
+  ),
+  "workdir in a file": Case(["train", QUICK, "--workdir=/dev/null/x"], ("Not a directory",)),
+  "workdir too long": Case(
+    ["train", QUICK, f"--workdir={{tmp}}/{'x' * 300}"], ("File name too long",)
+  ),
+  "no home for ~": Case(
+    ["extract_features", "--model=M", "--texts=t.jsonl", "--output=~nobody-here/feats"],
+    ("home directory for the ~ of ~nobody-here/feats",),
+  ),
+  "no number of processes": Case(
+    ["train", QUICK, "--workdir=w"],
+    ("JAX_NUM_PROCESSES is not set", "JAX_PROCESS_ID=x is no number"),
+    {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_PROCESS_ID": "x"},
+  ),
+  "process without a job": Case(
+    ["train", QUICK, "--workdir=w"],
+    ("JAX_COORDINATOR_ADDRESS is not set", "JAX_PROCESS_ID is not set"),
+    {"JAX_NUM_PROCESSES": "2"},
+  ),
+  "process number too high": Case(
+    ["train", QUICK, "--workdir=w"],
+    ("JAX_PROCESS_ID=2 is not below JAX_NUM_PROCESSES=2", "has no port"),
+    {"JAX_COORDINATOR_ADDRESS": "host", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+  ),
+  "no model": Case(["generate", "--task=caption"], ("Expected --model=VALUE, found none",)),
+  "help": Case(
+    ["train", "--help"],
+    ("--workdir=", "--config=", "--interrupted-status=", "--start-timeout=")
+    + tuple(
+      f"--config.{field.name}"
+      for field in dataclasses.fields(Config)
+      if field.name not in ("model", "task", "evals")
+    ),
+    status=0,
+  ),
+  "help of generate": Case(
+    ["generate", "-h"], ("--precision=bf16|fp32|fp64", "--num-beams="), status=0
+  ),
+  "help of evaluate": Case(
+    ["evaluate", "--config=x", "--help"], ("--checkpoint=", "--config="), status=0
+  ),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+  """Status and output of every case."""
+  listed = []
+  for case in CASES.values():
+    folder = tmp_path_factory.mktemp("case")
+    for name, content in case.files.items():
+      (folder / name).write_text(content)
+    command = [part.replace("{tmp}", str(folder)) for part in case.command]
+    listed.append({"command": command, "environment": {**JOB, **case.environment}})
+  result = subprocess.run(
+    [sys.executable, "-c", DRIVER, json.dumps(listed)],
+    env={**os.environ, "JAX_PLATFORMS": "cpu"}, cwd=ROOT, capture_output=True, text=True,
+    timeout=300,
+  )  # fmt: skip
+  assert result.returncode == 0, result.stderr
+  return dict(zip(CASES, map(json.loads, result.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_message_without_a_traceback(outcomes, name):
+  status, output = outcomes[name]
+  assert status == CASES[name].status, output
+  for text in CASES[name].texts:
+    assert text in output
+  assert "Traceback" not in output
+  if status:
+    assert output.startswith("error: ") and len(output.splitlines()) <= 3, output
+  assert not (ROOT / "w").exists()
+
+
+def test_help_begins_with_what_must_be_given(outcomes):
+  _, output = outcomes["help"]
+  places = [output.index(f"  --{name}=") for name in ("config", "workdir", "interrupted-status")]
+  assert places == sorted(places)
+
+
+def test_ctrl_c_ends_a_command_with_one_line():
+  script = (
+    "import os, signal\nfrom ofa_jax import cli\n"
+    "with cli.readable('the same command goes on where it stopped'):\n"
+    "  os.kill(os.getpid(), signal.SIGINT)\n  raise AssertionError\n"
+  )
+  result = subprocess.run(
+    [sys.executable, "-c", script], capture_output=True, text=True, timeout=100, cwd=ROOT
+  )
+  expected = "Interrupted; the same command goes on where it stopped\n"
+  assert (result.returncode, result.stderr) == (130, expected)
