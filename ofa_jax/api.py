@@ -23,6 +23,7 @@ from PIL import Image
 
 from ofa_jax import hub, numerics, sharding, trees
 from ofa_jax.config import PRECISIONS
+from ofa_jax.convert import releases
 from ofa_jax.convert.params import abstract
 from ofa_jax.data import images
 from ofa_jax.models.cnclip import CNCLIPConfig
@@ -56,6 +57,7 @@ def load_from_name(
   download_root: str | os.PathLike | None = None,
   precision: str = "fp32",
   image_size: int | None = None,
+  use_modelscope: bool = False,
 ) -> tuple["CNCLIPModel | OFAModel", Callable[[Image.Image], np.ndarray]]:
   """Loads a model on all devices of this machine.
 
@@ -68,6 +70,7 @@ def load_from_name(
       features that differ in the third digit; or "fp64", to compare numbers without
       float32's rounding, which needs `jax.config.update("jax_enable_x64", True)` first. What is
       given as float32 below is float64 then.
+    use_modelscope: download from ModelScope, not the Hugging Face Hub; `releases` has other ways.
     image_size: side in pixels that an OFA's images are resized to; None: what it was trained with.
 
   Returns:
@@ -81,7 +84,8 @@ def load_from_name(
   if precision not in PRECISIONS:
     raise ValueError(f"Expected precision {' or '.join(PRECISIONS)}, found {precision!r}")
   names = [name] if isinstance(name, str | os.PathLike) else list(name)
-  sources = [hub.open_model(x, download_root=download_root) for x in names]
+  source = releases.MODELSCOPE if use_modelscope else None
+  sources = [hub.open_model(x, download_root=download_root, source=source) for x in names]
   numerics.check(precision, platform=jax.default_backend())
   if sources and all(isinstance(source.config, OFAConfig) for source in sources):
     model = OFAModel(*sources, precision=precision, image_size=image_size)

@@ -98,6 +98,7 @@ def open_model(
   download_root: str | os.PathLike | None = None,
   config: ModelConfig | None = None,
   ema: bool = False,
+  source: str | None = None,
 ) -> Source:
   """Finds a model and reads its sizes.
 
@@ -108,6 +109,7 @@ def open_model(
     download_root: folder for downloads; None is `~/.cache/ofa_jax`.
     config: the sizes of a `.pt` file where they cannot be inferred.
     ema: of a `.pt` file take the moving average of the weights.
+    source: where a public name is downloaded from, as for `releases.download`.
 
   Raises:
     ValueError: none of these, with near names; or the file's own faults.
@@ -115,7 +117,7 @@ def open_model(
   path = pathlib.Path(name)
   if str(name) in RELEASES:
     root = pathlib.Path(download_root or pathlib.Path.home() / ".cache" / "ofa_jax")
-    path = fetch(str(name), root)
+    path = fetch(str(name), root, source=source)
   folder, which = checkpoint.split_step(str(path))
   if which is not None and os.path.isdir(folder):
     return _open_directory(pathlib.Path(folder), which)
@@ -206,40 +208,40 @@ def open_towers(
   return Source(config=config, load=load, form="towers", settings=cnclip_family.SETTINGS)
 
 
-def fetch(name: str, root: pathlib.Path) -> pathlib.Path:
+def fetch(name: str, root: pathlib.Path, *, source: str | None = None) -> pathlib.Path:
   """Returns the model directory `root/name`; the first call downloads and converts.
 
   The released files stay beside it, and those that are there already are used.
 
   Raises:
-    ValueError: PyTorch, which reads the released files, is missing; the download is damaged.
+    ValueError: as `download`; the file is damaged.
   """
   directory = root / name
   if directory.exists():
     return directory
-  path = download(name, root)
-  source = _open_torch(path) if len(RELEASES[name].files) == 1 else _open_directory(path.parent)
-  stored = {"settings": source.settings, "files": source.files}
+  path = download(name, root, source=source)
+  released = _open_torch(path) if len(RELEASES[name].files) == 1 else _open_directory(path.parent)
+  stored = {"settings": released.settings, "files": released.files}
   try:
-    save_directory(directory, source.config, *source.load(), **stored)
+    save_directory(directory, released.config, *released.load(), **stored)
   except ValueError:
     if not directory.exists():  # else another process was faster
       raise
   return directory
 
 
-def download(name: str, root: pathlib.Path) -> pathlib.Path:
+def download(name: str, root: pathlib.Path, *, source: str | None = None) -> pathlib.Path:
   """Returns the file of a released model's weights in `root`, downloaded if it is not there.
 
   It is in `root` itself under the name that the original gives it; of a model that is several files
   all are downloaded, to the folder `<name>-released`.
 
   Raises:
-    ValueError: the hub cannot be reached; a file is not the one on the hub and was removed.
+    ValueError: as `releases.download`, which takes `source`.
   """
   release = RELEASES[name]
   folder = root if len(release.files) == 1 else root / f"{name}-released"
-  return releases.download(release, folder)
+  return releases.download(release, folder, source=source)
 
 
 def save_directory(

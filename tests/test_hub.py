@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 import types
 
 import jax
@@ -15,6 +16,7 @@ from ofa_jax import hub, sharding
 from ofa_jax.checkpoint import Checkpoints
 from ofa_jax.config import to_dict
 from ofa_jax.convert import cnclip as convert
+from ofa_jax.convert import torch_files
 from ofa_jax.convert.params import abstract
 from ofa_jax.models import cnclip, ofa
 from ofa_jax.step import State
@@ -252,3 +254,45 @@ def test_towers_start_a_model(tmp_path):
   shutil.copyfile(tmp_path / "clip.pt", tmp_path / "pytorch_model.bin")
   with pytest.raises(ValueError, match="found no BERT"):
     hub.open_towers(tmp_path / "clip.pt", tmp_path)
+
+
+@pytest.mark.parametrize("model", MICRO)
+def test_released_files_are_read_without_pytorch(tmp_path, monkeypatch, model):
+  pytest.importorskip("torch")
+  path = cnclip_files.save(tmp_path / "x.pt", micro_state_dict(model))
+  monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
+  found = hub.open_model(path, config=micro_config(model)).load()
+  assert_same(found[0], weights(model)[0])
+  assert_same(found[1], weights(model)[1])
+  with pytest.raises(ValueError, match=r"ofa-jax\[torch\]"):
+    torch_files.save_checkpoint(tmp_path / "y.pt", {}, name="x")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.module.", "_orig_mod.", "model.", "module.model."])
+def test_wrapped_state_dicts_with_buffers_are_read(tmp_path, prefix):
+  pytest.importorskip("torch")
+  tensors = {k.removeprefix("module."): x for k, x in micro_state_dict("micro_vit").items()}
+  tensors["bert.embeddings.position_ids"] = np.arange(64)[None]
+  tensors = {f"{prefix}{name}": x for name, x in tensors.items()}
+  path = cnclip_files.save(tmp_path / "x.pt", tensors)
+  assert_same(hub.open_model(path, config=micro_config("micro_vit")).load()[0], weights()[0])
+  with pytest.raises(ValueError, match="heads of 64"):  # told as a Chinese-CLIP's
+    hub.open_model(path)
+
+
+def test_damaged_numbers_are_refused_with_the_files_name(tmp_path):
+  pytest.importorskip("torch")
+  tensors = {k: np.array(x) for k, x in micro_state_dict("micro_vit").items()}
+  first, second, *_ = (name for name, x in tensors.items() if x.ndim == 2)
+  tensors[first][1, 1], tensors[second][0] = np.nan, np.inf
+  path = cnclip_files.save(tmp_path / "x.pt", tensors)
+  with pytest.raises(
+    ValueError, match=r"x\.pt: Expected finite weights, found 2 tensors"
+  ) as raised:
+    hub.open_model(path, config=micro_config("micro_vit")).load()
+  assert "1 NaN of" in str(raised.value)
+  tensors[first], tensors[second] = tensors[first].astype(np.int32), tensors[second] > 0
+  path = cnclip_files.save(tmp_path / "y.pt", tensors)
+  with pytest.raises(ValueError, match=r"y\.pt: Expected exactly .* 2 differences") as raised:
+    hub.open_model(path, config=micro_config("micro_vit")).load()
+  assert "found int32" in str(raised.value) and "found bool" in str(raised.value)

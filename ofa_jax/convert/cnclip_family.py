@@ -24,13 +24,16 @@ CARD: dict[str, Any] = {
   "tags": ["chinese-clip", "image-text-retrieval"],
 }
 PAPER = "arXiv 2211.01335"
-_REPO = "OFA-Sys/chinese-clip"
+_FILES = {
+  "ViT-B-16": ("chinese-clip-vit-base-patch16", "clip_cn_vit-b-16.pt"),
+  "ViT-L-14": ("chinese-clip-vit-large-patch14", "clip_cn_vit-l-14.pt"),
+  "ViT-L-14-336": ("chinese-clip-vit-large-patch14-336px", "clip_cn_vit-l-14-336.pt"),
+  "ViT-H-14": ("chinese-clip-vit-huge-patch14", "clip_cn_vit-h-14.pt"),
+  "RN50": ("chinese-clip-rn50", "clip_cn_rn50.pt"),
+}
 RELEASES: dict[str, Release] = {
-  "ViT-B-16": Release(f"{_REPO}-vit-base-patch16", ("clip_cn_vit-b-16.pt",)),
-  "ViT-L-14": Release(f"{_REPO}-vit-large-patch14", ("clip_cn_vit-l-14.pt",)),
-  "ViT-L-14-336": Release(f"{_REPO}-vit-large-patch14-336px", ("clip_cn_vit-l-14-336.pt",)),
-  "ViT-H-14": Release(f"{_REPO}-vit-huge-patch14", ("clip_cn_vit-h-14.pt",)),
-  "RN50": Release(f"{_REPO}-rn50", ("clip_cn_rn50.pt",)),
+  name: Release(f"OFA-Sys/{repo}", (file,), modelscope=f"AI-ModelScope/{repo}")
+  for name, (repo, file) in _FILES.items()
 }
 
 to_json, from_json = model_config.to_json, model_config.from_json

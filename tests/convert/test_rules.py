@@ -114,3 +114,48 @@ def test_a_parameter_without_rules_is_an_error():
     rules.needed_tensors(TABLE, {**SHAPES, "blocks/new": (2, 3)})
   with pytest.raises(ValueError, match="blocks/qkv/bias"):  # queries and keys, but no values
     rules.needed_tensors(TABLE, {**SHAPES, "blocks/qkv/bias": (2, 3, 2, 2)})
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.bool_, np.complex64, np.uint8])
+def test_numbers_that_are_no_floats_are_refused(dtype):
+  tensors = _state_dict()
+  for name in ("head.bias", "stage1.0.conv.weight"):
+    tensors[name] = tensors[name].astype(dtype)
+  with pytest.raises(ValueError) as raised:
+    rules.from_torch(tensors, TABLE, shapes=SHAPES)
+  message = f"expected floating-point numbers, found {np.dtype(dtype)}"
+  assert f"dtype of head.bias: {message}" in str(raised.value)
+  assert f"dtype of stage1.0.conv.weight: {message}" in str(raised.value)
+
+
+def test_all_tensors_with_nan_or_infinity_are_named():
+  tensors = _state_dict()
+  tensors["layers.1.qkv.weight"][3, 2] = np.nan
+  tensors["layers.0.k.bias"][:2] = np.inf, -np.inf
+  tensors["head.bias"] = np.full(5, 1e300)  # which float32 has not
+  with pytest.raises(ValueError) as raised:
+    rules.from_torch(tensors, TABLE, shapes=SHAPES)
+  lines = str(raised.value).splitlines()
+  assert "found 3 tensors that are not" in lines[0]
+  assert [line.strip() for line in lines[1:]] == [
+    "head.bias: 5 infinite of 5",
+    "layers.1.qkv.weight: 1 NaN of 32",
+    "layers.0.k.bias: 2 infinite of 4",
+  ]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "module.module.", "_orig_mod.", "model."])
+def test_what_wrappers_put_before_names_is_taken_off(prefix):
+  tensors = _state_dict()
+  wrapped = {f"{prefix}{name}": x for name, x in tensors.items()}
+  assert list(rules.plain_names(wrapped)) == list(tensors)
+
+
+def test_only_what_is_before_all_names_is_taken_off():
+  names = ("model.a", "model.module.b", "c")
+  assert list(rules.plain_names(dict.fromkeys(names))) == list(names)
+  mixed = {"module.model.visual._orig_mod.a": 1, "module.model._orig_mod.b": 2}
+  assert rules.plain_names(mixed) == {"visual.a": 1, "b": 2}
+  assert rules.plain_names({}) == {}
+  with pytest.raises(ValueError, match=r"found a twice"):
+    rules.plain_names({"_orig_mod.a": 1, "a": 2})
