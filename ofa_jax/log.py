@@ -129,7 +129,7 @@ class Log:
       plot(self._rows, self.folder / CURVES)
 
 
-def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
+def read_metrics(workdir: Any) -> list[dict[str, float]]:
   """Rows of a run's `metrics.jsonl`; a last line cut short by a crash is dropped."""
   path = epath.Path(workdir) / METRICS
   rows = []
@@ -166,7 +166,7 @@ def table(title: str, rows: Sequence[tuple[str, str]]) -> rich.table.Table:
   return result
 
 
-def plot(rows: Sequence[Mapping[str, float]], path: epath.PathLike) -> None:
+def plot(rows: Sequence[Mapping[str, float]], path: Any) -> None:
   """Training loss on the left, evaluation metrics on the right, as PNG."""
   import matplotlib.figure  # slow to import, and needed once a run
 

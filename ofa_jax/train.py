@@ -14,7 +14,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,9 @@ from absl import flags
 from etils import epath
 
 from ofa_jax import checkpoint, cli, evaluate, log, overview, sharding, step, trees, watchdog
-from ofa_jax.config import Config, mesh_sizes, stream_sizes, to_dict, validate
+from ofa_jax.config import Config, mesh_sizes, to_dict, validate
 from ofa_jax.data import pipeline
-from ofa_jax.data.protocols import Rows
-from ofa_jax.data.streams import by_name, check_streams, unnamed
+from ofa_jax.data.streams import Streams, unnamed
 
 
 def train(config: Config, workdir: str) -> dict[str, float]:
@@ -42,10 +41,8 @@ def train(config: Config, workdir: str) -> dict[str, float]:
   """
   validate(config, devices=jax.device_count(), hosts=jax.process_count())
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
-  streams, sizes = by_name(config.task.examples("train")), stream_sizes(config)
-  check_streams(streams, sizes)
-  main = next(iter(sizes))
-  per_epoch = math.ceil(len(streams[main]) / sizes[main])
+  rows = Streams.of(config.task.examples("train"), config.task.batch_sizes(config.batch_size))
+  per_epoch = math.ceil(len(rows) / config.batch_size)
   steps = config.steps if config.steps is not None else math.ceil(config.epochs * per_epoch)
   program = step.build(config, mesh, steps=steps)
   evaluators = evaluate.evaluators(program)
@@ -61,17 +58,15 @@ def train(config: Config, workdir: str) -> dict[str, float]:
       log_to=config.log_to,
       described=described,
     ) as out:
-      num_rows = {name: len(rows) for name, rows in streams.items()}
-      out.show(overview.table(program, num_rows=num_rows, steps=steps, origin=origin))
+      out.show(overview.table(program, num_rows=rows.num_rows, steps=steps, origin=origin))
       out.line(f"Weights: {origin}")
       _save_config(config, workdir, out)
-      for notes in (*(rows.notes for rows in streams.values()), *(e.notes for e in evaluators)):
-        for note in notes:
-          out.line(note, level="WARNING")
+      for note in (*rows.notes, *(n for e in evaluators for n in e.notes)):
+        out.line(note, level="WARNING")
       last_words = functools.partial(out.line, level="ERROR")
       with watchdog.Watchdog(config.step_timeout, write=last_words) as watch:
         run = _Run(
-          program, streams, evaluators, checkpoints, out, watch, steps=steps, per_epoch=per_epoch
+          program, rows, evaluators, checkpoints, out, watch, steps=steps, per_epoch=per_epoch
         )
         try:
           results = run.whole(state)
@@ -92,7 +87,7 @@ class _Run:
   """The loop and what it holds on to; an epoch is one of the main stream."""
 
   program: step.Program
-  streams: Mapping[str | None, Rows]
+  rows: Streams
   evaluators: list[evaluate.Evaluator]
   checkpoints: checkpoint.Checkpoints
   out: log.Log
@@ -103,9 +98,7 @@ class _Run:
 
   def whole(self, state: step.State) -> dict[str, float]:
     """Trains to the end, saves and evaluates; told to stop, only saves."""
-    with contextlib.ExitStack() as opened:
-      for rows in self.streams.values():
-        opened.callback(rows.close)
+    with contextlib.closing(self.rows):
       state = self.loop(state)
     self.watch.beat(watchdog.ALLOWANCE)
     self.checkpoints.save(state)
@@ -128,8 +121,8 @@ class _Run:
       max_rate=config.max_bad_rate, log=lambda text: out.line(text, level="WARNING")
     )
     batches = pipeline.train_batches(
-      unnamed(self.streams),
-      batch_size=unnamed(stream_sizes(config)),
+      unnamed(self.rows.rows),
+      batch_size=unnamed(self.rows.sizes),
       seed=config.seed,
       start=start,
       host=jax.process_index(),
@@ -292,7 +285,7 @@ def _first_state(program, checkpoints):
   )
 
 
-def _stop_if_diverged(config: Config, metrics: Mapping[str, jax.Array]) -> None:
+def _stop_if_diverged(config: Config, metrics: dict[str, Any]) -> None:
   _, in_a_row = np.asarray(metrics["bad"])
   if in_a_row > config.optim.max_bad_steps:
     raise FloatingPointError(
