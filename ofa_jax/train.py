@@ -45,13 +45,11 @@ from ofa_jax.config import (
   epoch_end,
   is_due,
   mesh_sizes,
-  stream_sizes,
   to_dict,
   validate,
 )
 from ofa_jax.data import pipeline
-from ofa_jax.data.protocols import Rows
-from ofa_jax.data.streams import by_name, check_streams, unnamed
+from ofa_jax.data.streams import Streams, unnamed
 
 
 def train(config: Config, workdir: str, *, stop_status: int = 0) -> dict[str, float]:
@@ -82,13 +80,11 @@ def _open(config, workdir, notice, opened):
   """The run and the state that it goes on from; what they hold is closed with `opened`."""
   note = opened.enter_context(lock.one_writer(workdir)) if jax.process_index() == 0 else None
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
-  streams, sizes = by_name(config.task.examples("train")), stream_sizes(config)
-  check_streams(streams, sizes)
-  main = len(streams[next(iter(sizes))])
+  rows = Streams.of(config.task.examples("train"), config.task.batch_sizes(config.batch_size))
   steps = config.steps
   if steps is None:
-    steps = epoch_end(config.epochs, rows=main, batch_size=config.batch_size)
-  check_best(config, rows=main, steps=steps)
+    steps = epoch_end(config.epochs, rows=len(rows), batch_size=config.batch_size)
+  check_best(config, rows=len(rows), steps=steps)
   program = step.build(config, mesh, steps=steps)
   evaluators = evaluate.evaluators(program)
 
@@ -111,29 +107,27 @@ def _open(config, workdir, notice, opened):
     )
   )
   opened.enter_context(processes.one_fate(functools.partial(out.record, level="ERROR")))
-  num_rows = {name: len(rows) for name, rows in streams.items()}
-  out.show(overview.table(program, num_rows=num_rows, steps=steps, origin=origin))
+  out.show(overview.table(program, num_rows=rows.num_rows, steps=steps, origin=origin))
   out.line(f"Weights: {origin}")
   if checkpoints.steps():
     out.line(f"Checkpoints: {checkpoints.listing()}")
   _save_config(config, workdir, out)
-  for readers in (*streams.values(), *evaluators):
+  for readers in (rows, *evaluators):
     notes += readers.notes
   for text in notes:
     out.line(text, level="WARNING")
   saver = saving.Saver(checkpoints, say=functools.partial(out.line, level="WARNING"))
   watch = opened.enter_context(watchdog.Watchdog(config.step_timeout))
-  run = _Run(program, streams, main, evaluators, saver, out, watch, notice, steps=steps)
+  run = _Run(program, rows, evaluators, saver, out, watch, notice, steps=steps)
   return run, state
 
 
 @dataclasses.dataclass
 class _Run:
-  """The loop and what it holds on to; an epoch is one of the main stream's `main_rows`."""
+  """The loop and what it holds on to; an epoch is one of the main stream."""
 
   program: step.Program
-  streams: Mapping[str | None, Rows]
-  main_rows: int
+  rows: Streams
   evaluators: list[evaluate.Evaluator]
   saver: saving.Saver
   out: log.Log
@@ -148,9 +142,7 @@ class _Run:
     Raises:
       processes.Stopped: told to stop; the state is saved.
     """
-    with contextlib.ExitStack() as opened:
-      for rows in self.streams.values():
-        opened.callback(rows.close)
+    with contextlib.closing(self.rows):
       state = self.loop(state)
     self.watch.beat(watchdog.ALLOWANCE)
     self.saver.save(state)
@@ -178,8 +170,8 @@ class _Run:
       max_rate=config.max_bad_rate, log=lambda text: out.line(text, level="WARNING")
     )
     batches = pipeline.train_batches(
-      unnamed(self.streams),
-      batch_size=unnamed(stream_sizes(config)),
+      unnamed(self.rows.rows),
+      batch_size=unnamed(self.rows.sizes),
       seed=config.seed,
       start=start,
       host=jax.process_index(),
@@ -270,10 +262,10 @@ class _Run:
 
   def _epoch(self, done: int) -> int:
     """The pass over the data in which an update reads its first row, from 1."""
-    return (max(done, 1) - 1) * self.program.config.batch_size // self.main_rows + 1
+    return (max(done, 1) - 1) * self.program.config.batch_size // len(self.rows) + 1
 
   def _is_due(self, done: int, *, steps: int, epochs: float) -> bool:
-    size = {"rows": self.main_rows, "batch_size": self.program.config.batch_size}
+    size = {"rows": len(self.rows), "batch_size": self.program.config.batch_size}
     return is_due(done, steps=steps, epochs=epochs, **size)
 
   def _due(self, done: int) -> list[evaluate.Evaluator]:
@@ -331,7 +323,7 @@ class _Run:
     batch_time, data_time = clock.lap(done)
     epoch = self._epoch(done)
     begin, end = (
-      epoch_end(e, rows=self.main_rows, batch_size=config.batch_size) for e in (epoch - 1, epoch)
+      epoch_end(e, rows=len(self.rows), batch_size=config.batch_size) for e in (epoch - 1, epoch)
     )
     values = {
       **{k: float(v) for k, v in metrics.items()},

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
@@ -86,6 +87,21 @@ def test_counts_are_those_of_the_very_draws_of_each_part():
   config = dataclasses.replace(get_config(), accum=4, task=TwoStreams(random_counts=True))
   history, _, _ = run(config)
   np.testing.assert_allclose([m["grad_norm"] for m in history], 1.0, rtol=1e-12)
+
+
+class Cut(TwoStreams):
+  """Texts are cut before the loss, which changes what is counted."""
+
+  def prepare(self, model, batch, *, rngs, step, frozen):
+    texts = batch["texts"]
+    return {**batch, "texts": {**texts, "length": jnp.minimum(texts["length"], 2)}}
+
+
+def test_what_is_counted_has_been_prepared(whole):
+  config = dataclasses.replace(get_config(), task=Cut())
+  expected = run(config)
+  assert expected[0][0]["words_loss"] != whole[0][0]["words_loss"]
+  assert_equal(run(dataclasses.replace(config, accum=2)), expected)
 
 
 def test_counting_before_the_gradient_computes_nothing_of_the_model():

@@ -26,7 +26,7 @@ import grain
 import numpy as np
 
 from ofa_jax.data.protocols import Rows
-from ofa_jax.data.streams import by_name, check_streams, unnamed
+from ofa_jax.data.streams import Streams, unnamed
 from ofa_jax.data.tsv import BadRow
 
 CHUNK = 8  # rows a thread takes at once
@@ -213,11 +213,10 @@ def train_batches(
     ValueError: no rows, a batch size that the hosts do not divide, or streams without one.
     TooManyBadRows: from `bad`, while iterating.
   """
-  streams, sizes = by_name(rows), by_name(batch_size)
-  check_streams(streams, sizes)
+  streams = Streams.of(rows, batch_size)
   planned = {
-    name: _Stream(of_stream, _train_plan(of_stream, sizes[name], seed, name, (host, hosts)))
-    for name, of_stream in streams.items()
+    name: _Stream(streams.rows[name], _train_plan(streams, name, seed, (host, hosts)))
+    for name in streams.sizes
   }
   source = _BatchSource(planned, length=_FOREVER, workers=workers, bad=bad)
   return Batches(source, start=start, prefetch=prefetch)
@@ -255,10 +254,9 @@ def eval_batches(
   return Batches(source, start=0, prefetch=prefetch)
 
 
-def _train_plan(
-  rows: Rows, batch_size: int, seed: int, name: str | None, block: tuple[int, int]
-) -> Plan:
+def _train_plan(streams: Streams, name: str | None, seed: int, block: tuple[int, int]) -> Plan:
   """Which rows each step takes of a stream; `block` is the host and the number of hosts."""
+  rows, batch_size = streams.rows[name], streams.sizes[name]
   if name is not None:
     # Streams that come or go do not change the order of the others, and equal ones differ.
     words = np.random.SeedSequence((seed, *name.encode())).generate_state(2)
