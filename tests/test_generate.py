@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ofa_jax import generate
+import ofa_jax
+from ofa_jax import evaluate, generate
+from ofa_jax.config import Config, Eval
 from ofa_jax.data.tsv import BadRow, Table
 from ofa_jax.decode.beam import Search
+from ofa_jax.tasks.caption import Caption
 from tests.ofa_directory import save_micro
+from tests.ofa_golden import micro_config
 
 COLUMNS = {"id": 0, "image": 1, "text": 2}
 ROWS = 11
@@ -147,6 +151,47 @@ def test_candidates_are_lines(tmp_path):
   path.write_text("\n")
   with pytest.raises(ValueError, match="one answer a line"):
     generate._read_candidates(path)
+
+
+def test_evaluations_and_the_command_give_the_same_captions(tmp_path):
+  directory = save_micro(tmp_path)
+  rng = np.random.default_rng(0)
+  lines = []
+  for i in range(9):
+    file = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (20 + i, 40, 3), np.uint8)).save(file, "PNG")
+    image = base64.b64encode(file.getvalue()[: 30 if i == BROKEN else None]).decode()
+    lines.append(f"{i}\timg{i}\tthe dog&&a dog\tdog\t{image}\n")
+  (tmp_path / "valid.tsv").write_text("".join(lines))
+  files = (str(tmp_path / "valid.tsv"),)
+  task = Caption(valid=files, tokenizer=str(directory), image_size=64, page=0)
+  config = Config(
+    model=micro_config(),
+    task=task,
+    batch_size=8,
+    steps=1,
+    precision="fp32",
+    max_bad_rate=0.1,
+    evals=(Eval(name="valid", task=task),),
+  )
+  evaluate.run(config, str(directory), results=str(tmp_path))
+  evaluated = json.loads((tmp_path / "valid_predict.json").read_text())
+  model, _ = ofa_jax.load_from_name(directory)
+  table = Table(files, columns=generate.TASKS["caption"].columns)
+  generate.predict_file(
+    model,
+    "caption",
+    table,
+    output=tmp_path / "captions.jsonl",
+    options=generate.Options(search=model.searches["caption"]),
+    batch_size=8,
+  )
+  lines = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
+  assert "error" in lines.pop(BROKEN)
+  assert [line.pop("score") < 0 for line in lines] == [True] * 8
+  assert lines == evaluated
+  assert evaluated[0].keys() == {"image_id", "caption"} and evaluated[0]["image_id"] == "img0"
+  assert len({line["caption"] for line in lines}) > 1
 
 
 def test_the_command_says_what_it_found_or_what_is_wrong(tmp_path):

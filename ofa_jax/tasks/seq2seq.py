@@ -11,6 +11,7 @@ the jaxpr), and every bucket would be one more program.
 
 import dataclasses
 import functools
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from ofa_jax.data.rows import Row
 from ofa_jax.data.tsv import IMAGE, Table
 from ofa_jax.decode import answers
 from ofa_jax.decode.beam import BOS, EOS, PAD, Hypotheses, Search
+from ofa_jax.tasks.answering import Answering, read
 from ofa_jax.tasks.base import Predictions, Task, normalized
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
@@ -39,6 +41,7 @@ class Seq2Seq(Task):
 
   Attributes:
     fields: names of the columns that a row is read from; "image" is the one in base64.
+    answering: what is asked and how answers are told; None where the task says it otherwise.
     prompts: whether examples have a "prompt", which the decoder is given before the answer.
     target_ends: False where the answer is learnt without the end after it.
     train, valid, test: TSV files of each split.
@@ -61,6 +64,7 @@ class Seq2Seq(Task):
   """
 
   fields: ClassVar[tuple[str, ...]]
+  answering: ClassVar[Answering | None] = None
   prompts: ClassVar[bool] = False
   target_ends: ClassVar[bool] = True
 
@@ -131,10 +135,32 @@ class Seq2Seq(Task):
     """Token ids of a text; prompts and answers begin with a space."""
     return self.words.encode(text)
 
+  def asked(self, texts: Mapping[str, str]) -> list[int]:
+    """Token ids of the prompt for a row with these texts."""
+    return self.encode(self.answering.prompt(texts, self.words.kind == "bert-chinese"))
+
   def texts(self, predictions: Predictions) -> dict[int, str]:
     """The answers by row, of all rows that could be read."""
-    found = predictions["examples"]
-    return {int(i): self.words.decode(found["tokens"][i]) for i in np.flatnonzero(found["valid"])}
+    rows = predictions["examples"]
+    return {int(i): read(self.words, rows["tokens"][i]) for i in np.flatnonzero(rows["valid"])}
+
+  def told(self, predictions: Predictions) -> dict[int, Any]:
+    """The answers by row as result files have them, of all rows that could be read."""
+    names, whole = self.answering, np.ones(2)
+    texts = self.texts(predictions)
+    return {i: names.tell(names.called(text), whole) for i, text in texts.items()}
+
+  def results(self, predictions, streams):
+    """`predict.json`: id and answer of all rows that could be read, as the original writes it."""
+    if self.answering is None:
+      return {}
+    rows, names = streams["examples"], self.answering
+    field = names.id if names.id in self.fields else "id"
+    told = [
+      {names.id: names.told_id(rows.row(i)[field]), names.result: answer}
+      for i, answer in self.told(predictions).items()
+    ]
+    return {"predict.json": json.dumps(told, ensure_ascii=False).encode()}
 
   def assemble(self, example: Mapping[str, Any], *, warn: bool = False) -> dict[str, np.ndarray]:
     """Begin, end and padding put to the ids of an example.
