@@ -189,7 +189,7 @@ IMAGE_COLUMN = (FOLDER / "vqa.tsv").read_text().split("\n")[0].split("\t")[5]
     (("7", "8", "why?", "-1|!+no", ""), "found '-1"),
     (("7", "8", "why?", "no", ""), "found 'no'"),
     (("7", "8", "why?", "1|!+no&&0.3|!+ ", ""), r"found '0.3\|!\+ '"),
-    (("7", "8", "wh\udcff?", "1|!+no", ""), "question is not UTF-8"),
+    (("7", "8", "wh\udcff?", "1|!+no", ""), "text is not UTF-8"),
   ],
   ids=range(12),
 )
@@ -254,7 +254,7 @@ def test_faults_of_a_config_are_told_at_once(questions):
     "task.inference: expected one of allcand, beamsearch, found 'all'",
     "task.target_length: expected at least 31, for a question",
     "max_objects at least 0, found 8, 80, 9, -1",
-    "task.columns: expected one column for each of id, image, question, answer, objects",
+    "task.columns: expected one column for each of id, image, text, answer, objects",
   ):
     assert text in str(raised.value)
   with pytest.raises(ValueError, match="expected a file of answers, or 'train', to choose from"):
