@@ -187,10 +187,9 @@ class Seq2Seq(Task):
       each of its tokens, with padding where nothing is learnt.
     """
     prompt = list(example.get("prompt", ()))[: self.target_length - 2]
-    room = self.source_length - 2
-    source = cut("source", example["source"], room, field="source_length", warn=warn)
+    source = cut("source", example["source"], self.source_length - 2, warn=warn)
     room = self.target_length - 1 - len(prompt)
-    answer = cut("target", example["target"], room, field="target_length", warn=warn)
+    answer = cut("target", example["target"], room, warn=warn)
     end = [EOS] if self.target_ends else []
     arrays = {
       "source": _filled([BOS, *source, EOS], self.source_length),
@@ -212,13 +211,11 @@ class Seq2Seq(Task):
         f"task.image_size: expected 1 to {16 * cells} (the model's cells), found {self.image_size}"
       )
     for field, low in (("source_length", 3), ("target_length", 2)):
-      if not low <= getattr(self, field) <= MAX_POSITIONS:
-        found = getattr(self, field)
-        faults.append(f"task.{field}: expected {low} to {MAX_POSITIONS}, found {found}")
+      if not low <= (length := getattr(self, field)) <= MAX_POSITIONS:
+        faults.append(f"task.{field}: expected {low} to {MAX_POSITIONS}, found {length}")
     for field in ("smoothing", "drop_worst"):
-      if not 0 <= getattr(self, field) < 1:
-        found = getattr(self, field)
-        faults.append(f"task.{field}: expected a share from 0 to below 1, found {found}")
+      if not 0 <= (share := getattr(self, field)) < 1:
+        faults.append(f"task.{field}: expected a share from 0 to below 1, found {share}")
     try:
       dataclasses.replace(self.search)  # fields may have been overridden since it was made
     except ValueError as e:
@@ -408,10 +405,10 @@ def _tokenizer_folder(name: str) -> Path:
   return source.files
 
 
-def cut(name: str, ids: Sequence[int], room: int, *, field: str, warn: bool) -> list[int]:
-  """The first `room` ids of what has a name; says, perhaps, which field would keep the others."""
+def cut(name: str, ids: Sequence[int], room: int, *, warn: bool) -> list[int]:
+  """The first `room` ids; says, perhaps, that a longer `task.{name}_length` would keep them all."""
   if warn and len(ids) > room:
-    warnings.warn(f"Cut a {name} of {len(ids)} tokens to {room}; task.{field} would keep it")
+    warnings.warn(f"Cut a {name} of {len(ids)} tokens to {room}; task.{name}_length would keep it")
   return list(ids[:room])
 
 

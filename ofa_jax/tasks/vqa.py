@@ -116,7 +116,7 @@ class VQA(Seq2Seq):
     source = self._question(row, warn=rng is not None)
     answer = vqa.best(confidences) if confidences else None
     target = [] if answer is None else self.encode(f" {answer}")
-    target = cut("answer", target, self.answer_length, field="answer_length", warn=rng is not None)
+    target = cut("answer", target, self.answer_length, warn=rng is not None)
     given = choice.prompt(source, self.prompt)
     example = {
       IMAGE: self.image(row, rng),
@@ -238,7 +238,7 @@ class VQA(Seq2Seq):
     if not pre_question(row["text"], max_words=1):
       raise BadRow(row.name, "the question is empty")
     ids = self.encode(asked(row, max_words=self.max_words, max_objects=self.max_objects))
-    return cut("question", ids, self.source_length - 2, field="source_length", warn=warn)
+    return cut("source", ids, self.source_length - 2, warn=warn)
 
 
 @functools.lru_cache(maxsize=4)
