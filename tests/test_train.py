@@ -23,7 +23,9 @@ def final_state(workdir):
 
   newest = max((workdir / "checkpoints").iterdir(), key=lambda p: int(p.name))
   items = {}
-  for item in ("model", "train"):
+  for item in ("model", "ema", "ema_rest", "train"):
+    if not (newest / item).exists():
+      continue
     tree = ocp.StandardCheckpointer().restore(newest / item)
     items |= {f"{item}/{path}": np.asarray(x) for path, x in trees.flatten(tree).items()}
   return items

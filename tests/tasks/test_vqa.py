@@ -331,8 +331,9 @@ def test_logits_where_nothing_is_learnt_change_nothing(micro, options):
   task = dataclasses.replace(task, answer_length=16)
 
   def losses(task):
-    return jax.jit(lambda b: task.loss(model, b, rngs=jax.random.key(0)))(batch)
+    return jax.jit(lambda b: task.loss(model, b, rngs=None))(batch)
 
-  for name, mean in losses(task).items():
-    np.testing.assert_allclose(mean.total, losses(whole)[name].total, rtol=1e-6, err_msg=name)
-    assert mean.count == losses(whole)[name].count
+  few, all_places = losses(task), losses(whole)
+  for name, mean in few.items():
+    np.testing.assert_allclose(mean.total, all_places[name].total, rtol=1e-6, err_msg=name)
+    assert mean.count == all_places[name].count
