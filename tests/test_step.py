@@ -35,7 +35,7 @@ def fresh(program):
 
 
 def run(config, *, steps=5, of=10, mesh=None, change=None, seen=lambda state: None):
-  """Losses, gradient norms and the last state of the first steps of a run `of` so many; `seen` sees each."""
+  """Losses, gradient norms and the last state of the first steps `of` so many; `seen` sees each."""
   program = step.build(config, mesh or make_mesh(), steps=of)
   state = fresh(program)
   seen(state)
