@@ -15,9 +15,10 @@ ENGINE = {
 }
 NUMPY = {"tokenizers", "data", "scoring"}
 PURE = {"losses", "models", "decode"}
+INFERENCE = {"api", "ofa_api", "ofa_inputs", "ofa_runner"}
 COMMANDS = {
   *("train", "evaluate", "extract_features", "retrieve", "zeroshot", "compile_ahead"),
-  *("generate", "api", "ofa_api", "ofa_inputs", "ofa_runner", "cli"),
+  *("generate", "cli"),
 }
 ALLOWED = {
   **dict.fromkeys(NUMPY, {"files"} | NUMPY),
@@ -30,6 +31,13 @@ ALLOWED = {
   "convert": {"trees"} | PURE | NUMPY,
   "hub": {"files", "trees", "convert", "checkpoint", "step"} | PURE | NUMPY,
   "tasks": {"trees", "numerics", "convert", "hub", "pictures"} | PURE | NUMPY,
+  **dict.fromkeys(
+    INFERENCE,
+    {"config", "trees", "numerics", "sharding", "convert", "hub", "tasks"}
+    | INFERENCE
+    | PURE
+    | NUMPY,
+  ),
   **dict.fromkeys(COMMANDS, None),  # anything
 }
 NEVER = {"torch", "tensorflow", "gradio", "torchvision", "cn_clip"}
