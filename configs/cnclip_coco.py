@@ -30,7 +30,6 @@ def get_config(argument: str = "") -> Config:
     epochs=20,
     lr=3e-5,
     warmup=6,
-    evals={"valid": 0, "test": 0},
-    save_every=20,
+    evals={"valid": 0, "test": None},
     remat="full",
   )

@@ -31,8 +31,7 @@ def finetune(
   epochs: int,
   lr: float,
   warmup: int,
-  evals: Mapping[str, int],
-  save_every: int,
+  evals: Mapping[str, int | None],
   remat: str = "none",
 ) -> Config:
   """The recipe on one data set.
@@ -42,8 +41,8 @@ def finetune(
     name: of the data set.
     folder: of its files, under OFA_JAX_DATA.
     batch_size, epochs, lr, warmup, remat: as the script of the data set has them.
-    evals: splits to evaluate, with the steps between evaluations; 0 is only at the end.
-    save_every: steps between checkpoints.
+    evals: splits to evaluate after every epoch and every so many steps; 0 is none of the latter,
+      None only the end. As in the scripts, every epoch leaves a checkpoint.
 
   Raises:
     ValueError: an unknown model or variant.
@@ -62,6 +61,8 @@ def finetune(
     augment="auto",
     mask_ratio=0.5 if "flip" in words else 0.0,
     teacher="ViT-H-14" if "distill" in words else None,
+    valid_batch_size=128,
+    valid_gpus=8,
     **pairs(folder, splits=("train", *evals)),
   )
   resnet = size == "RN50"
@@ -74,7 +75,8 @@ def finetune(
     epochs=epochs,
     seed=123,
     log_every=1,
-    save_every=save_every,
+    save_every=0,
+    save_every_epochs=1.0,
     optim=Optim(
       lr=lr,
       b2=0.999 if resnet else 0.98,
@@ -86,7 +88,12 @@ def finetune(
     ),
     mesh=MeshShape(data=1, fsdp=-1) if size == "ViT-H-14" else MeshShape(),
     remat=remat,
-    evals=tuple(Eval(name=s, task=task, split=s, every=every) for s, every in evals.items()),
+    evals=tuple(
+      Eval(name=s, task=task, split=s)
+      if every is None
+      else Eval(name=s, task=task, split=s, every=every, every_epochs=1.0)
+      for s, every in evals.items()
+    ),
   )
 
 

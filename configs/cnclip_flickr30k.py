@@ -30,6 +30,5 @@ def get_config(argument: str = "") -> Config:
     epochs=3,
     lr=5e-5,
     warmup=100,
-    evals={"valid": 150, "test": 0},
-    save_every=150,
+    evals={"valid": 150, "test": None},
   )

@@ -31,5 +31,4 @@ def get_config(argument: str = "") -> Config:
     lr=5e-5,
     warmup=100,
     evals={"valid": 150},
-    save_every=150,
   )

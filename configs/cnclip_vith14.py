@@ -22,7 +22,13 @@ def get_config(variant: str = "") -> Config:
   if variant not in VARIANTS:
     raise ValueError(f"Expected one of the variants {VARIANTS}, found {variant!r}")
   pod = variant == "pod"
-  task = Contrastive(image_size=224, augment="auto", **pairs("MUGE", splits=("train", "valid")))
+  task = Contrastive(
+    image_size=224,
+    augment="auto",
+    valid_batch_size=128,
+    valid_gpus=8,
+    **pairs("MUGE", splits=("train", "valid")),
+  )
   return Config(
     name="Chinese-CLIP ViT-H-14 on MUGE",
     model=cnclip.config(*cnclip.MODELS["ViT-H-14"]),
@@ -30,7 +36,8 @@ def get_config(variant: str = "") -> Config:
     batch_size=32_768 if pod else 1024,
     epochs=3,
     log_every=10,
-    save_every=100,
+    save_every=0,
+    save_every_epochs=1.0,
     optim=Optim(
       lr=5e-5,
       b2=0.98,
@@ -42,5 +49,5 @@ def get_config(variant: str = "") -> Config:
     ),
     mesh=MeshShape(data=-1, fsdp=16) if pod else MeshShape(data=1, fsdp=-1),
     remat="full" if pod else "dots",
-    evals=(Eval(name="valid", task=task, every=150),),
+    evals=(Eval(name="valid", task=task, every=150, every_epochs=1.0),),
   )

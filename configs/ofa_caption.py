@@ -52,6 +52,7 @@ def get_config(size: str = "base") -> Config:
     seed=1,
     log_every=10,
     save_every=500,
+    best_metric="valid/cider",
     optim=Optim(
       lr=1e-5,
       adam="fairseq",

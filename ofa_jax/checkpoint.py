@@ -12,10 +12,8 @@ The newest ones stay, and beside them the best one by a metric. `W@8`, `W@best`,
 import contextlib
 import json
 import logging
-import math
-import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +23,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ofa_jax import log, trees
+from ofa_jax import faults, log, trees
+from ofa_jax.best import Best, Keep
 from ofa_jax.step import State
 
 ITEMS = ("model", "ema", "ema_rest", "train")
@@ -35,38 +34,6 @@ LATEST, BEST = "latest", "best"
 
 class Damaged(ValueError):  # noqa: N818 (named after what it reports)
   """A stored checkpoint is not what was written."""
-
-
-class Best:
-  """Which step is the best one by a metric of the evaluations; of equal ones the first.
-
-  Args:
-    metric: its name in `metrics.jsonl`, such as "valid/cider".
-    mode: "max" or "min".
-    rows: those of `metrics.jsonl` so far.
-  """
-
-  def __init__(self, metric: str, mode: str, rows: Iterable[Mapping[str, float]] = ()):
-    self.metric, self.mode = metric, mode
-    self._values: dict[int, float] = {}
-    for row in rows:
-      self.add(int(row["step"]), row)
-
-  def add(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Notes an evaluation; one without the metric, or with NaN for it, counts for nothing."""
-    value = metrics.get(self.metric)
-    if value is not None and math.isfinite(value):
-      self._values[step] = value
-
-  def of(self, steps: Iterable[int]) -> int | None:
-    """The best of these steps; None where none of them has been evaluated."""
-    sign = 1 if self.mode == "max" else -1
-    known = [step for step in steps if step in self._values]
-    return max(known, key=lambda step: (sign * self._values[step], -step), default=None)
-
-  def describe(self, step: int) -> str:
-    """Such as "step 8, valid/cider 0.9132"."""
-    return f"step {step}, {self.metric} {self._values[step]:.6g}"
 
 
 class Checkpoints:
@@ -86,13 +53,14 @@ class Checkpoints:
     # Orbax reports every array it touches at INFO, warns of defaults that are meant, and repeats
     # what it raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    faults.silence_echoes()
     self.workdir = epath.Path(workdir).resolve()
     self.best = best  # may be set later
     self._manager = ocp.CheckpointManager(
       self.workdir / "checkpoints",
       item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS},
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=_Keep(keep, self.best_step),
+        preservation_policy=Keep(keep, self.best_step),
         enable_async_checkpointing=True,
         create=not read_only,
         read_only=read_only,
@@ -102,8 +70,12 @@ class Checkpoints:
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    self._manager.close()
+  def __exit__(self, kind, error, trace):
+    try:
+      self._manager.close()
+    except Exception:
+      if error is None:  # else it is the same fault again, or what came of it
+        raise
 
   def steps(self) -> list[int]:
     """The complete ones, oldest first; a save cut short by a crash does not count."""
@@ -199,7 +171,7 @@ class Checkpoints:
     Raises:
       ValueError: as `restore`; or all that were saved are damaged.
     """
-    faults: dict[int, str] = {}
+    told: dict[int, str] = {}
     for step in reversed(self.steps()):
       fault = self._agreed_fault(step)
       if fault is None:
@@ -210,15 +182,15 @@ class Checkpoints:
             raise
           fault = str(error)
         else:
-          for damaged, text in faults.items():
+          for damaged, text in told.items():
             self._set_aside(damaged)
             warn(f"{text}. Going on from step {step}; it stays as {damaged}.damaged, remove it")
           return state
-      faults[step] = fault
-    if faults:
+      told[step] = fault
+    if told:
       raise ValueError(
         "Expected a whole checkpoint to go on from, found only damaged ones:\n  "
-        + "\n  ".join(faults.values())
+        + "\n  ".join(told.values())
         + "\nCopy one back from elsewhere, or start anew in another --workdir."
       )
     return None
@@ -321,7 +293,7 @@ class Checkpoints:
       for name in ITEMS:
         if not _is_json(self._directory(step) / name / "_METADATA"):
           raise self._damaged(step, f"{name}/_METADATA cannot be read") from error
-      raise self._damaged(step, _unreadable(self._directory(step), error)) from error
+      raise self._damaged(step, faults.unreadable(self._directory(step), error)) from error
     for name in ITEMS:
       wanted = name not in OPTIONAL or self._has(step, name)
       if wanted and (metadata.get(name) is None or metadata[name].tree is None):
@@ -332,12 +304,11 @@ class Checkpoints:
     self._check(step, parts)
     wanted = {name: ocp.args.StandardRestore(part) for name, part in parts.items()}
     try:
-      with _one_message():
-        return self._manager.restore(step, args=ocp.args.Composite(**wanted))
+      return self._manager.restore(step, args=ocp.args.Composite(**wanted))
     except jax.errors.JaxRuntimeError:  # memory, or another process
       raise
     except Exception as error:  # Orbax raises bare ones
-      raise self._damaged(step, _unreadable(self._directory(step), error)) from error
+      raise self._damaged(step, faults.unreadable(self._directory(step), error)) from error
 
   def _restore_advised(self, step: int, parts: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
@@ -377,7 +348,7 @@ def split_step(name: str) -> tuple[str, str | None]:
   if path.parent.name == "checkpoints" and path.name.isdigit():
     return str(path.parent.parent), path.name
   folder, at, step = name.rpartition("@")
-  if at and folder and (step.isdigit() or step in (BEST, LATEST)) and not path.exists():
+  if at and folder and (step.isdigit() or step in (BEST, LATEST)) and not os.path.exists(name):
     return folder, step
   return name, None
 
@@ -420,50 +391,6 @@ def open_weights(
       step, abstract=abstract, shardings=shardings, ema=checkpoints.has_ema(step)
     )
   return step, params, rest
-
-
-class _Keep:
-  """Orbax's question which checkpoints stay: the newest ones and the best one."""
-
-  def __init__(self, newest: int, best: Callable[[Iterable[int]], int | None]):
-    self._newest, self._best = newest, best
-
-  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-    del context
-    steps = [checkpoint.step for checkpoint in checkpoints]
-    stay = {*sorted(steps)[-self._newest :], self._best(steps)}
-    return [step in stay for step in steps]
-
-
-@contextlib.contextmanager
-def _one_message() -> Iterator[None]:
-  """Silences what Orbax leaves running when a read fails: each would print a traceback."""
-  hooks = sys.excepthook, sys.unraisablehook
-  echoes = ("Event loop is closed", "Encountered error while reading array index")
-
-  def uncaught(kind, error, trace):
-    if not str(error).startswith(echoes):
-      hooks[0](kind, error, trace)
-
-  def unraisable(ignored):
-    if not str(ignored.exc_value).startswith(echoes):
-      hooks[1](ignored)
-
-  sys.excepthook, sys.unraisablehook = uncaught, unraisable
-  yield
-  sys.excepthook, sys.unraisablehook = hooks  # after an error they stay, for echoes come late
-
-
-def _unreadable(directory: epath.Path, error: BaseException) -> str:
-  """The file under `directory` that an error of Orbax speaks of, and its reason."""
-  texts, cause = [], error
-  while cause is not None:
-    texts.append(str(cause))
-    cause = cause.__cause__ or cause.__context__
-  # The innermost speaks of the file: DATA_LOSS: ... local file "DIR/model/d/0f25": ... [details]
-  reason = re.sub(r"\s+", " ", texts[-1]).partition(" [tensorstore_spec")[0]
-  named = re.findall(re.escape(str(directory)) + r"/([^\"]*[^\"/])/?\"", reason)
-  return f"{named[-1] if named else ITEMS[0]} cannot be read ({reason.partition(':')[0][:80]})"
 
 
 def _is_json(path: epath.Path) -> bool:

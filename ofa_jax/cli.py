@@ -1,7 +1,9 @@
 """What the commands share: the --config flag, joining a cluster, errors a person can read."""
 
+import ast
 import contextlib
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,22 +14,37 @@ import rich.console
 import rich.progress
 from absl import app, flags
 from ml_collections import config_flags
+from ml_collections.config_flags import tuple_parser
 
 from ofa_jax import numerics
 from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
 from ofa_jax.files import written_whole
 
 
-def define_config() -> flags.FlagHolder:
-  """The flag --config=FILE.py[:ARG], whose fields are flags too: --config.optim.lr=2e-5."""
+def define_config(
+  *, flag_values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | None = None
+) -> flags.FlagHolder:
+  """The flag --config=FILE.py[:ARG], whose fields are flags too: --config.optim.lr=2e-5.
+
+  Args:
+    flag_values: where it is defined.
+    argv: what will be parsed, if not `sys.argv`.
+  """
   flags.DEFINE_bool(
     "distributed",
     False,
     "Join the other processes of this job, found through the cluster's environment (TPU pods, "
     "SLURM, MPI). Without it, JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do.",
+    flag_values=flag_values,
   )
+  for kind, parser in _PARSERS.items():
+    config_flags.register_flag_parser_for_type(kind, parser)
   return config_flags.DEFINE_config_file(
-    "config", None, "Config file, with an optional argument: configs/quickstart.py[:ARG]."
+    "config",
+    None,
+    "Config file, with an optional argument: configs/quickstart.py[:ARG].",
+    flag_values=flag_values,
+    sys_argv=argv,
   )
 
 
@@ -77,6 +94,50 @@ def progress(
   with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
     task = bar.add_task(text, total=total, completed=done)
     yield lambda units: bar.advance(task, units)
+
+
+class _Number(flags.ArgumentParser):
+  """A number, or None where the field may be that (`config.validate` says where not)."""
+
+  def __init__(self, parser: flags.ArgumentParser):
+    super().__init__()
+    self._parser = parser
+
+  def parse(self, argument):
+    return None if argument in ("None", "none") else self._parser.parse(argument)
+
+  def flag_type(self):
+    return self._parser.flag_type()
+
+
+class _Text(flags.ArgumentParser):
+  """A text, or None."""
+
+  def parse(self, argument):
+    return None if argument in ("None", "none") else argument
+
+
+class _Tuple(tuple_parser.TupleParser):
+  """A Python literal, or texts as they are, with commas between them (but for those in {a,b})."""
+
+  def parse(self, argument):
+    if isinstance(argument, list):  # of a flag that was given once or more
+      return tuple(part for text in argument for part in self.parse(text))
+    if not isinstance(argument, str):
+      return super().parse(argument)
+    try:
+      value = ast.literal_eval(argument)
+    except (ValueError, SyntaxError):
+      return tuple(part.strip() for part in re.split(r",(?![^{]*\})", argument))
+    return value if isinstance(value, tuple) else (value,)
+
+
+_PARSERS = {
+  int: _Number(flags.IntegerParser()),
+  float: _Number(flags.FloatParser()),
+  str: _Text(),
+  tuple: _Tuple(),
+}
 
 
 class _Rate(rich.progress.ProgressColumn):

@@ -187,8 +187,8 @@ def load_weights(program: step.Program, name: str, *, initial: Any = None) -> Lo
 
   Args:
     program: from `step.build`.
-    name: whatever `hub.open_model` takes: a run, a model directory, a released name, a file; also
-      of another image size, see `positions.fitted`.
+    name: whatever `hub.open_model` takes: a run or a step of it, a model directory, a released
+      name, a file; also of another image size, see `positions.fitted`.
     initial: parameters of a fresh model that starts training from it. What the stored one lacks and
       the config's model calls optional is taken from these; of an OFA see `hub.open_start`. None:
       all must be there.
@@ -250,8 +250,8 @@ def main() -> None:
   directory = flags.DEFINE_string(
     "checkpoint",
     None,
-    "Workdir of a run, whose newest checkpoint is taken; or a model directory, a released name, a "
-    "Hugging Face directory, a .pt file.",
+    "Workdir of a run, whose newest checkpoint is taken (W@STEP and W@best are others); or a model "
+    "directory, a released name, a Hugging Face directory, a .pt file.",
     required=True,
   )
   output = flags.DEFINE_string("output", None, "JSON file for the metrics.")

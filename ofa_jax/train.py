@@ -22,7 +22,20 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from ofa_jax import checkpoint, cli, evaluate, files, log, overview, sharding, step, trees, watchdog
+from ofa_jax import (
+  checkpoint,
+  cli,
+  evaluate,
+  faults,
+  files,
+  log,
+  overview,
+  sharding,
+  step,
+  trees,
+  watchdog,
+)
+from ofa_jax.best import Best
 from ofa_jax.config import Config, check_best, epoch_end, is_due, mesh_sizes, to_dict, validate
 from ofa_jax.data import pipeline
 
@@ -48,13 +61,16 @@ def train(config: Config, workdir: str) -> dict[str, float]:
   program = step.build(config, mesh, steps=steps)
   evaluators = evaluate.evaluators(program)
 
-  with checkpoint.Checkpoints(workdir, keep=config.keep) as checkpoints:
+  with (
+    faults.explained(workdir),
+    checkpoint.Checkpoints(workdir, keep=config.keep) as checkpoints,
+  ):
     damaged: list[str] = []
     state, origin = _first_state(program, checkpoints, steps=steps, warn=damaged.append)
     start, described = int(state.step), to_dict(config)
     if config.best_metric is not None:
       past = [row for row in log.read_metrics(workdir) if row["step"] <= start]
-      checkpoints.best = checkpoint.Best(config.best_metric, config.best_mode, past)
+      checkpoints.best = Best(config.best_metric, config.best_mode, past)
     with log.Log(
       workdir, steps=steps, start=start, log_to=config.log_to, described=described
     ) as out:
@@ -386,11 +402,13 @@ def _changes(path: epath.Path, new: Any, out: log.Log) -> list[tuple[str, Any, A
   if not path.exists():
     return []
   try:
-    old = trees.flatten(json.loads(path.read_bytes()))
-  except (ValueError, AttributeError):  # empty after a full disk, or cut short
+    stored = json.loads(path.read_bytes())
+  except ValueError:  # empty after a full disk, or cut short
+    stored = None
+  if not isinstance(stored, dict):
     out.line(f"{path} was damaged and is written anew from --config", level="WARNING")
     return []
-  now = trees.flatten(json.loads(json.dumps(new)))
+  old, now = trees.flatten(stored), trees.flatten(json.loads(json.dumps(new)))
   return [
     (name.replace("/", "."), old.get(name), now.get(name))
     for name in sorted(old.keys() | now.keys())

@@ -1,14 +1,18 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
+from ofa_jax import cli
 from ofa_jax import config as config_lib
 from ofa_jax.config import Config, Eval, MeshShape, Optim, mesh_sizes, validate
+from ofa_jax.data.pairs import PairData
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +80,131 @@ def test_tensor_axis_stays_on_a_host(good):
   shape = dataclasses.replace(good, mesh=MeshShape(tensor=4))
   with pytest.raises(ValueError, match=r"mesh.tensor: expected a divisor of the 2 devices"):
     validate(shape, devices=8, hosts=4)
+
+
+def due(steps=0, epochs=0.0, *, last=20, rows=10, batch_size=4):
+  size = {"rows": rows, "batch_size": batch_size}
+  return [
+    done
+    for done in range(1, last + 1)
+    if config_lib.is_due(done, steps=steps, epochs=epochs, **size)
+  ]
+
+
+def test_intervals_are_steps_and_epochs_and_off_at_zero_and_below():
+  assert due(steps=5) == [5, 10, 15, 20]
+  assert due() == due(steps=-1) == due(epochs=-1.0) == due(steps=-1, epochs=-1.0) == []
+  assert due(epochs=1.0) == [3, 5, 8, 10, 13, 15, 18, 20]  # ceil(2.5), ceil(5), ceil(7.5), ...
+  assert due(epochs=0.5, last=8) == [2, 3, 4, 5, 7, 8]
+  assert due(steps=4, epochs=1.0, last=8) == [3, 4, 5, 8]
+  assert due(epochs=0.1, last=4) == [1, 2, 3, 4]  # several ends within one step
+  assert due(epochs=3.0) == [8, 15]
+
+
+def test_an_epoch_ends_with_the_update_that_reads_its_last_row():
+  for rows, batch_size in ((10, 4), (7, 7), (250_314, 1024), (3, 8)):
+    for epoch in range(1, 6):
+      end = config_lib.epoch_end(epoch, rows=rows, batch_size=batch_size)
+      assert (end - 1) * batch_size < epoch * rows <= end * batch_size
+      size = {"rows": rows, "batch_size": batch_size}
+      assert config_lib.is_due(end, steps=0, epochs=1.0, **size)
+  assert config_lib.epoch_end(0.1, rows=30, batch_size=1) == 3  # not 4, as 0.1 * 30 in floats
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"best_metric": "valid/x"}, "one out of valid/t2i_r1, .* found 'valid/x'"),
+    ({"best_metric": "valid/mean_recall"}, r"did you mean valid/\w+_mean_recall\?"),
+    ({"best_metric": "test/t2i_r1"}, r"NAME/METRIC of one of the evals, .* \(evals: valid\)"),
+    ({"best_metric": "valid"}, "found 'valid'"),
+    ({"best_metric": "valid/loss", "best_mode": "least"}, "best_mode: expected one of max, min"),
+    ({"reset_step": True}, "reset_step: expected resume=WORKDIR"),
+    ({"resume": "a", "init": "b"}, "expected one of them, found 'a' and 'b'"),
+    ({"save_every_epochs": float("nan")}, "save_every_epochs: expected a number of epochs"),
+    ({"seed": -1}, "seed: expected at least 0, found -1"),
+    ({"workers": -1}, r"workers: expected None \(one a core\) or at least 1, found -1"),
+    ({"batch_size": None}, "config.batch_size: expected int, found None"),
+    ({"evals": (None,)}, "evals: expected Eval"),
+    ({"evals": ("valid",)}, "evals: expected Eval"),
+  ],
+)
+def test_faults_of_saves_and_names(good, changes, message):
+  config = dataclasses.replace(good, evals=(Eval(name="valid", task=good.task),))
+  validate(config, devices=1)
+  with pytest.raises(ValueError, match=message):
+    validate(dataclasses.replace(config, **changes), devices=1)
+
+
+def test_the_best_must_be_evaluated_where_it_is_saved(good):
+  evals = (Eval(name="valid", task=good.task, every=3),)
+  config = dataclasses.replace(good, evals=evals, best_metric="valid/t2i_r1", save_every=2)
+  size = {"rows": 64, "steps": 6}
+  with pytest.raises(ValueError, match=r"save_every=2.*evals\[valid\] has every=3"):
+    config_lib.check_best(config, **size)
+  config_lib.check_best(config, rows=64, steps=7)  # step 6
+  config_lib.check_best(dataclasses.replace(config, save_every_epochs=1.5), **size)  # step 3
+  config_lib.check_best(dataclasses.replace(config, best_metric=None), **size)
+  config_lib.check_best(config, rows=64, steps=2)  # only the end is saved, and evaluated
+  without = dataclasses.replace(config, evals=())
+  config_lib.check_best(without, **size)
+  validate(without, devices=1)
+
+
+def parse(digits, *overrides):
+  """The config of the quickstart with its fields given as flags."""
+  argv = ["train", "--config=configs/quickstart.py", *overrides]
+  values = flags.FlagValues()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("OFA_JAX_DATA", str(digits.parent))
+    patch.chdir(ROOT)
+    holder = cli.define_config(flag_values=values, argv=argv)
+    values(argv)
+    return holder.value
+
+
+def test_data_and_names_are_given_as_text(digits):
+  config = parse(
+    digits,
+    f"--config.task.train={digits}",
+    "--config.log_to=tensorboard,wandb",
+    "--config.init=M@8",
+    "--config.save_every=-1",
+    "--config.save_every_epochs=0.5",
+    "--config.evals[0].every_epochs=1",
+  )
+  assert config.task.train == (str(digits),)
+  assert [*config.task._sources("train")] == [PairData.of(digits, "train")]
+  assert len(config.task.examples("train")) == 8622
+  assert config.log_to == ("tensorboard", "wandb") and config.init == "M@8"
+  assert (config.save_every, config.save_every_epochs) == (-1, 0.5)
+  assert config.evals[0].every_epochs == 1.0
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("/a/b.tar,/c/d e.tar", ("/a/b.tar", "/c/d e.tar")),
+    ("/a/{0..9}-{x,y}.tar,b", ("/a/{0..9}-{x,y}.tar", "b")),
+    ("('a','b')", ("a", "b")),
+    ("()", ()),
+  ],
+)
+def test_lists_of_files_are_given_with_commas(digits, text, expected):
+  assert parse(digits, f"--config.task.train={text}").task.train == expected
+
+
+def test_files_and_none_are_given_as_text(digits, tmp_path):
+  shutil.copy(digits / "train_imgs.tsv", tmp_path)
+  config = parse(
+    digits, "--config.task.train=a", "--config.task.train=b.tar", "--config.optim.clip_norm=None"
+  )
+  assert config.task.train == ("a", "b.tar") and config.optim.clip_norm is None
+  task = dataclasses.replace(config.task, train=(str(tmp_path / "x.csv"),))
+  assert [*task._sources("train")] == [PairData((str(tmp_path / "x.csv"),))]
+  task = dataclasses.replace(config.task, train=(str(tmp_path),))
+  with pytest.raises(ValueError, match=r"Expected train_imgs\.tsv and train_texts\.jsonl"):
+    task.examples("train")
 
 
 def test_config_is_json(good):

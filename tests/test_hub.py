@@ -167,6 +167,17 @@ def test_runs_are_read(tmp_path, digits, ema):
   assert_same(found[1], rest)
 
 
+def test_only_runs_have_steps(directory, tmp_path):
+  with pytest.raises(
+    ValueError, match=r"model@8: expected a run of ofa_jax.train, which has steps"
+  ):
+    hub.open_model(f"{directory}@8")
+  with pytest.raises(ValueError, match=r"found '.*/nothing@8', which is none of them"):
+    hub.open_model(tmp_path / "nothing@8")
+  directory.rename(tmp_path / "model@8")
+  assert hub.open_model(tmp_path / "model@8").form == "directory"
+
+
 def test_a_name_is_downloaded_and_converted_once(tmp_path, monkeypatch):
   torch = pytest.importorskip("torch")
   released = cnclip_files.save(tmp_path / "x.pt", micro_state_dict("micro_vit"))

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "ofa_jax"
 # What a part of the package may import of the others; everything may import its own part.
 ENGINE = {
   *("config", "sharding", "optim", "step", "checkpoint", "log", "overview"),
-  *("flops", "hlo", "topology", "watchdog", "writers"),
+  *("best", "faults", "flops", "hlo", "topology", "watchdog", "writers"),
 }
 NUMPY = {"tokenizers", "data", "scoring"}
 PURE = {"losses", "models", "decode"}

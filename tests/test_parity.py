@@ -369,56 +369,59 @@ def test_log_lines_are_the_originals(run, warmup, accum):
     assert line.endswith(f"| Rank 0 | {ours}")
 
 
-def test_validation_is_the_originals():
-  """A run of the original from its data: the losses of its ten updates, its four validations."""
-  model, folder = "micro_vit", RETRIEVAL / "dataset"
-  task = Contrastive(
-    train=(str(folder),), valid=(str(folder),), image_size=32, exact_decode=True, valid_batch_size=6
-  )  # fmt: skip
-  weights = evaluation_weights(model)
+# Of two GPUs the original takes half the gradient, which Adam's eps shows.
+@pytest.mark.parametrize(
+  ("run", "warmup", "valid", "after", "tolerance"),
+  [
+    ("vit_basic", 3, {"valid_batch_size": 6}, (4, 5, 8, 10), 1e-5),
+    ("vit_2gpu", 2, {"valid_batch_size": 3, "valid_gpus": 2}, (5,), 1e-3),
+  ],
+)
+def test_validation_is_the_originals(run, warmup, valid, after, tolerance):
+  """Runs of the original from its data: the losses of the updates, and the validations."""
+  model, folder = "micro_vit", str(RETRIEVAL / "dataset")
+  task = Contrastive(train=(folder,), valid=(folder,), image_size=32, exact_decode=True, **valid)
   config = Config(
     model=micro_config(model),
     task=task,
     batch_size=8,
-    steps=10,
+    steps=after[-1],
     precision="fp32",
     optim=Optim(
       lr=1e-3,
       b2=0.98,
       eps=1e-6,
       weight_decay=0.2,
-      warmup=3,
+      warmup=warmup,
       no_decay=cnclip.NO_DECAY_ORIGINAL,
       clamp=cnclip.LOGIT_SCALE_BOUNDS,
     ),
     evals=(Eval(name="valid", task=task),),
   )
-  program = step.build(
-    config, sharding.make_mesh((1, 1, 1), devices=jax.devices()[:1]), steps=config.steps
-  )
-  params, rest = convert.from_torch(weights, config.model)
+  mesh = sharding.make_mesh((1, 1, 1), devices=jax.devices()[:1])
+  program = step.build(config, mesh, steps=config.steps)
+  params, rest = convert.from_torch(evaluation_weights(model), config.model)
   state = dataclasses.replace(step.init(program), params=params, rest=rest)
   rows = task.examples("train")
   (evaluator,) = evaluate.evaluators(program)
-  expected = [
-    re.search(r"Rank 0 \| (.*)", x)[1] for x in golden_lines("train_log", "vit_basic.valid.log")
-  ]
-  trained = [float(LINE.match(x)["loss"]) for x in golden_lines("train_log", "vit_basic.log")]
   update = step.train_step(program)
-  lines, found = [], []
   epochs = [in_batch.order(len(rows), batch_size=8, seed=in_batch.SEED + e) for e in range(2)]
-  for i, batch in enumerate(np.concatenate(epochs).reshape(-1, 8)):
+  losses, lines = [], []
+  for done, batch in enumerate(np.concatenate(epochs).reshape(-1, 8)[: config.steps], 1):
     examples = [rows.example(row, None) for row in batch]
     stacked = {k: np.stack([e[k] for e in examples]) for k in examples[0]}
     stacked["weight"] = np.ones(8, np.float32)
     state, metrics = update(state, sharding.to_global(stacked, program.mesh), None)
-    found.append(float(metrics["loss"]))
-    if i + 1 in (4, 5, 8, 10):
+    losses.append(float(metrics["loss"]))
+    if done in after:
       values = evaluator(state.params, state.rest)
       values = {k.removeprefix("valid/"): v for k, v in values.items()}
-      lines.append(task.eval_line({**values, "step": i + 1, "epoch": i // 5 + 1}))
-  np.testing.assert_allclose(found, trained, atol=1e-5)
+      lines.append(task.eval_line({**values, "step": done, "epoch": (done - 1) // 5 + 1}))
+  if run == "vit_basic":
+    trained = [float(LINE.match(x)["loss"]) for x in golden_lines("train_log", f"{run}.log")]
+    np.testing.assert_allclose(losses, trained, atol=tolerance)
+  expected = [x.partition("Rank 0 | ")[2] for x in golden_lines("train_log", f"{run}.valid.log")]
   number = re.compile(r"Valid Loss: (\d+\.\d{6})")
-  losses = [[float(number.search(x)[1]) for x in texts] for texts in (lines, expected)]
-  np.testing.assert_allclose(*losses, atol=1e-5)
+  found, wanted = ([float(number.search(x)[1]) for x in texts] for texts in (lines, expected))
+  np.testing.assert_allclose(found, wanted, atol=tolerance)
   assert [number.sub("", x) for x in lines] == [number.sub("", x) for x in expected]

@@ -2,17 +2,21 @@
 
 import base64
 import dataclasses
+import errno
 import functools
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 
-from ofa_jax import evaluate, log, trees
+from ofa_jax import evaluate, faults, hub, log, trees
 from ofa_jax.config import MeshShape
 from ofa_jax.data import pipeline
 from ofa_jax.data.pairs import PairData
+from ofa_jax.tasks.caption import Caption
+from ofa_jax.tasks.contrastive import Contrastive, ZeroShot
 from ofa_jax.train import train
 from tests import tiny
 
@@ -21,7 +25,8 @@ def final_state(workdir):
   """All arrays of the newest checkpoint by path, as they lie on disk."""
   import orbax.checkpoint as ocp
 
-  newest = max((workdir / "checkpoints").iterdir(), key=lambda p: int(p.name))
+  steps = [p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
+  newest = max(steps, key=lambda p: int(p.name))
   items = {}
   for item in ("model", "ema", "ema_rest", "train"):
     if not (newest / item).exists():
@@ -185,6 +190,237 @@ def test_a_checkpoint_of_another_model_is_refused_before_compiling(digits, strai
 def test_weights_that_are_not_there_are_told_before_compiling(digits, tmp_path):
   with pytest.raises(ValueError, match=r"found .ViT-B-61.*did you mean ViT-B-16"):
     train(tiny.config(digits, init="ViT-B-61"), str(tmp_path / "run"))
+
+
+def every_step(digits, **changes):
+  """Six steps, each evaluated and saved."""
+  config = tiny.config(digits, evals=True, save_every=1, keep=2, **changes)
+  config.evals = tuple(dataclasses.replace(e, every=1) for e in config.evals[:1])
+  return config
+
+
+@pytest.fixture(scope="module")
+def best_run(digits, tmp_path_factory):
+  """(workdir, config) of a run that keeps its highest loss, which stands at its beginning."""
+  workdir = tmp_path_factory.mktemp("best")
+  config = every_step(digits, best_metric="valid/loss", best_mode="max")
+  train(config, str(workdir))
+  return workdir, config
+
+
+def losses_of(workdir):
+  return {r["step"]: r["valid/loss"] for r in log.read_metrics(workdir) if "valid/loss" in r}
+
+
+def test_the_best_checkpoint_stays_is_told_and_is_opened_by_name(best_run, tmp_path):
+  workdir, config = best_run
+  losses = losses_of(workdir)
+  assert sorted(losses) == [1, 2, 3, 4, 5, 6]
+  best = max(losses, key=losses.get)
+  assert best < 5, losses
+  assert {p.name for p in (workdir / "checkpoints").iterdir()} == {str(best), "5", "6"}
+  text = (workdir / "log.txt").read_text()
+  told = [float(x) for x in re.findall(r"Best checkpoint: step \d+, valid/loss (\S+)", text)]
+  running = np.maximum.accumulate([losses[s] for s in range(1, 7)])
+  np.testing.assert_allclose(told, running, rtol=1e-5)
+  assert "Validation Result (epoch 1 @ 6 steps) | Valid Loss: " in text
+  found = evaluate.run(config, f"{workdir}@best")
+  assert found == evaluate.run(config, f"{workdir}/checkpoints/{best}")
+  assert found["valid/loss"] == losses[best]
+  assert evaluate.run(config, str(workdir))["valid/loss"] == losses[6]
+  with pytest.raises(ValueError, match=rf"steps kept there, {best}, 5, 6 \(best: step {best}, "):
+    evaluate.run(config, f"{workdir}@4000")
+  # A restart knows it, and goes on keeping it.
+  shutil.copytree(workdir, tmp_path / "run")
+  longer = dataclasses.replace(config, steps=8)
+  train(longer, str(tmp_path / "run"))
+  text = (tmp_path / "run" / "log.txt").read_text()
+  assert f"Checkpoints: {best}, 5, 6 (best: step {best}, valid/loss " in text
+  assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {str(best), "7", "8"}
+
+
+def test_a_best_metric_that_no_evaluation_reports_is_told(digits, tmp_path, monkeypatch):
+  config = every_step(digits, best_metric="valid/los")
+  with pytest.raises(ValueError, match=r"did you mean valid/loss"):
+    train(config, str(tmp_path / "a"))
+  monkeypatch.setattr(type(config.task), "metrics", None)
+  with pytest.raises(ValueError, match=r"one that evals\[valid\] reports .*found 'valid/los'"):
+    train(config, str(tmp_path / "b"))
+  assert {p.name for p in (tmp_path / "b" / "checkpoints").iterdir()} == {"1"}
+
+
+def test_another_workdir_goes_on_from_a_step_bit_for_bit(configs, runs, family, tmp_path):
+  workdir, results = runs(family)
+  config = configs[family](evals=True, resume=f"{workdir}@3")
+  assert train(config, str(tmp_path / "run")) == results
+  assert_bit_equal(final_state(workdir), final_state(tmp_path / "run"))
+  text = (tmp_path / "run" / "log.txt").read_text()
+  assert f"Weights: of {workdir} at step 3, its optimizer; goes on at step 3 of 6" in text
+
+
+def test_optimizer_and_step_are_reset_one_by_one(digits, straight, tmp_path):
+  workdir, _ = straight
+
+  def resumed(name, steps=4, **resets):
+    config = tiny.config(digits, resume=f"{workdir}@3", steps=steps, log_every=1, **resets)
+    train(config, str(tmp_path / name))
+    rows = [r for r in log.read_metrics(tmp_path / name) if "train/loss" in r]
+    text = (tmp_path / name / "log.txt").read_text()
+    return rows, final_state(tmp_path / name), text
+
+  rows, state, text = resumed("optimizer", reset_optimizer=True)
+  assert [r["step"] for r in rows] == [4]
+  assert "fresh optimizer; goes on at step 3 of 4" in text
+  counts = [x for path, x in state.items() if path.endswith("count")]
+  assert [int(x) for x in counts] == [1]
+
+  again, state, text = resumed("step", steps=1, reset_step=True)
+  assert [r["step"] for r in again] == [1]
+  assert "its optimizer; goes on at step 0, with data and schedule from their beginning" in text
+  assert [int(x) for path, x in state.items() if path.endswith("count")] == [4]
+  assert int(state["train/step"]) == 1
+
+  both, state, _ = resumed("both", steps=1, reset_step=True, reset_optimizer=True)
+  weights = tiny.config(digits, init=f"{workdir}@3", steps=1, log_every=1)
+  train(weights, str(tmp_path / "init"))
+  assert_bit_equal(state, final_state(tmp_path / "init"))
+  # The first batch of the data again, or the fourth.
+  assert both[0]["train/loss"] == again[0]["train/loss"] != rows[0]["train/loss"]
+
+
+def test_a_moving_average_may_begin_with_another_run(digits, straight, tmp_path):
+  config = tiny.config(digits, resume=str(straight[0]), steps=6, ema=0.9)
+  train(config, str(tmp_path / "run"))
+  import orbax.checkpoint as ocp
+
+  ema = ocp.StandardCheckpointer().restore(tmp_path / "run" / "checkpoints" / "6" / "ema")
+  expected = final_state(straight[0])
+  for path, x in trees.flatten(ema).items():
+    np.testing.assert_array_equal(x, expected[f"model/params/{path}"])
+
+
+def test_a_damaged_newest_checkpoint_is_done_again_bit_for_bit(digits, straight, tmp_path, capfd):
+  workdir, results = straight
+  shutil.copytree(workdir, tmp_path / "run")
+  data = max((tmp_path / "run/checkpoints/6/model").rglob("*"), key=lambda p: p.stat().st_size)
+  data.write_bytes(data.read_bytes()[:5000])
+  config = tiny.config(digits, evals=True)
+  with pytest.raises(ValueError, match=r"step 6 is damaged: .*Others are at 3: take one with "):
+    evaluate.run(config, str(tmp_path / "run"))
+  assert train(config, str(tmp_path / "run")) == results
+  shutil.rmtree(tmp_path / "run/checkpoints/6.damaged")
+  assert_bit_equal(final_state(workdir), final_state(tmp_path / "run"))
+  text = (tmp_path / "run" / "log.txt").read_text()
+  assert text.count("WARNING") == text.count("is damaged") == 1
+  assert re.search(r"step 6 is damaged: \S+/6/model.* Going on from step 3", text)
+  assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b'{"batch_size": 3', b"\xff\xfe", b"[1]"])
+def test_a_damaged_config_json_is_told_and_written_anew(digits, straight, tmp_path, content):
+  workdir, results = straight
+  shutil.copytree(workdir, tmp_path / "run")
+  (tmp_path / "run" / "config.json").write_bytes(content)
+  (tmp_path / "run" / "metrics.jsonl").open("ab").write(b'[]\n{"step"\n\xff\n{"loss": 1}\n')
+  config = tiny.config(digits, evals=True)
+  if content == b"":
+    with pytest.raises(ValueError, match=r"config.json: .*writes it anew when started again"):
+      evaluate.run(config, str(tmp_path / "run"))
+  assert train(config, str(tmp_path / "run")) == results
+  files = [folder / "config.json" for folder in (workdir, tmp_path / "run")]
+  assert files[0].read_bytes() == files[1].read_bytes()
+  assert "config.json was damaged and is written anew" in (tmp_path / "run/log.txt").read_text()
+  assert log.read_metrics(tmp_path / "run") == log.read_metrics(workdir)
+
+
+def test_a_full_disk_is_one_message_with_the_newest_whole_checkpoint(
+  digits, straight, tmp_path, monkeypatch
+):
+  shutil.copytree(straight[0], tmp_path / "run")
+  shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+  real, lines = log.append, []
+
+  def append(path, text):
+    lines.append(text)
+    if len(lines) > 5:
+      raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    real(path, text)
+
+  monkeypatch.setattr(log, "append", append)
+  with pytest.raises(ValueError, match=r"No space left for .*checkpoint is that of step 3\. Free"):
+    train(tiny.config(digits), str(tmp_path / "run"))
+  monkeypatch.undo()
+  train(tiny.config(digits), str(tmp_path / "run"))
+  assert_bit_equal(final_state(straight[0]), final_state(tmp_path / "run"))
+
+
+def test_what_a_storage_library_says_of_a_full_disk_is_understood(tmp_path):
+  def fail(text, cause=None):
+    with faults.explained(str(tmp_path)):
+      try:
+        raise ValueError(cause or "x")
+      except ValueError as error:
+        raise RuntimeError(text) from error
+
+  with pytest.raises(ValueError, match="No checkpoint was finished yet"):
+    fail("RESOURCE_EXHAUSTED: Failed to write 12 bytes: No space left on device [os_error_code=28]")
+  with pytest.raises(ValueError, match="No space left for"):
+    fail("cannot schedule new futures after shutdown", "UNKNOWN: Disk quota exceeded")
+  with pytest.raises(RuntimeError, match="Out of memory"):
+    fail("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12 bytes")
+
+
+def test_a_workdir_is_a_model_wherever_it_is_moved_to(shapes, tmp_path, monkeypatch):
+  """The tokenizer goes with it; a run without one can be opened for its weights."""
+  shutil.copytree(shapes, tmp_path / "data")
+  monkeypatch.chdir(tmp_path)
+  config = tiny.caption_config(tmp_path / "data", steps=1)
+  config.task = dataclasses.replace(config.task, tokenizer="data/tokenizer")
+  train(config, "run")
+  words = config.task.words
+  shutil.move("run", "elsewhere")
+  shutil.rmtree("data")
+  (tmp_path / "cwd").mkdir()
+  monkeypatch.chdir(tmp_path / "cwd")
+  source = hub.open_model("../elsewhere")
+  assert source.tokenizer.symbols == words.symbols
+  assert source.tokenizer.encode(" a red circle") == words.encode(" a red circle")
+  shutil.rmtree("../elsewhere/tokenizer")
+  source = hub.open_model("../elsewhere@1")
+  params, _ = source.load()
+  assert_bit_equal(
+    {f"model/params/{k}": np.asarray(x) for k, x in trees.flatten(params).items()},
+    {k: x for k, x in final_state(tmp_path / "elsewhere").items() if k.startswith("model/params")},
+  )
+  with pytest.raises(ValueError, match=r"tokenizer of OFA in \.\./elsewhere/tokenizer: dict.txt"):
+    source.tokenizer.encode("x")
+
+
+def test_intervals_by_epochs_and_off(digits, tmp_path):
+  config = tiny.config(digits, evals=True, batch_size=1024, steps=5, log_every=-1)
+  config.task = dataclasses.replace(config.task, train=config.task.valid)  # 2,160 pairs
+  config.save_every, config.save_every_epochs, config.keep = -1, 0.5, 9
+  contrastive, zeroshot = config.evals
+  config.evals = (
+    dataclasses.replace(contrastive, every=-1, every_epochs=1.0),
+    dataclasses.replace(zeroshot, every=-1, every_epochs=-1.0),
+  )
+  train(config, str(tmp_path))
+  assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"2", "3", "4", "5"}
+  rows = log.read_metrics(tmp_path)
+  assert [r["step"] for r in rows if "valid/t2i_r1" in r] == [3, 5]
+  assert [r["step"] for r in rows if "valid/zeroshot_top1" in r] == [5]
+  assert [r["step"] for r in rows if "train/loss" in r] == [5]
+  text = (tmp_path / "log.txt").read_text()
+  assert "Validation Result (epoch 1 @ 3 steps)" in text
+  assert "Train Epoch: 2 [2048/2048 (100%)]" in text  # updates 4 and 5; 3 had rows of both
+
+
+def test_declared_metrics_are_those_reported(runs):
+  for family in ("cnclip", "ofa"):
+    _, results = runs(family)
+    declared = {*Contrastive.metrics, *ZeroShot.metrics} if family == "cnclip" else Caption.metrics
+    assert {name.removeprefix("valid/") for name in results} == set(declared)
 
 
 def test_epochs_are_whole_passes(digits, tmp_path):

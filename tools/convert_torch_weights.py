@@ -8,11 +8,11 @@ r"""Converts PyTorch and Hugging Face weights of both families to a model direct
 
 IN is a released `.pt` or one that the originals' training wrote (fp32 or fp16, with or without
 optimizer, in FlashAttention's naming or the usual one), a Hugging Face directory of a
-ChineseCLIPModel or an OFAModel, a model directory, or a workdir of ofa_jax.train. The sizes are
-read off the weights; where a Chinese-CLIP's number of heads cannot be (heads are neither 64 wide
-nor ViT-H-14's 80), give the original's JSON files with --model-config. An OFA's tokenizer is copied
-from the folder of its weights: dict.txt, encoder.json, vocab.bpe; or dict.txt, vocab.txt; or
-vocab.json, merges.txt.
+ChineseCLIPModel or an OFAModel, a model directory, or a workdir of ofa_jax.train (W@STEP and W@best
+are one checkpoint of it, W the newest). The sizes are read off the weights; where a Chinese-CLIP's
+number of heads cannot be (heads are neither 64 wide nor ViT-H-14's 80), give the original's JSON
+files with --model-config. An OFA's tokenizer is copied from the folder of its weights: dict.txt,
+encoder.json, vocab.bpe; or dict.txt, vocab.txt; or vocab.json, merges.txt.
 """
 
 import argparse

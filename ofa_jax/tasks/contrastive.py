@@ -58,8 +58,9 @@ class Contrastive(Task):
     teacher: model to learn from, as `hub.open_model` takes it; of the same image size. None: off.
     distill_features: weight of its image features, as in the original (`--kd_loss_weight`, 0.5).
     distill_logits: weight of its similarities between images and texts.
-    valid_batch_size: pairs that an evaluation compares with each other for its loss and accuracies
-      (the original's --valid-batch-size, per GPU); recalls are over all.
+    valid_batch_size, valid_gpus: pairs that an evaluation compares with each other for its loss and
+      accuracies (the original's --valid-batch-size), drawn as its sampler draws them for so many
+      GPUs, however many there are; recalls are over all.
     cache_dir: folder of the decode cache, which makes later epochs nearly free; None: off.
     cache_bytes: its size limit.
   """
@@ -83,6 +84,7 @@ class Contrastive(Task):
   distill_features: float = 0.5
   distill_logits: float = 0.0
   valid_batch_size: int = 64
+  valid_gpus: int = 1
   cache_dir: str | None = None
   cache_bytes: int = 64 * 2**30
 
@@ -107,7 +109,7 @@ class Contrastive(Task):
         faults.append(f"task.{field}: expected one of {', '.join(allowed)}, found {found!r}")
     if self.mask_until is not None and not self.mask_ratio:
       faults.append("task.mask_until: expected a mask_ratio with it, found 0")
-    for field in ("loss_chunks", "valid_batch_size"):
+    for field in ("loss_chunks", "valid_batch_size", "valid_gpus"):
       if getattr(self, field) < 1:
         faults.append(f"task.{field}: expected at least 1, found {getattr(self, field)}")
     if (config.model.logit_bias is None) == (self.loss_kind == "sigmoid"):
@@ -264,6 +266,7 @@ class Contrastive(Task):
         logit_scale=text["logit_scale"][0],
         logit_bias=None if bias is None else bias[0],
         batch_size=self.valid_batch_size,
+        gpus=self.valid_gpus,
         kind=self.loss_kind,
       )
       values["logit_scale"] = float(text["logit_scale"][0])

@@ -5,6 +5,7 @@ numbers depend on which pairs meet: they are shuffled once, in the order of torc
 the last batch is filled up from the front of the data, so that some pairs count twice.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,20 +17,22 @@ from ofa_jax import losses
 SEED = 123  # the original's default --seed
 
 
-def order(rows: int, *, batch_size: int, seed: int = SEED) -> np.ndarray:
-  """int64[N]: the rows of the original's validation batches, one after the other, on one GPU.
+def order(rows: int, *, batch_size: int, gpus: int = 1, seed: int = SEED) -> np.ndarray:
+  """int64[N]: the rows of the original's validation batches, one after the other, GPU by GPU.
 
-  N is the next multiple of the batch size. The order is `torch.randperm(N)` of its sampler, which
-  exchanges by the outputs of MT19937; places past the last row begin again at the first. Its
-  training has this order too, with a seed one higher every epoch.
+  N is the next multiple of what all GPUs take at once. The order is `torch.randperm(N)` of its
+  sampler, which exchanges by the outputs of MT19937 and deals the places to the GPUs in turn;
+  places past the last row begin again at the first. Its training has this order too, with a seed
+  one higher every epoch.
   """
-  size = -(-rows // batch_size) * batch_size
+  step = batch_size * gpus
+  size = -(-rows // step) * step
   draws = np.random.RandomState(seed).randint(0, 2**32, size=size, dtype=np.uint32)
   places = np.arange(size)
   for i in range(size - 1):
     j = i + int(draws[i]) % (size - i)
     places[i], places[j] = places[j], places[i]
-  return places % rows
+  return places.reshape(-1, gpus).T.ravel() % rows
 
 
 def scores(
@@ -40,6 +43,7 @@ def scores(
   logit_scale: float,
   logit_bias: float | None,
   batch_size: int,
+  gpus: int,
   kind: str,
 ) -> dict[str, float]:
   """Returns "loss", "i2t_acc" and "t2i_acc" (fractions), means over batches of pairs.
@@ -50,24 +54,30 @@ def scores(
     edges: (row of the image, row of the text) of each pair, at least one, in file order.
     logit_scale, logit_bias: the model's.
     batch_size: pairs that are compared with each other.
+    gpus: over which the original would have split them.
     kind: of the loss, see `losses.contrastive`.
   """
-  pairs = np.asarray(edges)[order(len(edges), batch_size=batch_size)]
-  totals: dict[str, list[Any]] = {}
-  with jax.default_matmul_precision("highest"):
-    for batch in pairs.reshape(-1, batch_size, 2):
-      means = losses.contrastive(
-        image[batch[:, 0]],
-        text[batch[:, 1]],
-        scale=np.exp(image.dtype.type(logit_scale)),
-        bias=None if logit_bias is None else image.dtype.type(logit_bias),
-        kind=kind,
-        ring=False,
-      )
-      for name, mean in means.items():
-        totals.setdefault(name, []).append(mean.value)
+  pairs = np.asarray(edges)[order(len(edges), batch_size=batch_size, gpus=gpus)]
+  totals: dict[str, list[np.ndarray]] = {}
+  for batch in pairs.reshape(-1, batch_size, 2):
+    means = _compare(
+      image[batch[:, 0]],
+      text[batch[:, 1]],
+      np.exp(image.dtype.type(logit_scale)),
+      image.dtype.type(logit_bias or 0.0),
+      kind=kind,
+    )
+    for name, value in means.items():
+      totals.setdefault(name, []).append(np.asarray(value))
   # In float32, so that the last digits of float64 do not tell one mesh from another.
   return {name: float(np.float32(np.mean(values))) for name, values in totals.items()}
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _compare(image, text, scale, bias, *, kind):
+  with jax.default_matmul_precision("highest"):
+    means = losses.contrastive(image, text, scale=scale, bias=bias, kind=kind, ring=False)
+  return {name: mean.value for name, mean in means.items()}
 
 
 def line(values: dict[str, Any], *, batch_size: int) -> str:

@@ -1,0 +1,79 @@
+"""What goes wrong where checkpoints are stored, as one message that says how to go on."""
+
+import contextlib
+import errno
+import functools
+import logging
+import re
+import sys
+from collections.abc import Iterator
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+
+@contextlib.contextmanager
+def explained(workdir: str) -> Iterator[None]:
+  """Makes of what a full disk raises, anywhere in the block, one message.
+
+  Raises:
+    ValueError: the disk is full; where the run stands and how to go on.
+  """
+  try:
+    yield
+  except Exception as error:
+    if not any(_is_disk_full(cause) for cause in _causes(error)):
+      raise
+    whole = ocp.utils.checkpoint_steps(epath.Path(workdir).resolve() / "checkpoints")
+    stands = f"The newest whole checkpoint is that of step {max(whole)}" if whole else (
+      "No checkpoint was finished yet"
+    )  # fmt: skip
+    raise ValueError(
+      f"No space left for {workdir} ({str(error)[:120]}...). {stands}. Free some space, or lower "
+      "`keep`, and start the same command again: it goes on from there."
+    ) from error
+
+
+def _is_disk_full(error: BaseException) -> bool:
+  if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    return True
+  return any(text in str(error) for text in ("No space left", "Disk quota exceeded"))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+  """An error and what led to it."""
+  cause: BaseException | None = error
+  while cause is not None:
+    yield cause
+    cause = cause.__cause__ or cause.__context__
+
+
+_ECHOES = ("Event loop is closed", "Encountered error while reading array index")
+
+
+@functools.cache
+def silence_echoes() -> None:
+  """Orbax drops what it is doing when a file fails, and each part would print a traceback."""
+  uncaught, unraisable = sys.excepthook, sys.unraisablehook
+
+  def on_uncaught(kind, error, trace):
+    if not str(error).startswith(_ECHOES):
+      uncaught(kind, error, trace)
+
+  def on_unraisable(ignored):
+    if not str(ignored.exc_value).startswith(_ECHOES):
+      unraisable(ignored)
+
+  sys.excepthook, sys.unraisablehook = on_uncaught, on_unraisable
+  logging.getLogger("asyncio").addFilter(
+    lambda record: "exception was never retrieved" not in record.getMessage()
+  )
+
+
+def unreadable(directory: epath.Path, error: BaseException) -> str:
+  """The file under `directory` that an error of Orbax speaks of, and its reason."""
+  texts = [str(cause) for cause in _causes(error)]
+  # The innermost speaks of the file: DATA_LOSS: ... local file "DIR/model/d/0f25": ... [details]
+  reason = re.sub(r"\s+", " ", texts[-1]).partition(" [tensorstore_spec")[0]
+  named = re.findall(re.escape(str(directory)) + r"/([^\"]*[^\"/])/?\"", reason)
+  return f"{named[-1] if named else 'model'} cannot be read ({reason.partition(':')[0][:80]})"
