@@ -243,8 +243,7 @@ class Seq2Seq(Task):
     del chunks
     names = ("source", "previous", "target", "weight", IMAGE, "image_mask", "code_mask", "conf")
     rows = {name: batch[name] for name in names if name in batch}
-    if self.rdrop is not None:
-      rows = _twice(rows)
+    rows = rows if self.rdrop is None else _twice(rows)
     targets = jnp.where(rows["weight"][:, None] > 0, rows["target"], PAD)
     ignore_prefix, places = self.ignore_prefix, None
     if self.learnt_tokens is not None:
@@ -260,14 +259,12 @@ class Seq2Seq(Task):
       rngs=rngs,
     )
     allowed = self.allowed(batch, vocab_size=logits.shape[-1])
-    if self.rdrop is not None:
-      allowed = _twice(allowed)
     return losses.label_smoothed(
       logits,
       targets,
       smoothing=self.smoothing,
       conf=rows.get("conf"),
-      mask=allowed,
+      mask=allowed if self.rdrop is None else _twice(allowed),
       allowed_range=self.allowed_range,
       ignore_prefix=ignore_prefix,
       ignore=EOS if self.ignore_eos else None,
