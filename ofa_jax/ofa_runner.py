@@ -22,9 +22,9 @@ from ofa_jax.decode.beam import EOS, PAD
 from ofa_jax.decode.trie import Trie
 from ofa_jax.ofa_inputs import Colours
 from ofa_jax.tasks.base import normalized
+from ofa_jax.tasks.choice import MAX_POSITIONS
 
 MAX_BATCH = 16  # rows that one device computes at once
-MAX_POSITIONS = 1 << 16  # of all hypotheses in a device's cache: in Base 37 kB each, in fp32
 _AHEAD = 2  # batches on their way to the device before the first result is awaited
 
 # What has one row for each input: "source" int32[N, S]; and perhaps "image", "image_mask" bool[N],

@@ -281,6 +281,12 @@ class Seq2Seq(Task):
     pixels = normalized(rows[IMAGE], mean=self.pixel_mean, std=self.pixel_std)
     return {IMAGE: pixels, "image_mask": rows.get("image_mask")}
 
+  def decoder_prompts(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """int32[B, P], what the decoder is given of each row before it answers, then padding."""
+    room = batch["target"].shape[1] - (self.learnt_tokens or 1) if self.prompts else 0
+    given = jnp.cumprod(batch["target"] == PAD, axis=1)[:, :room] > 0
+    return jnp.where(given, batch["previous"][:, 1 : room + 1], PAD)
+
   def streams(self, split: str) -> dict[str, Any]:
     return {"examples": self.examples(split)}
 
@@ -318,7 +324,7 @@ class Seq2Seq(Task):
       [model.encode(batch["source"], **self.pictures(batch))],
       search=self.search,
       batch=len(batch["source"]),
-      prompts=decoder_prompts(batch) if self.prompts else None,
+      prompts=self.decoder_prompts(batch) if self.prompts else None,
       trie=trie,
       active=batch["weight"] > 0,
       rngs=rngs,
@@ -407,12 +413,6 @@ def cut(name: str, ids: Sequence[int], room: int, *, warn: bool) -> list[int]:
   if warn and len(ids) > room:
     warnings.warn(f"Cut a {name} of {len(ids)} tokens to {room}; task.{name}_length would keep it")
   return list(ids[:room])
-
-
-def decoder_prompts(batch: Mapping[str, jax.Array]) -> jax.Array:
-  """int32[B, T - 1], what the decoder is given of each row before it answers, then padding."""
-  given = jnp.cumprod(batch["target"] == PAD, axis=1)[:, :-1] > 0
-  return jnp.where(given, batch["previous"][:, 1:], PAD)
 
 
 def _twice(arrays: Any) -> Any:

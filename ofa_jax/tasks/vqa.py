@@ -28,7 +28,7 @@ from ofa_jax.scoring import vqa
 from ofa_jax.tasks import choice
 from ofa_jax.tasks.answering import Answering
 from ofa_jax.tasks.choice import Choices
-from ofa_jax.tasks.seq2seq import Seq2Seq, cut, decoder_prompts, load_tokenizer
+from ofa_jax.tasks.seq2seq import Seq2Seq, cut, load_tokenizer
 
 COUNTED = "train"  # instead of a file: the answers are counted in the training data
 MAX_OBJECTS = 30  # the original's --max-object-length
@@ -202,7 +202,7 @@ class VQA(Seq2Seq):
   def scores(self, model: OFA, batch: Mapping[str, jax.Array], plan: Plan) -> jax.Array:
     """The log-probabilities float32[B, A] of all answers; -inf behind the last one."""
     encoded = model.encode(batch["source"], **self.pictures(batch))
-    return choice.scores(model, encoded, decoder_prompts(batch), plan)
+    return choice.scores(model, encoded, self.decoder_prompts(batch), plan)
 
   def predict(self, model, batch, *, rngs, frozen):
     """Of "allcand" the number of each row's best "answer" and its score."""
