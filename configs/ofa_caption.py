@@ -17,24 +17,20 @@ Published after this stage, COCO Karpathy test split, CIDEr:
   tiny 119.0   medium 130.4   base 138.2   large 142.2   huge 145.3
 """
 
+import dataclasses
 import os
 from pathlib import Path
 
 from ofa_jax.config import Config, Eval, MeshShape, Optim
-from ofa_jax.decode.beam import Search
 from ofa_jax.models import ofa
-from ofa_jax.tasks.caption import Caption
+from ofa_jax.tasks.caption import ANSWERING, Caption
 
 
 def get_config(size: str = "base") -> Config:
   model = ofa.config(size, dropout=0.1, encoder_drop_path=0.1, decoder_drop_path=0.1)
   data = Path(os.environ.get("OFA_JAX_DATA", "datasets")) / "caption_data"
   big = size in ("large", "huge")
-  search = Search(num_beams=5, max_length=16, no_repeat_ngram_size=3)
-  if size == "huge":
-    search = Search(
-      num_beams=10, max_length=16, no_repeat_ngram_size=3, temperature=0.98, length_penalty=0.98
-    )
+  wider = {"num_beams": 10, "temperature": 0.98, "length_penalty": 0.98} if size == "huge" else {}
   task = Caption(
     train=(f"{data}/caption_stage1_train.tsv",),
     valid=(f"{data}/caption_val.tsv",),
@@ -44,7 +40,7 @@ def get_config(size: str = "base") -> Config:
     smoothing=0.1,
     drop_worst=0.2,
     drop_worst_after=2500 if big else 6000,
-    search=search,
+    search=dataclasses.replace(ANSWERING.search, **wider),
   )
   return Config(
     name=f"OFA-{size}: captions, stage 1",

@@ -202,22 +202,26 @@ def is_due(done: int, *, steps: int, epochs: float, rows: int, batch_size: int) 
 
 
 def check_best(config: Config, *, rows: int, steps: int) -> None:
-  """Raises ValueError where no checkpoint before the end could ever be the best one."""
-  if config.best_metric is None:
+  """Raises ValueError where none of the checkpoints before the end could ever be the best one."""
+  if config.best_metric is None or not config.evals:
     return
   size = {"rows": rows, "batch_size": config.batch_size}
   name = config.best_metric.partition("/")[0]
   evals = [e for e in config.evals if e.name == name]
+  saved = 0
   for done in range(1, steps):
-    saved = is_due(done, steps=config.save_every, epochs=config.save_every_epochs, **size)
-    if saved and any(is_due(done, steps=e.every, epochs=e.every_epochs, **size) for e in evals):
-      return
-  saves = f"save_every={config.save_every}, save_every_epochs={config.save_every_epochs:g}"
-  runs = " and ".join(f"every={e.every}, every_epochs={e.every_epochs:g}" for e in evals)
-  raise ValueError(
-    f"best_metric: expected steps that are both saved and evaluated before the end, found none in "
-    f"{steps} steps: {saves}; evals[{name}] has {runs}. Give both the same interval."
-  )
+    if is_due(done, steps=config.save_every, epochs=config.save_every_epochs, **size):
+      saved += 1
+      if any(is_due(done, steps=e.every, epochs=e.every_epochs, **size) for e in evals):
+        return
+  if saved:
+    saves = f"save_every={config.save_every}, save_every_epochs={config.save_every_epochs:g}"
+    runs = " and ".join(f"every={e.every}, every_epochs={e.every_epochs:g}" for e in evals)
+    raise ValueError(
+      f"best_metric: expected steps that are both saved and evaluated before the end, found none "
+      f"in {steps} steps: {saves}; evals[{name}] has {runs}. Give both the same interval, or set "
+      "best_metric=None."
+    )
 
 
 def stream_sizes(config: Config) -> dict[str | None, int]:
@@ -362,7 +366,7 @@ def _check_saves(c: Config) -> list[str]:
     )
   if c.best_mode not in BEST_MODES:
     faults.append(f"best_mode: expected one of {', '.join(BEST_MODES)}, found {c.best_mode!r}")
-  if c.best_metric is not None:
+  if c.best_metric is not None and c.evals:  # without any, there is nothing to be best at
     faults += _check_best_metric(c.best_metric, c.evals)
   return faults
 

@@ -40,9 +40,8 @@ class Evaluator:
     """
     self.evaluation = evaluation
     self._program = program
-    self._number = number
     self._streams = evaluation.task.streams(evaluation.split)
-    self._predict = step.predict_step(program, evaluation.task)
+    self._predict = step.predict_step(program, evaluation.task, evaluation=number)
     self._trace()
     task, precision = evaluation.task, program.config.precision
     self._frozen = task.frozen(program.mesh, precision=precision, training=False)
@@ -72,7 +71,7 @@ class Evaluator:
       processes.PeerError: on the other processes, what failed while process 0 scored.
     """
     predictions = {
-      stream: self._run(rows, params, rest, self._key(place), stop)
+      stream: self._run(rows, params, rest, np.uint32(place), stop)
       for place, (stream, rows) in enumerate(self._streams.items())
     }
     scores = processes.from_first(lambda: self._score(predictions, folder))
@@ -100,7 +99,7 @@ class Evaluator:
       )
       where = f"evals[{name}]: {type(task).__name__}.predict of the stream {stream!r}"
       try:
-        jax.eval_shape(self._predict, state.params, state.rest, batch, self._key(place), frozen)
+        jax.eval_shape(self._predict, state.params, state.rest, batch, np.uint32(place), frozen)
       except ValueError as e:
         raise ValueError(f"{where}: {e}") from e
       except Exception as e:
@@ -111,11 +110,7 @@ class Evaluator:
   def _batch_size(self):
     return self.evaluation.batch_size or self._program.config.batch_size
 
-  def _key(self, stream):
-    seed = self._program.config.seed
-    return step.prediction_key(seed, evaluation=self._number, stream=stream)
-
-  def _run(self, rows, params, rest, key, stop):
+  def _run(self, rows, params, rest, stream, stop):
     config = self._program.config
     batches = pipeline.eval_batches(
       rows,
@@ -130,7 +125,7 @@ class Evaluator:
     with batches:
       for batch in batches:
         batch = sharding.to_global(batch, self._program.mesh)
-        outputs = self._predict(params, rest, batch, key, self._frozen)
+        outputs = self._predict(params, rest, batch, stream, self._frozen)
         # One batch late: the device works on this one while the host copies the last.
         if waiting is not None:
           _collect(found, waiting, len(rows))

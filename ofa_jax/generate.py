@@ -15,7 +15,6 @@ was killed continues where it stopped and ends with the same bytes.
 
 import contextlib
 import dataclasses
-import io
 import json
 import os
 import pathlib
@@ -27,44 +26,27 @@ from absl import flags
 from PIL import Image
 
 from ofa_jax import api, cli, log
-from ofa_jax.data import pipeline
-from ofa_jax.data.images import BadImage, decode
-from ofa_jax.data.text import remove_punctuation
-from ofa_jax.data.tsv import BadRow, Table
+from ofa_jax.data import answers, pipeline
+from ofa_jax.data.cache import ImageReader
+from ofa_jax.data.rows import Row
+from ofa_jax.data.text import REFERENCES
+from ofa_jax.data.tsv import IMAGE, BadRow, Table
 from ofa_jax.decode.beam import Search
 from ofa_jax.ofa_api import OFAModel
+from ofa_jax.tasks import caption, free_text, image_classify, refcoco, snli_ve, vqa
+from ofa_jax.tasks.answering import Answering
 
-TEXTS = ("id", "text", "premise")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
-  """A task of the command.
-
-  Attributes:
-    columns: what a row has, and where in the original's files, from 0.
-    id: what the row's id is called in the results.
-    result: what the prediction is called.
-    search: which of `OFAModel.searches` it is.
-  """
-
-  columns: Mapping[str, int]
-  id: str
-  result: str
-  search: str = "answer"
+TEXTS = ("id", "text", "premise", "objects")
+MAY_BE_EMPTY = ("id", "objects")
 
 
-TASKS: dict[str, Task] = {
-  "caption": Task(columns={"id": 1, "image": 4}, id="image_id", result="caption", search="caption"),
-  "vqa": Task(columns={"id": 0, "image": 5, "text": 2}, id="question_id", result="answer"),
-  "refcoco": Task(
-    columns={"id": 0, "image": 4, "text": 2}, id="uniq_id", result="box", search="ground"
-  ),
-  "snli_ve": Task(
-    columns={"id": 0, "image": 2, "text": 3, "premise": 4}, id="uniq_id", result="label"
-  ),
-  "classify": Task(columns={"id": 1, "image": 0}, id="id", result="class"),
-  "text": Task(columns={"id": 0, "text": 1}, id="id", result="text", search="caption"),
+TASKS: dict[str, Answering] = {
+  "caption": caption.ANSWERING,
+  "vqa": vqa.ANSWERING,
+  "refcoco": refcoco.ANSWERING,
+  "snli_ve": snli_ve.ANSWERING,
+  "classify": image_classify.ANSWERING,
+  "text": free_text.ANSWERING,
 }
 
 
@@ -91,13 +73,13 @@ def predict(
   *,
   options: Options,
 ) -> tuple[list, np.ndarray]:
-  """Returns the predictions of some rows, as they are written, and their scores.
+  """Returns the predictions of some rows, as the model gives them, and their scores.
 
   Args:
     model: from `load_from_name`.
     task: one of `TASKS`.
     images: of each row; None: without images.
-    texts: "text" and perhaps "premise" of each row.
+    texts: "text" and perhaps "premise" or "objects" of each row.
     options: how to.
 
   Raises:
@@ -105,20 +87,19 @@ def predict(
   """
   search = options.search
   if task == "caption":
-    found, scores = model.caption(images, search=search, return_scores=True)
-    return [remove_punctuation(text).strip() for text in found], scores
+    return model.caption(images, search=search, return_scores=True)
   if task == "vqa":
     return model.answer(
       images,
       texts["text"],
       options.candidates,
+      objects=[x.split(REFERENCES) for x in texts["objects"]] if "objects" in texts else None,
       search=search,
       prompt_decoder=options.prompt_decoder,
       return_scores=True,
     )
   if task == "refcoco":
-    boxes, scores = model.ground(images, texts["text"], search=search, return_scores=True)
-    return [box.tolist() for box in boxes], scores
+    return model.ground(images, texts["text"], search=search, return_scores=True)
   if task == "snli_ve":
     return model.entail(images, texts["text"], texts.get("premise"), return_scores=True)
   if task == "classify":
@@ -147,6 +128,7 @@ class TaskRows:
 
   def __init__(self, table: Table, *, size: int, begin: int = 0):
     self._table, self._size, self._begin = table, size, begin
+    self._reader = ImageReader(table, size=size, rgb_first=True)
 
   def __len__(self) -> int:
     return len(self._table) - self._begin
@@ -154,28 +136,22 @@ class TaskRows:
   def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
     """One row. Raises BadRow when it cannot be read."""
     del rng
-    i += self._begin
+    row = Row(self._table, self._begin + i, reader=self._reader)
     example = self.blank()
     for place, name in enumerate(TEXTS):
       if name in self._table.columns:
-        example["texts"][place] = text = self._table.text(i, name)
-        if not text.strip() and name != "id":
-          raise BadRow(self._table.name(i), f"the {name} is empty")
-    if "image" in example:
-      encoded = self._table.encoded(i)
-      try:
-        example["image"] = decode(encoded, size=self._size, rgb_first=True)
-      except BadImage as error:
-        raise BadRow(self._table.name(i), str(error)) from error
-      with Image.open(io.BytesIO(encoded)) as image:
-        example["size"] = np.array(image.size, np.float32)
+        example["texts"][place] = text = row[name]
+        if not text.strip() and name not in MAY_BE_EMPTY:
+          raise BadRow(row.name, f"the {name} is empty")
+    if IMAGE in example:
+      example |= {IMAGE: row.square(None), "size": np.array(row.size, np.float32)}
     return example
 
   def blank(self) -> dict[str, np.ndarray]:
     """What stands in a batch where a row is bad."""
     blank = {"texts": np.array([""] * len(TEXTS), object)}
-    if "image" in self._table.columns:
-      blank["image"] = np.zeros((self._size, self._size, 3), np.uint8)
+    if IMAGE in self._table.columns:
+      blank[IMAGE] = np.zeros((self._size, self._size, 3), np.uint8)
       blank["size"] = np.full(2, self._size, np.float32)
     return blank
 
@@ -240,28 +216,24 @@ def predict_file(
 
 def _lines(model, task, table, batch, *, begin, options, bad) -> list[bytes]:
   """The lines of a batch's rows, in their order."""
-  job, good = TASKS[task], batch["weight"] > 0
+  answering, good = TASKS[task], batch["weight"] > 0
   results = {}
   if good.any():
     texts = dict(zip(TEXTS, batch["texts"][good].T.tolist(), strict=True))
-    images = list(batch["image"][good]) if "image" in batch else None
-    if "premise" not in table.columns:
-      del texts["premise"]
-    found, scores = predict(model, task, images, texts, options=options)
-    if task == "refcoco":
-      scale = np.tile(batch["size"][good] / model.image_size, 2)
-      found = (np.array(found) * scale).tolist()
-    results = dict(zip(np.flatnonzero(good).tolist(), zip(found, scores, strict=True), strict=True))
+    images = list(batch[IMAGE][good]) if IMAGE in batch else None
+    texts = {name: column for name, column in texts.items() if name in table.columns}
+    answers, scores = predict(model, task, images, texts, options=options)
+    results = dict(
+      zip(np.flatnonzero(good).tolist(), zip(answers, scores, strict=True), strict=True)
+    )
   lines = []
   for place in np.flatnonzero(batch["index"] >= 0).tolist():
     row = begin + int(batch["index"][place])
-    line = {job.id: _id(task, table, row)}
+    line = {answering.id: _id(answering, table, row)}
     if place in results:
-      value, score = results[place]
-      if np.isfinite(score):
-        line |= {job.result: value, "score": float(score)}
-      else:  # no hypothesis, or none that is a box; JSON has no NaN
-        line |= {job.result: None, "score": None}
+      answer, score = results[place]
+      scale = batch["size"][place] / model.image_size if "size" in batch else np.ones(2)
+      line |= _told(answering, answer, score, scale=scale)
     else:
       name = table.name(row)
       line["error"] = next(reason for reason in bad.names if reason.startswith(name))
@@ -269,15 +241,21 @@ def _lines(model, task, table, batch, *, begin, options, bad) -> list[bytes]:
   return lines
 
 
-def _id(task, table, row) -> str | int:
-  """As in the original's results: a question's id is a number; without ids, the row's number."""
+def _told(answering, answer, score, *, scale) -> dict[str, Any]:
+  """An answer and its score as they are written."""
+  if not np.isfinite(score):  # no hypothesis, or none that is a box; JSON has no NaN
+    return {answering.result: None, "score": None}
+  return {answering.result: answering.tell(answer, scale), "score": float(score)}
+
+
+def _id(answering, table, row) -> str | int:
+  """As in the original's results; without ids, the row's number."""
   if "id" not in table.columns:
     return row
   try:
-    text = table.text(row, "id")
+    return answering.told_id(table.text(row, "id"))
   except BadRow:
     return row
-  return int(text) if task == "vqa" and text.isdecimal() else text
 
 
 def main() -> None:
@@ -291,6 +269,7 @@ def main() -> None:
   image = cli.define_path("image", "Image file, for one input.")
   text = flags.DEFINE_string("text", None, "Question, phrase, hypothesis or prompt, for one input.")
   premise = flags.DEFINE_string("premise", None, "A text known to describe the image (snli_ve).")
+  objects = flags.DEFINE_list("objects", None, "Names of what is in the image (vqa).")
   input_ = cli.define_paths("input", "TSV files.")
   output = cli.define_path("output", "JSONL file of the predictions.")
   columns = flags.DEFINE_list(
@@ -330,7 +309,7 @@ def main() -> None:
     elif not image.value and not text.value:
       raise ValueError("Expected --input, or --image, --text or both, found none of them")
     pictures = [_open(image.value)] if image.value else None
-    choices = _read_candidates(candidates.value) if candidates.value else None
+    choices = answers.load(candidates.value) if candidates.value else None
     model, _ = api.load_from_name(
       name.value, precision=precision.value, image_size=image_size.value
     )
@@ -338,7 +317,7 @@ def main() -> None:
       raise ValueError(f"Expected an OFA in --model, found {type(model.config).__name__}")
     changes = {field: flag.value for field, flag in searched.items() if flag.value is not None}
     options = Options(
-      search=dataclasses.replace(model.searches[TASKS[task.value].search], **changes),
+      search=dataclasses.replace(model.searches[TASKS[task.value].searched_as], **changes),
       candidates=choices,
       prompt_decoder=prompt_decoder.value,
     )
@@ -357,9 +336,11 @@ def main() -> None:
     texts = {"text": [text.value or ""]}
     if premise.value:
       texts["premise"] = [premise.value]
-    (found,), scores = predict(model, task.value, pictures, texts, options=options)
-    result = {TASKS[task.value].result: found, "score": float(scores[0])}
-    print(json.dumps(result, ensure_ascii=False))
+    if objects.value:
+      texts["objects"] = [REFERENCES.join(objects.value)]
+    (answer,), (score,) = predict(model, task.value, pictures, texts, options=options)
+    told = _told(TASKS[task.value], answer, score, scale=np.ones(2))
+    print(json.dumps(told, ensure_ascii=False))
 
   cli.run(command, interrupted="with --input, the same command goes on where it stopped")
 
@@ -370,7 +351,7 @@ def _columns(task: str, given: Sequence[str] | None) -> dict[str, int]:
   Raises:
     ValueError: no such column, or no place.
   """
-  known = ("id", "image", "text", "premise")
+  known = (IMAGE, *TEXTS)
   if not given:
     return dict(TASKS[task].columns)
   columns = {}
@@ -380,22 +361,6 @@ def _columns(task: str, given: Sequence[str] | None) -> dict[str, int]:
       raise ValueError(f"Expected --columns=name:place, names {', '.join(known)}; found {part!r}")
     columns[column] = int(place)
   return columns
-
-
-def _read_candidates(path: str) -> tuple[str, ...]:
-  """The lines of a file.
-
-  Raises:
-    ValueError: it cannot be read, or has none.
-  """
-  try:
-    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise ValueError(f"Expected a text file in --candidates, found: {error}") from error
-  answers = tuple(line.strip() for line in lines if line.strip())
-  if not answers:
-    raise ValueError(f"Expected one answer a line in {path}, found none")
-  return answers
 
 
 def _open(path: str) -> Image.Image:

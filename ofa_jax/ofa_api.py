@@ -9,7 +9,6 @@ generated the search's score, of what was chosen the logarithm of its probabilit
 Prompts, searches and the cleaning of texts are the original's.
 """
 
-import copy
 import dataclasses
 import functools
 import warnings
@@ -21,23 +20,17 @@ from PIL import Image
 
 from ofa_jax import hub
 from ofa_jax import ofa_inputs as inputs
-from ofa_jax.data import prompts
-from ofa_jax.data.boxes import from_bins
+from ofa_jax.data.text import REFERENCES
 from ofa_jax.decode import candidates
 from ofa_jax.decode.beam import Search
 from ofa_jax.decode.trie import Trie
 from ofa_jax.ofa_inputs import Picture
-from ofa_jax.ofa_runner import Runner, bucket
+from ofa_jax.ofa_runner import Runner
+from ofa_jax.tasks import caption, free_text, image_classify, refcoco, snli_ve, vqa
+from ofa_jax.tasks.answering import read
 from ofa_jax.tokenizers.special import BOS, EOS, PAD
 
 MAX_TOKENS = 1024  # of a text: the original's --max-source-positions
-
-# How the original's scripts search; the length of answers is ours, theirs is 200 with the question.
-SEARCHES: dict[str, Search] = {
-  "caption": Search(num_beams=5, max_length=16, no_repeat_ngram_size=3),
-  "answer": Search(num_beams=5, max_length=30, normalize_scores=False),
-  "ground": Search(num_beams=5, min_length=4, max_length=4, no_repeat_ngram_size=3),
-}
 
 Results: TypeAlias = list | tuple[list, np.ndarray]
 
@@ -77,7 +70,8 @@ class OFAModel:
     self.preprocess = functools.partial(
       inputs.preprocess, size=self.image_size, colours=self._runner.colours
     )
-    self.searches = copy.deepcopy(SEARCHES)
+    asked = (caption.ANSWERING, vqa.ANSWERING, refcoco.ANSWERING)
+    self.searches = {x.searched_as: dataclasses.replace(x.search) for x in asked}
     for field, value in sources[0].settings["generation"].items():
       setattr(self.searches["caption"], field, value)
     self._chinese = self.tokenizer.kind == "bert-chinese"
@@ -216,8 +210,7 @@ class OFAModel:
       no_repeat_ngram_size=no_repeat_ngram_size,
     )
     inputs.check_texts("texts", texts)
-    texts = [text if text[0].isspace() or self._chinese else f" {text}" for text in texts]
-    rows = self._prompted(images, texts, image_needed=False)
+    rows = self._asked(free_text.ANSWERING, images, {"text": texts}, image_needed=False)
     return self._texts(self._search(rows, search, seed=seed), return_scores)
 
   def caption(
@@ -237,7 +230,7 @@ class OFAModel:
     Raises:
       ValueError: an image is missing.
     """
-    rows = self._described(images)
+    rows = self._asked(caption.ANSWERING, images)
     return self._texts(self._search(rows, search or self.searches["caption"]), return_scores)
 
   def answer(
@@ -246,6 +239,7 @@ class OFAModel:
     questions: Sequence[str],
     candidates: Sequence[str] | None = None,
     *,
+    objects: Sequence[Sequence[str]] | None = None,
     search: Search | None = None,
     prompt_decoder: bool = True,
     return_scores: bool = False,
@@ -256,6 +250,8 @@ class OFAModel:
       images: one for each question.
       questions: a missing question mark is added; words beyond 80 are cut, with a warning.
       candidates: the answers to choose from, all of which are scored; None: any answer.
+      objects: names of what a detector saw in each image, which stand behind the question, as they
+        did when the original's models were fine-tuned; None: none.
       search: of any answer; its lengths do not count the question. None: as in `searches`.
       prompt_decoder: whether the decoder, too, reads the question before it answers, as it does in
         models that were fine-tuned by the original's scripts, but not in pretrained ones.
@@ -265,23 +261,18 @@ class OFAModel:
       ValueError: an empty question, no or empty candidates, an image is missing.
     """
     inputs.check_texts("questions", questions)
-    rows = self._prompted(images, [prompts.question(text) for text in questions])
+    texts = {"text": questions}
+    if objects is not None:
+      inputs.check_number("objects", objects, rows=len(questions))
+      texts["objects"] = [REFERENCES.join(names) for names in objects]
+    rows = self._asked(vqa.ANSWERING, images, texts)
     if candidates is not None:
       best, scores = self._choose(rows, candidates, prompt_decoder=prompt_decoder)
       answers = [candidates[i] for i in best]
       return (answers, scores) if return_scores else answers
-    search, begins = search or self.searches["answer"], [0] * len(rows["source"])
     if prompt_decoder:
-      rows["prefix"] = _prompt(rows["source"])[:, 1:]
-      begins = np.sum(rows["prefix"] != PAD, axis=1)
-      length = bucket(rows["prefix"].shape[1], 8) + search.max_length
-      search = dataclasses.replace(search, max_length=length)
-    found = self._search(rows, search)
-    for hypotheses, begin in zip(found, begins, strict=True):
-      for each in hypotheses:
-        each["tokens"] = each["tokens"][begin:]
-        each["score"] = each["positional_scores"][begin:].sum()
-    return self._texts(found, return_scores)
+      rows["prompt"] = _prompt(rows["source"])[:, 1:]
+    return self._texts(self._search(rows, search or self.searches["answer"]), return_scores)
 
   def ground(
     self,
@@ -307,19 +298,17 @@ class OFAModel:
       ValueError: an empty phrase; an image is missing.
     """
     inputs.check_texts("phrases", phrases)
-    texts = [prompts.region(text, chinese=self._chinese) for text in phrases]
-    rows = self._prompted(images, texts)
-    found = self._search(rows, search or self.searches["ground"])
-    boxes, scores = [], np.full(len(found), -np.inf, np.float32)
-    for i, (image, hypotheses) in enumerate(zip(images, found, strict=True)):
-      boxes.append(np.full(4, np.nan, np.float32))
+    rows = self._asked(refcoco.ANSWERING, images, {"text": phrases})
+    rows_of_hypotheses = self._search(rows, search or self.searches["ground"])
+    boxes = [np.full(4, np.nan, np.float32) for _ in rows_of_hypotheses]
+    scores = np.full(len(boxes), -np.inf, np.float32)
+    for i, (image, hypotheses) in enumerate(zip(images, rows_of_hypotheses, strict=True)):
+      size = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+      scale = np.divide(size, rows["image"].shape[2:0:-1])
       for each in hypotheses:
-        bins = each["tokens"][:-1] - self.tokenizer.bin_id(0)
-        if len(bins) == 4 and bins.min() >= 0:
-          size = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
-          scale = np.divide(size, rows["image"].shape[2:0:-1])
-          boxes[-1] = from_bins(bins, num_bins=self.tokenizer.num_bins, scale=scale)
-          scores[i] = each["score"]
+        box = refcoco.read_box(each["tokens"], tokenizer=self.tokenizer, scale=scale)
+        if box is not None:
+          boxes[i], scores[i] = box, each["score"]
           break
     return (boxes, scores) if return_scores else boxes
 
@@ -345,13 +334,11 @@ class OFAModel:
     inputs.check_texts("hypotheses", hypotheses)
     if premises is not None:
       inputs.check_texts("premises", premises, rows=len(hypotheses))
-    texts = [
-      prompts.entailment(text, premise)
-      for text, premise in zip(hypotheses, premises or [None] * len(hypotheses), strict=True)
-    ]
-    rows = self._prompted(images, texts)
-    best, scores = self._choose(rows, list(prompts.ENTAILMENT), prompt_decoder=True)
-    labels = [list(prompts.ENTAILMENT.values())[i] for i in best]
+    texts = {"text": hypotheses} | ({} if premises is None else {"premise": premises})
+    rows = self._asked(snli_ve.ANSWERING, images, texts)
+    answers = list(snli_ve.ANSWERING.choices)
+    best, scores = self._choose(rows, answers, prompt_decoder=snli_ve.ANSWERING.reads_prompt)
+    labels = [snli_ve.ANSWERING.called(answers[i]) for i in best]
     return (labels, scores) if return_scores else labels
 
   def classify(
@@ -366,7 +353,8 @@ class OFAModel:
     Raises:
       ValueError: no class, one without a name, or an image is missing.
     """
-    best, scores = self._choose(self._described(images), classes, prompt_decoder=False)
+    rows = self._asked(image_classify.ANSWERING, images)
+    best, scores = self._choose(rows, classes, prompt_decoder=image_classify.ANSWERING.reads_prompt)
     names = [classes[i] for i in best]
     return (names, scores) if return_scores else names
 
@@ -384,26 +372,34 @@ class OFAModel:
       name, tokens, rows=rows, longest=MAX_TOKENS, vocab_size=self.config.vocab_size
     )
 
-  def _described(self, images):
-    """Rows of images and of the question what they are."""
-    images = inputs.as_list("images", images)
-    return self._prompted(images, [prompts.caption(chinese=self._chinese)] * len(images))
+  def _asked(self, answering, images, texts=None, *, image_needed=True):
+    """Rows of a task's prompts, and of images, which may be missing only where they are allowed to.
 
-  def _prompted(self, images, texts, *, image_needed=True):
-    """Rows of prompts and of images, which may be missing only where they are not needed."""
+    Args:
+      answering: the task's.
+      images: one for each row.
+      texts: by name, one for each row; None: the prompt has none.
+      image_needed: whether a row without an image is a fault.
+    """
     if images is None and not image_needed:
-      images = [None] * len(texts)
+      images = [None] * len(next(iter(texts.values())))
     pictures = inputs.as_list("images", images)
-    if len(pictures) != len(texts):
-      raise ValueError(f"Expected {len(texts)} images, one for each text, found {len(pictures)}")
+    columns = {name: list(column) for name, column in (texts or {}).items()}
+    number = len(next(iter(columns.values()))) if columns else len(pictures)
+    if len(pictures) != number:
+      raise ValueError(f"Expected {number} images, one for each text, found {len(pictures)}")
     missing = [i for i, image in enumerate(pictures) if image is None]
     if missing and image_needed:
       raise ValueError(
         f"Expected an image with each prompt, found {len(missing)} without: numbers "
         f"{', '.join(map(str, missing[:5]))}"
       )
-    rows = {"source": self._ids("texts", [self._encode(text) for text in texts] or [[BOS]])}
-    if not texts:
+    prompts = [
+      answering.prompt({name: column[i] for name, column in columns.items()}, self._chinese)
+      for i in range(number)
+    ]
+    rows = {"source": self._ids("texts", [self._encode(text) for text in prompts] or [[BOS]])}
+    if not prompts:
       return {"source": rows["source"][:0]}
     if len(missing) < len(pictures):
       rows["image"] = inputs.image_stack(pictures, self.image_size)
@@ -434,7 +430,7 @@ class OFAModel:
 
   def _texts(self, found, return_scores):
     """The text of the best hypothesis of each row; empty where there is none."""
-    texts = [self.tokenizer.decode(x[0]["tokens"]).strip() if x else "" for x in found]
+    texts = [read(self.tokenizer, x[0]["tokens"]) if x else "" for x in found]
     scores = np.array([x[0]["score"] if x else -np.inf for x in found], np.float32)
     return (texts, scores) if return_scores else texts
 

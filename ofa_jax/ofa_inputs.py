@@ -126,6 +126,12 @@ def as_list(name: str, values: Any) -> list:
   return list(values)
 
 
+def check_number(name: str, values: Sequence[Any], *, rows: int) -> None:
+  """Raises ValueError for another number of values than of rows."""
+  if len(values) != rows:
+    raise ValueError(f"Expected {rows} {name}, found {len(values)}")
+
+
 def check_texts(name: str, texts: Any, *, rows: int | None = None) -> None:
   """Checks that texts are a list of some length with words in each.
 
@@ -133,8 +139,8 @@ def check_texts(name: str, texts: Any, *, rows: int | None = None) -> None:
     ValueError: a single text, another number than `rows`, empty texts.
   """
   texts = as_list(name, texts)
-  if rows is not None and len(texts) != rows:
-    raise ValueError(f"Expected {rows} {name}, found {len(texts)}")
+  if rows is not None:
+    check_number(name, texts, rows=rows)
   empty = [str(i) for i, text in enumerate(texts) if not text.strip()]
   if empty:
     raise ValueError(

@@ -21,14 +21,14 @@ from ofa_jax.decode import answers, beam, candidates
 from ofa_jax.decode.trie import Trie
 from ofa_jax.ofa_inputs import Colours
 from ofa_jax.tasks.base import normalized
+from ofa_jax.tasks.choice import MAX_POSITIONS
 from ofa_jax.tokenizers.special import EOS, PAD
 
 MAX_BATCH = 16  # rows that one device computes at once
-MAX_POSITIONS = 1 << 16  # of all hypotheses in a device's cache: in Base 37 kB each, in fp32
 _AHEAD = 2  # batches on their way to the device before the first result is awaited
 
 # What has one row for each input: "source" int32[N, S]; and perhaps "image", "image_mask" bool[N],
-# "decoder" int32[N, T], "code_mask" bool[N], "prefix" int32[N, P].
+# "decoder" int32[N, T], "code_mask" bool[N], "prefix" and "prompt" int32[N, P].
 Rows = Mapping[str, np.ndarray]
 
 
@@ -77,13 +77,17 @@ class Runner:
   def generate(
     self, rows: Rows, *, search: beam.Search, trie: Trie | None = None, seed: int | None = None
   ) -> beam.Hypotheses:
-    """Returns the hypotheses, NumPy; see `beam.generate`. `seed` is of samples."""
+    """Returns the hypotheses, NumPy; see `answers.generate`. `seed` is of samples."""
     shared = {} if trie is None else {"trie": trie}
     if seed is not None:
       shared["rngs"] = jax.random.key(seed)
-    if "prefix" in rows:
-      rows = {**rows, "prefix": widened(rows["prefix"], bucket(rows["prefix"].shape[1], 8))}
-    room = MAX_POSITIONS // (search.num_beams * (search.max_length + 1))
+    length = search.max_length + 1
+    for name in ("prefix", "prompt"):
+      if name in rows:
+        rows = {**rows, name: widened(rows[name], bucket(rows[name].shape[1], 8))}
+    if "prompt" in rows:
+      length += rows["prompt"].shape[1]
+    room = MAX_POSITIONS // (search.num_beams * length)
     return self._run(self._generate, rows, shared=shared, static=search, most=room)
 
   def score(self, rows: Rows, *, plan: candidates.Plan) -> np.ndarray:
@@ -118,6 +122,7 @@ class Runner:
       [self._encode(model, rows) for model in models],
       search=static,
       batch=len(rows["source"]),
+      prompts=rows.get("prompt"),
       prefix_tokens=rows.get("prefix"),
       trie=shared.get("trie"),
       active=rows["active"],
@@ -190,7 +195,7 @@ def _filled(rows: Rows, number: int) -> dict[str, np.ndarray]:
     name: np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)])
     for name, x in rows.items()
   }
-  for name in ("source", "decoder", "prefix"):
+  for name in ("source", "decoder", "prefix", "prompt"):
     if name in rows and missing:
       filled[name][-missing:] = PAD
   if missing:

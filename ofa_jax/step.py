@@ -173,23 +173,31 @@ def train_step(program: Program) -> Callable[..., tuple[State, dict[str, jax.Arr
   return jax.jit(step, donate_argnums=0, out_shardings=(program.shardings, whole))
 
 
-def predict_step(program: Program, task: Any) -> Callable[..., dict[str, jax.Array]]:
-  """`(params, rest, batch, key, frozen=None) -> task.predict`, jitted; every host gets all rows.
+def predict_step(
+  program: Program, task: Any, *, evaluation: int = 0
+) -> Callable[..., dict[str, jax.Array]]:
+  """`(params, rest, batch, stream, frozen=None) -> task.predict`, jitted; every host gets all rows.
 
   The batch's "index" and "weight", which say what the rows are, come back beside the predictions.
-  `key` is what `predict` gets as `rngs`, see `prediction_key`; `frozen` what `task.frozen` gives.
+
+  Args:
+    program: from `build`.
+    task: of an evaluation of the program's config.
+    evaluation: its number there. With `stream`, the number of the stream that the batch is of, it
+      makes the key that `predict` gets as `rngs`.
   """
 
   @program.traced
-  def predict(params, rest, batch, key, frozen=None):
+  def predict(params, rest, batch, stream, frozen=None):
     known = {name: batch[name] for name in ("index", "weight")}
     model = program.model(params, rest)
+    key = prediction_key(program.config.seed, evaluation=evaluation, stream=stream)
     return {**task.predict(model, batch, rngs=key, frozen=frozen), **known}
 
   return jax.jit(predict, out_shardings=sharding.replicated(program.mesh))
 
 
-def prediction_key(seed: int, *, evaluation: int, stream: int) -> jax.Array:
+def prediction_key(seed: int, *, evaluation: int, stream: jax.typing.ArrayLike) -> jax.Array:
   """The PRNG key of a stream of an evaluation, each by its number.
 
   It is the same at every step of a run and for a stored model, so that what differs between two of

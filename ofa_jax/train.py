@@ -463,11 +463,13 @@ def _changes(path: epath.Path, new: Any, out: log.Log) -> list[tuple[str, Any, A
   if not path.exists():
     return []
   try:
-    old = trees.flatten(json.loads(path.read_bytes()))
-  except (ValueError, AttributeError):  # empty after a full disk, or cut short
+    stored = json.loads(path.read_bytes())
+  except ValueError:  # empty after a full disk, or cut short
+    stored = None
+  if not isinstance(stored, dict):
     out.line(f"{path} was damaged and is written anew from --config", level="WARNING")
     return []
-  now = trees.flatten(json.loads(json.dumps(new)))
+  old, now = trees.flatten(stored), trees.flatten(json.loads(json.dumps(new)))
   return [
     (name.replace("/", "."), old.get(name), now.get(name))
     for name in sorted(old.keys() | now.keys())

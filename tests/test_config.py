@@ -145,6 +145,10 @@ def test_the_best_must_be_evaluated_where_it_is_saved(good):
   config_lib.check_best(config, rows=64, steps=7)  # step 6
   config_lib.check_best(dataclasses.replace(config, save_every_epochs=1.5), **size)  # step 3
   config_lib.check_best(dataclasses.replace(config, best_metric=None), **size)
+  config_lib.check_best(config, rows=64, steps=2)  # only the end is saved, and evaluated
+  without = dataclasses.replace(config, evals=())
+  config_lib.check_best(without, **size)
+  validate(without, devices=1)
 
 
 def parse(digits, *overrides):

@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ofa_jax import generate
+import ofa_jax
+from ofa_jax import evaluate, generate
+from ofa_jax.config import Config, Eval
 from ofa_jax.data.tsv import BadRow, Table
 from ofa_jax.decode.beam import Search
+from ofa_jax.tasks.caption import Caption
 from tests.ofa_directory import save_micro
+from tests.ofa_golden import micro_config
 
 COLUMNS = {"id": 0, "image": 1, "text": 2}
 ROWS = 11
@@ -35,9 +39,12 @@ class Model:
     assert all(x.shape == (16, 16, 3) and x.dtype == np.uint8 for x in images)
     return [f" grey, {x.mean():.0f}!" for x in images], -np.arange(len(images), dtype=np.float32)
 
-  def answer(self, images, questions, candidates, *, search, prompt_decoder, return_scores):
+  def answer(
+    self, images, questions, candidates, *, objects, search, prompt_decoder, return_scores
+  ):
     assert candidates == ("yes", "no") and not prompt_decoder
-    return [f"{x} yes" for x in questions], np.zeros(len(images))
+    seen = [" ".join(names) for names in objects or [["yes"]] * len(images)]
+    return [f"{x} {names}" for x, names in zip(questions, seen, strict=True)], np.zeros(len(images))
 
   def ground(self, images, phrases, *, search, return_scores):
     boxes = [np.float32([0, 4, 8, 16])] * len(images)
@@ -90,6 +97,9 @@ def test_every_row_has_a_line_in_its_place(table, tmp_path, capsys):
 def test_results_have_the_originals_keys(table, tmp_path):
   _, lines = run(Model(), "vqa", table, tmp_path / "vqa.jsonl")
   assert lines[1] == {"question_id": 101, "answer": "question 1 yes", "score": 0.0}
+  seen = Table(table.files, columns={**COLUMNS, "objects": 0})
+  _, lines = run(Model(), "vqa", seen, tmp_path / "objects.jsonl")
+  assert lines[1]["answer"] == "question 1 101"
   _, lines = run(Model(), "refcoco", table, tmp_path / "box.jsonl")
   assert lines[1] == {"uniq_id": "101", "box": [0, 5, 20, 20], "score": 0.0}
   assert lines[2] == {"uniq_id": "102", "box": None, "score": None}
@@ -133,20 +143,52 @@ def test_too_many_bad_rows_end_the_run(table, tmp_path):
 
 
 def test_columns_are_given_by_name():
-  assert generate._columns("vqa", None) == {"id": 0, "image": 5, "text": 2}
+  assert generate._columns("vqa", None) == {"id": 0, "image": 5, "text": 2, "objects": 4}
   assert generate._columns("vqa", ["text:1", "image:0"]) == {"text": 1, "image": 0}
   for bad in ("words:1", "text", "text:x"):
     with pytest.raises(ValueError, match="--columns=name:place"):
       generate._columns("vqa", [bad])
 
 
-def test_candidates_are_lines(tmp_path):
-  path = tmp_path / "answers.txt"
-  path.write_text("yes\n\n no \n")
-  assert generate._read_candidates(path) == ("yes", "no")
-  path.write_text("\n")
-  with pytest.raises(ValueError, match="one answer a line"):
-    generate._read_candidates(path)
+def test_evaluations_and_the_command_give_the_same_captions(tmp_path):
+  directory = save_micro(tmp_path)
+  rng = np.random.default_rng(0)
+  lines = []
+  for i in range(9):
+    file = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (20 + i, 40, 3), np.uint8)).save(file, "PNG")
+    image = base64.b64encode(file.getvalue()[: 30 if i == BROKEN else None]).decode()
+    lines.append(f"{i}\timg{i}\tthe dog&&a dog\tdog\t{image}\n")
+  (tmp_path / "valid.tsv").write_text("".join(lines))
+  files = (str(tmp_path / "valid.tsv"),)
+  task = Caption(valid=files, tokenizer=str(directory), image_size=64, page=0)
+  config = Config(
+    model=micro_config(),
+    task=task,
+    batch_size=8,
+    steps=1,
+    precision="fp32",
+    max_bad_rate=0.1,
+    evals=(Eval(name="valid", task=task),),
+  )
+  evaluate.run(config, str(directory), results=str(tmp_path))
+  evaluated = json.loads((tmp_path / "valid_predict.json").read_text())
+  model, _ = ofa_jax.load_from_name(directory)
+  table = Table(files, columns=generate.TASKS["caption"].columns)
+  generate.predict_file(
+    model,
+    "caption",
+    table,
+    output=tmp_path / "captions.jsonl",
+    options=generate.Options(search=model.searches["caption"]),
+    batch_size=8,
+  )
+  lines = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
+  assert "error" in lines.pop(BROKEN)
+  assert [line.pop("score") < 0 for line in lines] == [True] * 8
+  assert lines == evaluated
+  assert evaluated[0].keys() == {"image_id", "caption"} and evaluated[0]["image_id"] == "img0"
+  assert len({line["caption"] for line in lines}) > 1
 
 
 def test_the_command_says_what_it_found_or_what_is_wrong(tmp_path):

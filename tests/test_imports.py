@@ -16,9 +16,10 @@ ENGINE = {
 }
 NUMPY = {"tokenizers", "data", "scoring"}
 PURE = {"losses", "models", "decode"}
+INFERENCE = {"api", "ofa_api", "ofa_inputs", "ofa_runner"}
 COMMANDS = {
   *("train", "evaluate", "extract_features", "retrieve", "zeroshot", "compile_ahead"),
-  *("generate", "api", "ofa_api", "ofa_inputs", "ofa_runner", "cli", "cli_help"),
+  *("generate", "cli", "cli_help"),
 }
 ALLOWED = {
   **dict.fromkeys(NUMPY, {"files"} | NUMPY),
@@ -31,6 +32,13 @@ ALLOWED = {
   "convert": {"trees"} | PURE | NUMPY,
   "hub": {"files", "trees", "convert", "checkpoint", "step"} | PURE | NUMPY,
   "tasks": {"trees", "numerics", "convert", "hub", "pictures"} | PURE | NUMPY,
+  **dict.fromkeys(
+    INFERENCE,
+    {"config", "trees", "numerics", "sharding", "convert", "hub", "tasks"}
+    | INFERENCE
+    | PURE
+    | NUMPY,
+  ),
   **dict.fromkeys(COMMANDS, None),  # anything
 }
 NEVER = {"torch", "tensorflow", "gradio", "torchvision", "cn_clip"}

@@ -167,6 +167,12 @@ def test_answers_are_free_or_chosen(model, pictures):
   # Alone, in another order, or without the prompt for the decoder.
   assert model.answer(pictures[2:], questions[2:], choices[::-1]) == chosen[2:]
   assert set(model.answer(pictures, questions, choices, prompt_decoder=False)) <= set(choices)
+  # Objects stand behind the question.
+  seen = [["the dog", "man"], [], ["image"]]
+  with_objects = model.answer(pictures, questions, choices, objects=seen, return_scores=True)[1]
+  assert np.all(with_objects != scores)
+  with pytest.raises(ValueError, match="Expected 3 objects, found 1"):
+    model.answer(pictures, questions, choices, objects=seen[:1])
 
 
 def test_labels_and_classes(model, pictures):

@@ -35,9 +35,9 @@ def fresh(program):
   return jax.device_put(_FRESH[key], program.shardings)
 
 
-def run(config, *, steps=5, mesh=None, change=None, seen=lambda state: None):
-  """Losses, gradient norms and the last state of the first steps of a run; `seen` sees each."""
-  program = step.build(config, mesh or make_mesh(), steps=10)
+def run(config, *, steps=5, of=10, mesh=None, change=None, seen=lambda state: None):
+  """Losses, gradient norms and the last state of the first steps `of` so many; `seen` sees each."""
+  program = step.build(config, mesh or make_mesh(), steps=of)
   state = fresh(program)
   seen(state)
   update = step.train_step(program)

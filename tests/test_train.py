@@ -28,7 +28,9 @@ def final_state(workdir):
   steps = [p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
   newest = max(steps, key=lambda p: int(p.name))
   items = {}
-  for item in ("model", "train"):
+  for item in ("model", "ema", "ema_rest", "train"):
+    if not (newest / item).exists():
+      continue
     tree = ocp.StandardCheckpointer().restore(newest / item)
     items |= {f"{item}/{path}": np.asarray(x) for path, x in trees.flatten(tree).items()}
   return items

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from ofa_jax import evaluate, log
+from ofa_jax import evaluate, log, trees
 from ofa_jax.config import MeshShape
 from ofa_jax.train import train
 from tests import test_step, tiny, vqa_files
@@ -23,38 +23,52 @@ def questions(tmp_path_factory, shapes):
   return vqa_files.write(tmp_path_factory.mktemp("vqa"), shapes)
 
 
-def test_trained_validated_both_ways_and_gone_on_with(questions, tmp_path):
-  config = tiny.vqa_config(questions, evals=True)
-  metrics = train(config, str(tmp_path / "straight"))
+@pytest.fixture(scope="module")
+def config(questions):
+  return tiny.vqa_config(questions, evals=True, mesh=MeshShape(data=2, fsdp=2, tensor=2))
+
+
+@pytest.fixture(scope="module")
+def straight(config, tmp_path_factory):
+  """Workdir and metrics of a run on eight devices."""
+  workdir = tmp_path_factory.mktemp("straight")
+  return workdir, train(config, str(workdir))
+
+
+def test_validated_both_ways_with_a_file_for_evalai(config, straight):
+  workdir, metrics = straight
   assert metrics.keys() == {"valid/vqa_score", "beam/vqa_score"}
-  assert all(np.isfinite(row["train/loss"]) for row in log.read_metrics(tmp_path / "straight"))
   for name in ("valid", "beam"):
-    file = tmp_path / "straight" / "results" / f"{name}_predict.json"
-    lines = json.loads(file.read_text())
+    lines = json.loads((workdir / "results" / f"{name}_predict.json").read_text())
     assert [line["question_id"] for line in lines] == list(range(24))
     assert {line["answer"] for line in lines} <= set(config.task.choices.texts)
+  # The stored average, on another mesh, with its rows split otherwise.
+  plain = dataclasses.replace(config, mesh=MeshShape(), evals=config.evals[:1])
+  again = evaluate.run(plain, str(workdir), results=str(workdir / "again"))
+  assert again == {"valid/vqa_score": metrics["valid/vqa_score"]}
+  files = [workdir / folder / "valid_predict.json" for folder in ("results", "again")]
+  assert files[0].read_bytes() == files[1].read_bytes()
 
-  shutil.copytree(tmp_path / "straight", tmp_path / "broken")
+
+def test_gone_on_with_bit_for_bit(config, straight, tmp_path):
+  workdir, metrics = straight
+  shutil.copytree(workdir, tmp_path / "broken")
   shutil.rmtree(tmp_path / "broken" / "checkpoints" / "6")
   assert train(config, str(tmp_path / "broken")) == metrics
-  assert_bit_equal(final_state(tmp_path / "straight"), final_state(tmp_path / "broken"))
-
-  config.mesh = MeshShape(data=2, fsdp=2, tensor=2)
-  again = evaluate.run(config, str(tmp_path / "straight"), results=str(tmp_path / "again"))
-  assert again == metrics
-  for path in (tmp_path / "straight" / "results").iterdir():
-    assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+  assert_bit_equal(final_state(workdir), final_state(tmp_path / "broken"))
 
 
-def test_eight_devices_are_one(questions):
-  config = tiny.vqa_config(questions)
-  history, state = test_step.run(config, steps=3)
-  mesh = MeshShape(data=2, fsdp=2, tensor=2)
-  split = dataclasses.replace(config, mesh=mesh)
-  again, same = test_step.run(split, steps=3, mesh=test_step.make_mesh(mesh, 8))
-  np.testing.assert_allclose(again, history, rtol=1e-5)
-  test_step.assert_trees_close(same.params, state.params, atol=1e-5)
-  test_step.assert_trees_close(same.ema, state.ema, atol=1e-5)
+def test_eight_devices_are_one(config, straight):
+  alone = dataclasses.replace(config, mesh=MeshShape(), evals=())
+  history, state = test_step.run(alone, steps=6, of=6)
+  rows = [row for row in log.read_metrics(straight[0]) if "train/loss" in row]
+  assert [row["step"] for row in rows] == [2, 4, 6]
+  losses = [[row["train/loss"], row["train/grad_norm"]] for row in rows]
+  np.testing.assert_allclose(losses, history[1::2], rtol=1e-5)
+  stored = final_state(straight[0])
+  for name, tree in (("model/params", state.params), ("ema", state.ema)):
+    for path, x in trees.flatten(tree).items():
+      np.testing.assert_allclose(stored[f"{name}/{path}"], x, rtol=0, atol=1e-5, err_msg=path)
 
 
 CONFIG = """

@@ -13,6 +13,7 @@ from ofa_jax.models.ofa import OFAConfig
 from ofa_jax.models.vit import ViTConfig
 from ofa_jax.tasks.caption import Caption
 from ofa_jax.tasks.contrastive import Contrastive, ZeroShot
+from ofa_jax.tasks.vqa import VQA
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
 BERT = BertConfig(
@@ -42,6 +43,16 @@ OFA = OFAConfig(
   image_bucket_size=4,
   code_image_size=32,
   orig_patch_image_size=64,
+)
+
+OFA_OPTIM = Optim(
+  lr=1e-3,
+  adam="fairseq",
+  eps=1e-4,
+  weight_decay=0.01,
+  schedule="polynomial",
+  warmup_ratio=0.2,
+  clip_norm=1.0,
 )
 
 
@@ -91,16 +102,42 @@ def caption_config(data, *, model=None, task=None, evals=False, **changes) -> Co
     steps=6,
     log_every=2,
     save_every=3,
-    optim=Optim(
-      lr=1e-3,
-      adam="fairseq",
-      eps=1e-4,
-      weight_decay=0.01,
-      schedule="polynomial",
-      warmup_ratio=0.2,
-      clip_norm=1.0,
-    ),
+    optim=OFA_OPTIM,
     precision="fp32",
     evals=(Eval(name="valid", task=caption, batch_size=64),) if evals else (),
+  )
+  return dataclasses.replace(base, **changes)
+
+
+def vqa_config(folder, *, task=None, evals=False, **changes) -> Config:
+  """A run of a few seconds of VQA; `folder` is what `vqa_files.write` made."""
+  size = OFATokenizer.from_directory(folder / "tokenizer").vocab_size
+  vqa = VQA(
+    train=(str(folder / "train.tsv"),),
+    valid=(str(folder / "valid.tsv"),),
+    tokenizer=str(folder / "tokenizer"),
+    answers=str(folder / "answers.json"),
+    image_size=32,
+    source_length=24,
+    target_length=32,
+    max_objects=2,
+    answer_length=8,
+    smoothing=0.1,
+    search=Search(num_beams=2, max_length=8, normalize_scores=False),
+  )
+  vqa = dataclasses.replace(vqa, **(task or {}))
+  free = dataclasses.replace(vqa, inference="beamsearch")
+  base = Config(
+    name="tiny questions",
+    model=dataclasses.replace(OFA, vocab_size=size, freeze_resnet=True),
+    task=vqa,
+    batch_size=16,
+    steps=6,
+    log_every=2,
+    save_every=3,
+    optim=OFA_OPTIM,
+    precision="fp32",
+    ema=0.9,
+    evals=(Eval(name="valid", task=vqa), Eval(name="beam", task=free)) if evals else (),
   )
   return dataclasses.replace(base, **changes)

@@ -18,7 +18,7 @@ def load(path: str | pathlib.Path) -> tuple[str, ...]:
   """The answers in a file: a pickle by its ending, JSON by its content, or one answer a line.
 
   Raises:
-    ValueError: the file is missing, holds something else, or an answer that is empty or twice.
+    ValueError: the file is missing, holds something else, no answer, or an empty one.
   """
   path = pathlib.Path(path)
   try:
@@ -39,19 +39,11 @@ def load(path: str | pathlib.Path) -> tuple[str, ...]:
       f"Expected answers in {path}, texts in a list or as the keys of an object, found "
       f"{type(listed).__name__}{'' if not isinstance(listed, list | dict) else ' of other things'}"
     )
-  check(listed, place=str(path))
+  empty = [str(i) for i, text in enumerate(listed) if not text.strip()]
+  if empty or not listed:
+    number = f"{len(empty)} empty: numbers {', '.join(empty[:5])}" if empty else "none"
+    raise ValueError(f"Expected answers with words in them in {path}, found {number}")
   return tuple(listed)
-
-
-def check(answers: Iterable[str], *, place: str) -> None:
-  """Refuses lists that cannot be chosen from; ValueError names the place they are from."""
-  counts = collections.Counter(list(answers))
-  faults = [repr(text) for text, count in counts.items() if count > 1 or not text.strip()]
-  if faults or not counts:
-    raise ValueError(
-      f"Expected different answers with words in them in {place}, found "
-      + (f"{len(faults)} empty or twice: {', '.join(faults[:5])}" if faults else "none")
-    )
 
 
 def counted(answers: Iterable[str], *, least: int) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ MAX_WORDS = 80  # of the user's part in a prompt: the original's --max-src-lengt
 
 CAPTION = " what does the image describe?"
 CAPTION_CHINESE = "图片描述了什么内容?"
-ENTAILMENT = {"yes": "entailment", "maybe": "neutral", "no": "contradiction"}  # answer -> label
 
 
 def caption(*, chinese: bool = False) -> str:

@@ -39,10 +39,10 @@ class Trie:
     """Returns which tokens may follow, bool[..., V], at nodes int32[...]."""
     edges, exists = self._edges(node)
     tokens = jnp.where(exists, jnp.take(self.tokens, edges), vocab_size)  # beyond: dropped
-    flat = tokens.reshape(-1, self.width)
-    rows = jnp.arange(len(flat))[:, None]
-    mask = jnp.zeros((len(flat), vocab_size), bool).at[rows, flat].set(True, mode="drop")
-    return mask.reshape(*node.shape, vocab_size)
+    row = lambda ids: jnp.zeros(vocab_size, bool).at[ids].set(True, mode="drop")  # noqa: E731
+    for _ in node.shape:  # rows stay on their devices, where one scatter for all gathers the ids
+      row = jax.vmap(row)
+    return row(tokens)
 
   def child(self, node: jax.Array, token: jax.Array) -> jax.Array:
     """Returns the node int32[...] behind `token` at `node`, both int32[...]; `DEAD` without one."""

@@ -1,11 +1,10 @@
-"""Answers to questions about images: their files and their score (VQA v2, arXiv 1612.00837).
+"""Answers to questions about images and their score (VQA v2, arXiv 1612.00837).
 
 OFA's files hold the ten people's answers of a question as `0.3|!+2&&0.9|!+red and white`: each
 answer with its confidence, which is what VQA's accuracy gives for it, min(people / 3, 1) as the
 official formula averages it.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 
@@ -52,17 +51,3 @@ def score(answers: Sequence[str], references: Sequence[Mapping[str, float]]) -> 
   """
   given = [reference.get(text, 0.0) for text, reference in zip(answers, references, strict=True)]
   return sum(given) / len(given)
-
-
-def question_id(text: str) -> int | str:
-  """A question's id as EvalAI takes it: a number where it is one."""
-  return int(text) if text.isdecimal() else text
-
-
-def evalai(ids: Sequence[str], answers: Sequence[str]) -> bytes:
-  """The file that EvalAI takes, a JSON array of `{"question_id": 1, "answer": "yes"}`."""
-  lines = [
-    {"question_id": question_id(name), "answer": answer}
-    for name, answer in zip(ids, answers, strict=True)
-  ]
-  return json.dumps(lines, ensure_ascii=False).encode()

@@ -5,7 +5,6 @@ A training row has one caption; a row of an evaluation has all of its image, "&&
 
 import dataclasses
 import functools
-import json
 from typing import ClassVar
 
 import numpy as np
@@ -13,10 +12,23 @@ import numpy as np
 from ofa_jax import pictures
 from ofa_jax.data import prompts
 from ofa_jax.data.text import REFERENCES, reference_captions, remove_punctuation, target_caption
+from ofa_jax.data.tsv import IMAGE
+from ofa_jax.decode.beam import Search
 from ofa_jax.scoring.bleu import bleu
 from ofa_jax.scoring.cider import Frequencies, cider_d
 from ofa_jax.scoring.rouge import rouge_l
-from ofa_jax.tasks.seq2seq import IMAGE, Seq2Seq
+from ofa_jax.tasks.answering import Answering
+from ofa_jax.tasks.seq2seq import Seq2Seq
+
+ANSWERING = Answering(
+  prompt=lambda texts, chinese: prompts.caption(chinese=chinese),
+  columns={"id": 1, IMAGE: 4},
+  id="image_id",
+  result="caption",
+  searched_as="caption",
+  search=Search(num_beams=5, max_length=16, no_repeat_ngram_size=3),
+  tell=lambda caption, scale: remove_punctuation(caption).strip(),
+)
 
 _PAGE_PIXELS = 180  # a side of a picture on the page
 
@@ -36,9 +48,11 @@ class Caption(Seq2Seq):
   """
 
   fields: ClassVar[tuple[str, ...]] = ("uniq_id", "image_id", IMAGE, "caption")
+  answering: ClassVar[Answering] = ANSWERING
   metrics: ClassVar[tuple[str, ...]] = ("cider", "bleu4", "rouge_l", "exact")
 
-  columns: tuple[int, ...] = (0, 1, 4, 2)
+  columns: tuple[int, ...] = (0, ANSWERING.columns["id"], ANSWERING.columns[IMAGE], 2)
+  search: Search = dataclasses.field(default_factory=lambda: dataclasses.replace(ANSWERING.search))
   source_length: int = 10
   max_words: int = 20
   frequencies: str | None = None
@@ -49,10 +63,9 @@ class Caption(Seq2Seq):
       caption = REFERENCES.join(reference_captions(row["caption"]))
     else:
       caption = target_caption(row["caption"], max_words=self.max_words)
-    prompt = prompts.caption(chinese=self.words.kind == "bert-chinese")
     return {
       "image": self.image(row, rng),
-      "source": self.encode(prompt),
+      "source": self.asked(row),
       "target": self.encode(" " + caption),
     }
 
@@ -67,24 +80,22 @@ class Caption(Seq2Seq):
     that could not be read are left out.
     """
     captions = self._captions(predictions, streams)
-    found = [caption for _, caption, _ in captions]
+    told = [caption for _, caption, _ in captions]
     references = [group for _, _, group in captions]
-    exact = [caption in group for caption, group in zip(found, references, strict=True)]
+    exact = [caption in group for caption, group in zip(told, references, strict=True)]
     return {
-      "cider": np.mean(cider_d(found, references, frequencies=self._frequencies)),
-      "bleu4": bleu(found, references)[3],
-      "rouge_l": np.mean(rouge_l(found, references)),
+      "cider": np.mean(cider_d(told, references, frequencies=self._frequencies)),
+      "bleu4": bleu(told, references)[3],
+      "rouge_l": np.mean(rouge_l(told, references)),
       "exact": np.mean(exact),
     }
 
   def results(self, predictions, streams):
     """`predict.json`, as coco-caption reads it, and `captions.png`, a page of pictures."""
-    rows = streams["examples"]
-    captions = self._captions(predictions, streams)
-    told = [{"image_id": rows.row(i)["image_id"], "caption": text} for i, text, _ in captions]
-    files = {"predict.json": json.dumps(told, ensure_ascii=False).encode()}
+    files = super().results(predictions, streams)
     if self.page:
-      shown = captions[: self.page]
+      rows = streams["examples"]
+      shown = self._captions(predictions, streams)[: self.page]
       images = [rows.image(i, size=_PAGE_PIXELS) for i, _, _ in shown]
       files["captions.png"] = pictures.captions(images, *([c[k] for c in shown] for k in (1, 2)))
     return files
@@ -95,11 +106,8 @@ class Caption(Seq2Seq):
 
   def _captions(self, predictions, streams):
     """(row, its caption, its references) of all rows that could be read."""
-    rows, texts = streams["examples"], self.texts(predictions)
-    return [
-      (i, remove_punctuation(text).strip(), reference_captions(rows.row(i)["caption"]))
-      for i, text in texts.items()
-    ]
+    rows, told = streams["examples"], self.told(predictions)
+    return [(i, text, reference_captions(rows.row(i)["caption"])) for i, text in told.items()]
 
 
 @functools.lru_cache(maxsize=1)

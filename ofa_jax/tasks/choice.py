@@ -23,7 +23,7 @@ from ofa_jax.models.ofa_encoder import Encoded
 PROMPTS = ("none", "src", "prev_output")  # the original's --prompt-type
 INFERENCE = ("allcand", "beamsearch")  # the original's --val-inference-type
 Arrays = TypeVar("Arrays", Trie, candidates.Plan)
-MAX_POSITIONS = 1 << 16  # of all answers' beginnings in a cache: in Base 37 kB each, in fp32
+MAX_POSITIONS = 1 << 16  # of all hypotheses in a device's cache: in Base 37 kB each, in fp32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

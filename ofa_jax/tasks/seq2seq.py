@@ -11,6 +11,7 @@ the jaxpr), and every bucket would be one more program.
 
 import dataclasses
 import functools
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from ofa_jax.data.tsv import IMAGE, Table
 from ofa_jax.decode import answers
 from ofa_jax.decode.beam import Hypotheses, Search
 from ofa_jax.decode.trie import Trie
+from ofa_jax.tasks.answering import Answering, read
 from ofa_jax.tasks.base import Predictions, Task, normalized, spec_of
 from ofa_jax.tokenizers.ofa import OFATokenizer, layout_files
 from ofa_jax.tokenizers.special import BOS, EOS, PAD
@@ -41,6 +43,7 @@ class Seq2Seq(Task):
 
   Attributes:
     fields: names of the columns that a row is read from; "image" is the one in base64.
+    answering: what is asked and how answers are told; None where the task says it otherwise.
     prompts: whether examples have a "prompt", which the decoder is given before the answer.
     target_ends: False where the answer is learnt without the end after it.
     train, valid, test: TSV files of each split.
@@ -63,6 +66,7 @@ class Seq2Seq(Task):
   """
 
   fields: ClassVar[tuple[str, ...]]
+  answering: ClassVar[Answering | None] = None
   prompts: ClassVar[bool] = False
   target_ends: ClassVar[bool] = True
 
@@ -145,10 +149,32 @@ class Seq2Seq(Task):
       f"{hub.TOKENIZER}/{name}": (folder / name).read_bytes() for name in layout_files(folder)
     }
 
+  def asked(self, texts: Mapping[str, str]) -> list[int]:
+    """Token ids of the prompt for a row with these texts."""
+    return self.encode(self.answering.prompt(texts, self.words.kind == "bert-chinese"))
+
   def texts(self, predictions: Predictions) -> dict[int, str]:
     """The answers by row, of all rows that could be read."""
-    found = predictions["examples"]
-    return {int(i): self.words.decode(found["tokens"][i]) for i in np.flatnonzero(found["valid"])}
+    rows = predictions["examples"]
+    return {int(i): read(self.words, rows["tokens"][i]) for i in np.flatnonzero(rows["valid"])}
+
+  def told(self, predictions: Predictions) -> dict[int, Any]:
+    """The answers by row as result files have them, of all rows that could be read."""
+    names, whole = self.answering, np.ones(2)
+    texts = self.texts(predictions)
+    return {i: names.tell(names.called(text), whole) for i, text in texts.items()}
+
+  def results(self, predictions, streams):
+    """`predict.json`: id and answer of all rows that could be read, as the original writes it."""
+    if self.answering is None:
+      return {}
+    rows, names = streams["examples"], self.answering
+    field = names.id if names.id in self.fields else "id"
+    told = [
+      {names.id: names.told_id(rows.row(i)[field]), names.result: answer}
+      for i, answer in self.told(predictions).items()
+    ]
+    return {"predict.json": json.dumps(told, ensure_ascii=False).encode()}
 
   def assemble(self, example: Mapping[str, Any], *, warn: bool = False) -> dict[str, np.ndarray]:
     """Begin, end and padding put to the ids of an example.
@@ -162,10 +188,9 @@ class Seq2Seq(Task):
       each of its tokens, with padding where nothing is learnt.
     """
     prompt = list(example.get("prompt", ()))[: self.target_length - 2]
+    source = cut("source", example["source"], self.source_length - 2, warn=warn)
     room = self.target_length - 1 - len(prompt)
-    answer = cut("target", example["target"], room, field="target_length", warn=warn)
-    room = self.source_length - 2
-    source = cut("source", example["source"], room, field="source_length", warn=warn)
+    answer = cut("target", example["target"], room, warn=warn)
     end = [EOS] if self.target_ends else []
     arrays = {
       "source": _filled([BOS, *source, EOS], self.source_length),
@@ -187,13 +212,11 @@ class Seq2Seq(Task):
         f"task.image_size: expected 1 to {16 * cells} (the model's cells), found {self.image_size}"
       )
     for field, low in (("source_length", 3), ("target_length", 2)):
-      if not low <= getattr(self, field) <= MAX_POSITIONS:
-        found = getattr(self, field)
-        faults.append(f"task.{field}: expected {low} to {MAX_POSITIONS}, found {found}")
+      if not low <= (length := getattr(self, field)) <= MAX_POSITIONS:
+        faults.append(f"task.{field}: expected {low} to {MAX_POSITIONS}, found {length}")
     for field in ("smoothing", "drop_worst"):
-      if not 0 <= getattr(self, field) < 1:
-        found = getattr(self, field)
-        faults.append(f"task.{field}: expected a share from 0 to below 1, found {found}")
+      if not 0 <= (share := getattr(self, field)) < 1:
+        faults.append(f"task.{field}: expected a share from 0 to below 1, found {share}")
     try:
       dataclasses.replace(self.search)  # fields may have been overridden since it was made
     except ValueError as e:
@@ -220,9 +243,7 @@ class Seq2Seq(Task):
     del chunks
     names = ("source", "previous", "target", "weight", IMAGE, "image_mask", "code_mask", "conf")
     rows = {name: batch[name] for name in names if name in batch}
-    twice = lambda x: jnp.repeat(x, 2, axis=0)  # noqa: E731
-    if self.rdrop is not None:
-      rows = jax.tree.map(twice, rows)
+    rows = rows if self.rdrop is None else _twice(rows)
     targets = jnp.where(rows["weight"][:, None] > 0, rows["target"], PAD)
     ignore_prefix, places = self.ignore_prefix, None
     if self.learnt_tokens is not None:
@@ -238,14 +259,12 @@ class Seq2Seq(Task):
       rngs=rngs,
     )
     allowed = self.allowed(batch, vocab_size=logits.shape[-1])
-    if allowed is not None and self.rdrop is not None:
-      allowed = twice(allowed)
     return losses.label_smoothed(
       logits,
       targets,
       smoothing=self.smoothing,
       conf=rows.get("conf"),
-      mask=allowed,
+      mask=allowed if self.rdrop is None else _twice(allowed),
       allowed_range=self.allowed_range,
       ignore_prefix=ignore_prefix,
       ignore=EOS if self.ignore_eos else None,
@@ -261,6 +280,12 @@ class Seq2Seq(Task):
       return {}
     pixels = normalized(rows[IMAGE], mean=self.pixel_mean, std=self.pixel_std)
     return {IMAGE: pixels, "image_mask": rows.get("image_mask")}
+
+  def decoder_prompts(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """int32[B, P], what the decoder is given of each row before it answers, then padding."""
+    room = batch["target"].shape[1] - (self.learnt_tokens or 1) if self.prompts else 0
+    given = jnp.cumprod(batch["target"] == PAD, axis=1)[:, :room] > 0
+    return jnp.where(given, batch["previous"][:, 1 : room + 1], PAD)
 
   def streams(self, split: str) -> dict[str, "Rows"]:
     return {"examples": self.examples(split)}
@@ -299,7 +324,7 @@ class Seq2Seq(Task):
       [model.encode(batch["source"], **self.pictures(batch))],
       search=self.search,
       batch=len(batch["source"]),
-      prompts=decoder_prompts(batch) if self.prompts else None,
+      prompts=self.decoder_prompts(batch) if self.prompts else None,
       trie=trie,
       active=batch["weight"] > 0,
       rngs=rngs,
@@ -384,17 +409,15 @@ def _tokenizer_folder(name: str) -> Path:
   return source.files
 
 
-def cut(name: str, ids: Sequence[int], room: int, *, field: str, warn: bool) -> list[int]:
-  """The first `room` ids of what has a name; says, perhaps, which field would keep the others."""
+def cut(name: str, ids: Sequence[int], room: int, *, warn: bool) -> list[int]:
+  """The first `room` ids; says, perhaps, that a longer `task.{name}_length` would keep them all."""
   if warn and len(ids) > room:
-    warnings.warn(f"Cut a {name} of {len(ids)} tokens to {room}; task.{field} would keep it")
+    warnings.warn(f"Cut a {name} of {len(ids)} tokens to {room}; task.{name}_length would keep it")
   return list(ids[:room])
 
 
-def decoder_prompts(batch: Mapping[str, jax.Array]) -> jax.Array:
-  """int32[B, T - 1], what the decoder is given of each row before it answers, then padding."""
-  given = jnp.cumprod(batch["target"] == PAD, axis=1)[:, :-1] > 0
-  return jnp.where(given, batch["previous"][:, 1:], PAD)
+def _twice(arrays: Any) -> Any:
+  return jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), arrays)
 
 
 def _learnt(targets: jax.Array, number: int, *, ignore_prefix: int) -> tuple[jax.Array, jax.Array]:

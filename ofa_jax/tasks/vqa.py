@@ -26,10 +26,34 @@ from ofa_jax.decode.trie import DEAD
 from ofa_jax.models.ofa import OFA
 from ofa_jax.scoring import vqa
 from ofa_jax.tasks import choice
+from ofa_jax.tasks.answering import Answering
 from ofa_jax.tasks.choice import Choices
-from ofa_jax.tasks.seq2seq import Seq2Seq, cut, decoder_prompts, load_tokenizer
+from ofa_jax.tasks.seq2seq import Seq2Seq, cut, load_tokenizer
 
 COUNTED = "train"  # instead of a file: the answers are counted in the training data
+MAX_OBJECTS = 30  # the original's --max-object-length
+
+
+def asked(
+  texts: Mapping[str, str], *, max_words: int = prompts.MAX_WORDS, max_objects: int = MAX_OBJECTS
+) -> str:
+  """The question in "text", and behind it the names in "objects", "&&" between them, if given."""
+  question = prompts.question(texts["text"], max_words=max_words)
+  if max_objects and "objects" in texts:
+    return question + prompts.objects(texts["objects"], most=max_objects)
+  return question
+
+
+ANSWERING = Answering(
+  prompt=lambda texts, chinese: asked(texts),
+  columns={"id": 0, IMAGE: 5, "text": 2, "objects": 4},
+  id="question_id",
+  result="answer",
+  number_ids=True,
+  reads_prompt=True,
+  # The length of an answer is ours, the original's is 200 with the question.
+  search=Search(num_beams=5, max_length=30, normalize_scores=False),
+)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -49,7 +73,8 @@ class VQA(Seq2Seq):
   """
 
   metrics: ClassVar[tuple[str, ...]] = ("vqa_score",)
-  names: ClassVar[tuple[str, ...]] = ("id", IMAGE, "question", "answer", "objects")
+  names: ClassVar[tuple[str, ...]] = ("id", IMAGE, "text", "answer", "objects")
+  answering: ClassVar[Answering] = ANSWERING
 
   columns: tuple[int, ...] = (0, 5, 2, 3, 4)
   source_length: int = 128
@@ -59,11 +84,9 @@ class VQA(Seq2Seq):
   prompt: str = "prev_output"
   inference: str = "allcand"
   max_words: int = prompts.MAX_WORDS
-  max_objects: int = 30
+  max_objects: int = MAX_OBJECTS
   answer_length: int = 30
-  search: Search = dataclasses.field(
-    default_factory=lambda: Search(num_beams=5, max_length=30, normalize_scores=False)
-  )
+  search: Search = dataclasses.field(default_factory=lambda: dataclasses.replace(ANSWERING.search))
 
   @property
   def fields(self) -> tuple[str, ...]:
@@ -93,7 +116,7 @@ class VQA(Seq2Seq):
     source = self._question(row, warn=rng is not None)
     answer = vqa.best(confidences) if confidences else None
     target = [] if answer is None else self.encode(f" {answer}")
-    target = cut("answer", target, self.answer_length, field="answer_length", warn=rng is not None)
+    target = cut("answer", target, self.answer_length, warn=rng is not None)
     given = choice.prompt(source, self.prompt)
     example = {
       IMAGE: self.image(row, rng),
@@ -179,7 +202,7 @@ class VQA(Seq2Seq):
   def scores(self, model: OFA, batch: Mapping[str, jax.Array], plan: Plan) -> jax.Array:
     """The log-probabilities float32[B, A] of all answers; -inf behind the last one."""
     encoded = model.encode(batch["source"], **self.pictures(batch))
-    return choice.scores(model, encoded, decoder_prompts(batch), plan)
+    return choice.scores(model, encoded, self.decoder_prompts(batch), plan)
 
   def predict(self, model, batch, *, rngs, frozen):
     """Of "allcand" the number of each row's best "answer" and its score."""
@@ -198,7 +221,7 @@ class VQA(Seq2Seq):
     if "answer" in read:
       texts = self.choices.texts
       return {int(i): texts[read["answer"][i]] for i in np.flatnonzero(read["valid"])}
-    return {i: text.strip() for i, text in super().texts(predictions).items()}
+    return super().texts(predictions)
 
   def score(self, predictions, streams):
     """The original's "vqa_score", over the questions that have answers and could be read."""
@@ -210,19 +233,12 @@ class VQA(Seq2Seq):
       return {}
     return {"vqa_score": vqa.score([answers[i] for i in known], [references[i] for i in known])}
 
-  def results(self, predictions, streams):
-    """`predict.json`, as EvalAI takes it."""
-    rows, answers = streams["examples"], self.texts(predictions)
-    return {"predict.json": vqa.evalai([rows.row(i)["id"] for i in answers], answers.values())}
-
   def _question(self, row, *, warn):
     """The ids of a question, and of the objects behind it."""
-    if not pre_question(row["question"], max_words=1):
+    if not pre_question(row["text"], max_words=1):
       raise BadRow(row.name, "the question is empty")
-    ids = self.encode(prompts.question(row["question"], max_words=self.max_words))
-    if self.max_objects:
-      ids = ids + self.encode(prompts.objects(row["objects"], most=self.max_objects))
-    return cut("question", ids, self.source_length - 2, field="source_length", warn=warn)
+    ids = self.encode(asked(row, max_words=self.max_words, max_objects=self.max_objects))
+    return cut("source", ids, self.source_length - 2, warn=warn)
 
 
 @functools.lru_cache(maxsize=4)

@@ -37,7 +37,7 @@ def test_the_order_is_that_of_the_file(tmp_path, name, content):
     ("a.pkl", pickle.dumps(["no", 2]), "found list of other things"),
     ("a.json", b'{"no": 0', "found Expecting"),
     ("a.txt", b"\xff\xfe", "can't decode byte"),
-    ("a.json", b'["no", "no", " "]', "found 2 empty or twice: 'no', ' '"),
+    ("a.json", b'["no", "no", " "]', "found 1 empty: numbers 2"),
     ("a.txt", b"\n", "found none"),
     ("missing.pkl", None, "No such file"),
   ],

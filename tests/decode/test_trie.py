@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ofa_jax import sharding
 from ofa_jax.decode import trie
 
 EOS, VOCAB = 2, 40
@@ -53,3 +54,13 @@ def test_the_path_of_an_answer_says_what_was_allowed_on_it():
       assert set(np.flatnonzero(row).tolist()) == follow
   for other in ([5], [6], [5, 6, 7, 7], [9, EOS], [39], []):
     assert found.path(other) is None
+
+
+def test_what_is_allowed_is_looked_up_where_the_rows_are():
+  found = trie.build([[i] for i in range(4, 40)])
+  mesh = sharding.make_mesh((8, 1, 1))
+  node = jax.ShapeDtypeStruct((16, 3), jnp.int32, sharding=sharding.batch_sharding(mesh))
+  look = jax.jit(lambda found, node: found.allowed(node, vocab_size=VOCAB))
+  with jax.set_mesh(mesh):
+    text = look.lower(found, node).compile().as_text()
+  assert "all-gather" not in text and "pred[2,3,40]" in text

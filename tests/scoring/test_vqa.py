@@ -1,6 +1,4 @@
-"""VQA's answers, score and file."""
-
-import json
+"""VQA's answers and score."""
 
 import pytest
 
@@ -23,11 +21,3 @@ def test_what_is_no_answer_is_told(text):
 def test_the_score_is_the_mean_confidence():
   references = [{"no": 0.6}, {"tennis racket": 1.0, "frisbee": 0.3}, {"2": 0.3}]
   assert vqa.score(["no", "frisbee", "3"], references) == pytest.approx(0.3)
-
-
-def test_evalai_takes_numbers_where_ids_are_numbers():
-  lines = json.loads(vqa.evalai(["79459", "q1"], ["yes", "né"]))
-  assert lines == [
-    {"question_id": 79459, "answer": "yes"},
-    {"question_id": "q1", "answer": "né"},
-  ]

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import json
 import warnings
 
 import jax
@@ -13,14 +14,24 @@ from flax import nnx
 from PIL import Image
 
 from ofa_jax.config import Config, validate
+from ofa_jax.data import prompts
 from ofa_jax.data.tsv import BadRow
 from ofa_jax.decode import answers
 from ofa_jax.decode.beam import Search
+from ofa_jax.tasks.answering import Answering
 from ofa_jax.tasks.seq2seq import Seq2Seq
 from tests.ofa_files import write_bpe
 from tests.tiny import OFA
 
-LABELS = {"entailment": "yes", "contradiction": "no", "neutral": "maybe"}
+ANSWERING = Answering(
+  prompt=lambda texts, chinese: prompts.entailment(texts["text"], texts.get("premise")),
+  columns={"id": 0, "text": 3, "premise": 4},
+  id="uniq_id",
+  result="label",
+  reads_prompt=True,
+  choices={"yes": "entailment", "maybe": "neutral", "no": "contradiction"},
+)
+ANSWERS = {label: answer for answer, label in ANSWERING.choices.items()}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -28,15 +39,16 @@ class Entailment(Seq2Seq):
   """The example of docs/tasks.md without its image."""
 
   fields = ("label", "text")
-  prompts = True
+  answering = ANSWERING
+  prompts = ANSWERING.reads_prompt
   columns: tuple[int, ...] = (1, 0)
 
   def example(self, row, rng):
-    question = self.encode(f' does the image describe " {row["text"]} "?')
+    question = self.asked(row)
     return {
       "source": question,
       "prompt": question,
-      "target": self.encode(" " + LABELS[row["label"]]),
+      "target": self.encode(" " + ANSWERS[row["label"]]),
     }
 
 
@@ -44,7 +56,7 @@ class Entailment(Seq2Seq):
 def rows(tmp_path_factory):
   folder = tmp_path_factory.mktemp("entailment")
   path = folder / "train.tsv"
-  path.write_text("a man\tentailment\nthe dog\tneutral\n", encoding="utf-8")
+  path.write_text("a\tentailment\nthe dog\tneutral\n", encoding="utf-8")
   task = Entailment(
     train=(str(path),), tokenizer=str(write_bpe(folder / "bpe")), source_length=16, target_length=16
   )
@@ -76,10 +88,10 @@ def test_answers_are_generated_behind_their_prompts(rows):
   examples = [rows.example(0, None), rows.example(1, None), rows.blank()]
   batch = {k: jnp.stack([e[k] for e in examples]) for k in examples[0]}
   batch |= {"weight": jnp.array([1.0, 1.0, 0.0]), "index": jnp.array([0, 1, -1])}
-  prompts = [[n for n in example["source"].tolist() if n > 2] for example in examples[:2]]
-  assert len(prompts[0]) != len(prompts[1])
+  asked = [[n for n in example["source"].tolist() if n > 2] for example in examples[:2]]
+  assert len(asked[0]) != len(asked[1])
   given = np.full((3, 15), 1, np.int32)
-  for row, prompt in zip(given, prompts, strict=False):
+  for row, prompt in zip(given, asked, strict=False):
     row[: len(prompt)] = prompt
 
   @jax.jit
@@ -95,7 +107,7 @@ def test_answers_are_generated_behind_their_prompts(rows):
     return whole, task.generate(model, batch), task.predict(model, batch, rngs=None, frozen=None)
 
   whole, behind, best = jax.device_get(found(model, batch))
-  for i, prompt in enumerate(prompts):
+  for i, prompt in enumerate(asked):
     begin = len(prompt)
     assert whole.tokens[i, 0, :begin].tolist() == prompt
     assert behind.tokens[i, 0].tolist() == whole.tokens[i, 0, begin:].tolist() + [1] * begin
@@ -107,6 +119,22 @@ def test_answers_are_generated_behind_their_prompts(rows):
     assert 2 in best["tokens"][i].tolist()
   assert best["score"].tolist() == behind.scores[:, 0].tolist()
   assert not np.any(best["tokens"][2] != 1) and behind.scores[2, 0] == -np.inf
+
+
+def test_answers_are_told_as_result_files_have_them(rows):
+  task, rows = rows
+  tokens = np.full((2, 4), 1, np.int32)
+  tokens[0, :2] = *task.encode(" maybe"), 2
+  predictions = {"examples": {"tokens": tokens, "valid": np.array([True, False])}}
+  assert task.texts(predictions) == {0: "maybe"} and task.told(predictions) == {0: "neutral"}
+
+  class Named(Entailment):
+    fields = ("label", "uniq_id")  # the text tells the rows apart
+
+  fields = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
+  named = Named(**{**fields, "valid": task.train})
+  files = named.results(predictions, named.streams("valid"))
+  assert json.loads(files["predict.json"]) == [{"uniq_id": "a", "label": "neutral"}]
 
 
 def test_targets_without_an_end(rows):
@@ -166,7 +194,7 @@ def test_pictures_are_made_with_what_moves_with_them(tmp_path, rows):
   file = io.BytesIO()
   Image.fromarray(pixels).save(file, "PNG")
   encoded = file.getvalue()
-  lines = [f"a dog\t{base64.b64encode(x).decode()}\n" for x in (encoded, encoded[:40])]
+  lines = [f"a dog\t{base64.b64encode(x).decode()}\n" for x in (encoded, encoded[:-30])]
   (tmp_path / "train.tsv").write_text("".join(lines))
   settings = {"train": (str(tmp_path / "train.tsv"),), "tokenizer": rows[0].tokenizer}
   task = Half(image_size=8, **settings)
