@@ -3,10 +3,11 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax import evaluate, step
+from ofa_jax import evaluate, sharding, step
 from ofa_jax.config import Eval, MeshShape
 from ofa_jax.decode.beam import Search
 from ofa_jax.tasks.caption import Caption
@@ -49,15 +50,27 @@ def config(data, search, **changes):
   return dataclasses.replace(plain, evals=evals, max_bad_rate=0.1, **changes), task
 
 
+def weights(program):
+  """Random numbers as parameters, statistics of one: no initialisation has to be compiled."""
+  rng = np.random.default_rng(0)
+
+  def drawn(x):
+    noise = 0.1 * rng.normal(size=x.shape)
+    return (noise if len(x.shape) > 1 else 1 + noise).astype(x.dtype)
+
+  params = jax.tree.map(drawn, program.abstract.params)
+  rest = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), program.abstract.rest)
+  return jax.device_put((params, rest), (program.shardings.params, program.shardings.rest))
+
+
 def predictions(data, search, *, shape=None, devices=1, batch_size=16):
-  """What an evaluation of a fresh model predicts on a mesh."""
+  """What an evaluation predicts on a mesh."""
   shape = shape or MeshShape()
   run, task = config(data, search, mesh=shape)
   run.evals[0].batch_size = batch_size
   program = step.build(run, test_step.make_mesh(shape, devices), steps=1)
-  state = test_step.fresh(program)
   (evaluator,) = evaluate.evaluators(program)
-  assert evaluator(state.params, state.rest) == {"sixteen/rows": ROWS - 1}
+  assert evaluator(*weights(program)) == {"sixteen/rows": ROWS - 1}
   return task.told[-1]
 
 
@@ -102,6 +115,29 @@ def test_keys_are_of_seed_evaluation_and_stream():
     for seed, evaluation, stream in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0))
   ]
   assert keys[0] == keys[-1] and len({str(key) for key in keys}) == 4
+
+
+@dataclasses.dataclass(kw_only=True)
+class Helped(Told):
+  """Predictions by an array that nothing trains."""
+
+  def frozen(self, mesh, *, precision, training=True, load=True):
+    assert not training and precision == "fp32"
+    spec = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
+    return jax.device_put(np.float32(7), spec.sharding) if load else spec
+
+  def predict(self, model, batch, *, rngs, frozen):
+    return {"score": jnp.broadcast_to(frozen, batch["weight"].shape)}
+
+
+def test_evaluations_have_frozen_arrays(data):
+  run, task = config(data, BEAMS)
+  fields = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
+  run.evals[0].task = Helped(**fields)
+  program = step.build(run, test_step.make_mesh(devices=8), steps=1)
+  (evaluator,) = evaluate.evaluators(program)
+  evaluator(*weights(program))
+  np.testing.assert_array_equal(task.told[-1]["score"], np.full(ROWS, 7, np.float32))
 
 
 @dataclasses.dataclass(kw_only=True)
