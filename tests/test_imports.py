@@ -28,6 +28,7 @@ ALLOWED = {
   **dict.fromkeys(PURE, {"trees", "numerics"} | PURE | NUMPY),
   "convert": {"trees"} | PURE | NUMPY,
   "hub": {"trees", "convert", "checkpoint", "step"} | PURE | NUMPY,
+  "weights": {"trees", "convert", "hub"} | PURE | NUMPY,
   "tasks": {"trees", "numerics", "convert", "hub", "pictures"} | PURE | NUMPY,
   **dict.fromkeys(COMMANDS, None),  # anything
 }
