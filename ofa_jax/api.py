@@ -23,10 +23,10 @@ from PIL import Image
 
 from ofa_jax import hub, numerics, sharding, trees
 from ofa_jax.config import PRECISIONS
+from ofa_jax.convert import ofa_family
 from ofa_jax.convert.params import abstract
 from ofa_jax.data import images
 from ofa_jax.models.cnclip import CNCLIPConfig
-from ofa_jax.models.ofa_config import OFAConfig
 from ofa_jax.ofa_api import OFAModel
 from ofa_jax.tasks.base import normalized
 from ofa_jax.tokenizers.bert import CONTEXT_LENGTH, ChineseBertTokenizer
@@ -56,6 +56,7 @@ def load_from_name(
   download_root: str | os.PathLike | None = None,
   precision: str = "fp32",
   image_size: int | None = None,
+  tokenizer: str | os.PathLike | None = None,
 ) -> tuple["CNCLIPModel | OFAModel", Callable[[Image.Image], np.ndarray]]:
   """Loads a model on all devices of this machine.
 
@@ -69,6 +70,8 @@ def load_from_name(
       float32's rounding, which needs `jax.config.update("jax_enable_x64", True)` first. What is
       given as float32 below is float64 then.
     image_size: side in pixels that an OFA's images are resized to; None: what it was trained with.
+    tokenizer: folder of the tokenizer's files; None: those beside the model. An OFA without any
+      does what needs no text, `forward` and `generate_tokens`.
 
   Returns:
     The model, and a function that makes a Pillow image float32[S, S, 3], ready for `encode_image`
@@ -82,8 +85,9 @@ def load_from_name(
     raise ValueError(f"Expected precision {' or '.join(PRECISIONS)}, found {precision!r}")
   names = [name] if isinstance(name, str | os.PathLike) else list(name)
   sources = [hub.open_model(x, download_root=download_root) for x in names]
+  sources = [source.with_tokenizer(tokenizer) for source in sources]
   numerics.check(precision, platform=jax.default_backend())
-  if sources and all(isinstance(source.config, OFAConfig) for source in sources):
+  if sources and all(source.family is ofa_family.FAMILY for source in sources):
     model = OFAModel(*sources, precision=precision, image_size=image_size)
     return model, model.preprocess
   if len(sources) != 1 or image_size is not None:

@@ -28,6 +28,7 @@ from ofa_jax.decode.beam import BOS, EOS, PAD, Search
 from ofa_jax.decode.trie import Trie
 from ofa_jax.ofa_inputs import Picture
 from ofa_jax.ofa_runner import Runner, bucket
+from ofa_jax.tokenizers.ofa import OFATokenizer
 
 MAX_TOKENS = 1024  # of a text: the original's --max-source-positions
 
@@ -49,7 +50,7 @@ class OFAModel:
 
   Attributes:
     config: sizes of the (first) model.
-    tokenizer: the (first) model's own.
+    tokenizer: the (first) model's own; ValueError, which says what is missing, where it has none.
     image_size: side in pixels that images are resized to.
     searches: how "caption", "answer" and "ground" search; captions as the model says itself.
     preprocess: makes a Pillow image float32[S, S, 3], as the model wants it.
@@ -69,16 +70,19 @@ class OFAModel:
     """
     self._runner = Runner(sources, precision=precision)
     self.config, self.num_params = self._runner.config, self._runner.num_params
-    self.tokenizer = sources[0].tokenizer
+    self._source = sources[0]
     self.image_size = image_size or sources[0].image_size
     self.preprocess = functools.partial(
       inputs.preprocess, size=self.image_size, colours=self._runner.colours
     )
     self.searches = copy.deepcopy(SEARCHES)
-    for field, value in sources[0].settings["generation"].items():
-      setattr(self.searches["caption"], field, value)
-    self._chinese = self.tokenizer.kind == "bert-chinese"
+    own = sources[0].settings["generation"]
+    self.searches["caption"] = dataclasses.replace(SEARCHES["caption"], **own)
     self._plan = functools.lru_cache(maxsize=8)(self._make_plan)
+
+  @functools.cached_property
+  def tokenizer(self) -> OFATokenizer:
+    return self._source.tokenizer
 
   def forward(
     self,
@@ -206,7 +210,7 @@ class OFAModel:
       no_repeat_ngram_size=no_repeat_ngram_size,
     )
     inputs.check_texts("texts", texts)
-    texts = [text if text[0].isspace() or self._chinese else f" {text}" for text in texts]
+    texts = [text if text[0].isspace() or self.tokenizer.chinese else f" {text}" for text in texts]
     rows = self._prompted(images, texts, image_needed=False)
     return self._texts(self._search(rows, search, seed=seed), return_scores)
 
@@ -297,7 +301,7 @@ class OFAModel:
       ValueError: an empty phrase; an image is missing.
     """
     inputs.check_texts("phrases", phrases)
-    texts = [prompts.region(text, chinese=self._chinese) for text in phrases]
+    texts = [prompts.region(text, chinese=self.tokenizer.chinese) for text in phrases]
     rows = self._prompted(images, texts)
     found = self._search(rows, search or self.searches["ground"])
     boxes, scores = [], np.full(len(found), -np.inf, np.float32)
@@ -377,7 +381,7 @@ class OFAModel:
   def _described(self, images):
     """Rows of images and of the question what they are."""
     images = inputs.as_list("images", images)
-    return self._prompted(images, [prompts.caption(chinese=self._chinese)] * len(images))
+    return self._prompted(images, [prompts.caption(chinese=self.tokenizer.chinese)] * len(images))
 
   def _prompted(self, images, texts, *, image_needed=True):
     """Rows of prompts and of images, which may be missing only where they are not needed."""
@@ -441,7 +445,7 @@ class OFAModel:
     return scores.argmax(axis=1), scores.max(axis=1)
 
   def _make_plan(self, answers):
-    space = "" if self._chinese else " "
+    space = "" if self.tokenizer.chinese else " "
     return candidates.plan([self.tokenizer.encode(space + text) for text in answers])
 
 
