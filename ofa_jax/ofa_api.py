@@ -266,7 +266,7 @@ class OFAModel:
       return (answers, scores) if return_scores else answers
     search, begins = search or self.searches["answer"], [0] * len(rows["source"])
     if prompt_decoder:
-      rows["prefix"] = _prompt(rows["source"])[:, 1:]
+      rows["prefix"] = inputs.decoder_prompt(rows["source"])[:, 1:]
       begins = np.sum(rows["prefix"] != PAD, axis=1)
       length = bucket(rows["prefix"].shape[1], 8) + search.max_length
       search = dataclasses.replace(search, max_length=length)
@@ -440,15 +440,10 @@ class OFAModel:
       return [], np.zeros(0, np.float32)
     rows["decoder"] = np.full((len(rows["source"]), 1), BOS, np.int32)
     if prompt_decoder:
-      rows["decoder"] = _prompt(rows["source"])
+      rows["decoder"] = inputs.decoder_prompt(rows["source"])
     scores = self._runner.score(rows, plan=plan)
     return scores.argmax(axis=1), scores.max(axis=1)
 
   def _make_plan(self, answers):
     space = "" if self.tokenizer.chinese else " "
     return candidates.plan([self.tokenizer.encode(space + text) for text in answers])
-
-
-def _prompt(source):
-  """The text before the end, bos first, as the decoder's prompt."""
-  return np.where(source == EOS, PAD, source)[:, :-1]

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ofa_jax import losses, pictures, trees
+from ofa_jax import hub, losses, pictures, trees
+from ofa_jax.convert import cnclip_family
 from ofa_jax.data import folder, images, pairs, pipeline
 from ofa_jax.data.augment import AUGMENT
 from ofa_jax.data.text import normalize_caption
@@ -426,7 +427,10 @@ def _check_batch_norm(task, config):
 def _check_teacher(task):
   if task.teacher is None:
     return []
-  size = frozen_model(task.teacher).config.vision.image_size
+  config = frozen_model(task.teacher).config
+  if hub.family_of(config) is not cnclip_family.FAMILY:
+    return [f"task.teacher: expected a Chinese-CLIP, found {hub.family_of(config).title}"]
+  size = config.vision.image_size
   if size == task.image_size:
     return []
   return [f"task.teacher: expected a model of {task.image_size} pixels, found one of {size}"]
