@@ -24,8 +24,8 @@ from PIL import Image
 from ofa_jax import hub, numerics, sharding, trees
 from ofa_jax.config import PRECISIONS
 from ofa_jax.convert import ofa_family
-from ofa_jax.convert.params import abstract
 from ofa_jax.data import images
+from ofa_jax.models.abstract import abstract
 from ofa_jax.models.cnclip import CNCLIPConfig
 from ofa_jax.ofa_api import OFAModel
 from ofa_jax.tasks.base import normalized

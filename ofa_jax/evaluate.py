@@ -22,8 +22,8 @@ from jax.experimental import multihost_utils
 
 from ofa_jax import cli, hub, log, sharding, step, trees, weights
 from ofa_jax.config import Config, Eval, mesh_sizes, validate
-from ofa_jax.convert.params import abstract
 from ofa_jax.data import pipeline
+from ofa_jax.models.abstract import abstract
 
 
 class Evaluator:

@@ -29,8 +29,9 @@ from ofa_jax.convert import (
 )
 from ofa_jax.convert.family import Family, explain, guess
 from ofa_jax.convert.files import written_whole
-from ofa_jax.convert.params import ModelConfig, Weights, abstract, place, placement
+from ofa_jax.convert.params import ModelConfig, Weights, place, placement
 from ofa_jax.convert.releases import Release
+from ofa_jax.models.abstract import abstract
 from ofa_jax.step import State
 
 FORMAT = 1

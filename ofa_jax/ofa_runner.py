@@ -15,11 +15,11 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from ofa_jax import hub, numerics, sharding, trees
-from ofa_jax.convert.params import abstract
 from ofa_jax.data import images
 from ofa_jax.decode import beam, candidates
 from ofa_jax.decode.beam import EOS, PAD
 from ofa_jax.decode.trie import Trie
+from ofa_jax.models.abstract import abstract
 from ofa_jax.models.layers import BATCH_AXES
 from ofa_jax.ofa_inputs import Colours
 from ofa_jax.tasks.base import normalized

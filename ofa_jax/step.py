@@ -82,9 +82,7 @@ def build(config: Config, mesh: jax.sharding.Mesh, *, steps: int) -> Program:
     ValueError: the precision is not to be had.
   """
   numerics.check(config.precision, platform=mesh.devices.flat[0].platform)
-  model = jax.eval_shape(lambda: _build_model(config, jax.random.key(0)))
-  graph, params, rest = nnx.split(model, nnx.Param, ...)
-  params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+  graph, params, rest = trees.split_shapes(lambda: _build_model(config, jax.random.key(0)))
   optimizer = optim_lib.transformation(config.optim, params)
   abstract = jax.eval_shape(lambda p, r: _state(config, optimizer, p, r), params, rest)
   whole = sharding.replicated(mesh)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 Rules = Iterable[tuple[str, Any]]
 
@@ -26,6 +27,17 @@ def flatten(tree: Any) -> dict[str, Any]:
   """Leaves by path, in tree order."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {path_name(path): leaf for path, leaf in leaves}
+
+
+def split_shapes(
+  build: Callable[[], nnx.Module],
+) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
+  """A model that is traced and not made: (graph, params, rest) for `nnx.merge`.
+
+  The last two are nested dicts of ShapeDtypeStructs: the parameters, and the running statistics.
+  """
+  graph, params, rest = nnx.split(jax.eval_shape(build), nnx.Param, ...)
+  return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
 
 def map_paths(fn: Callable[..., Any], tree: Any, *others: Any) -> Any:

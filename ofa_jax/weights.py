@@ -10,8 +10,9 @@ import jax
 from ofa_jax import trees
 from ofa_jax.convert import cnclip, cnclip_family, huggingface, ofa, torch_files, towers
 from ofa_jax.convert.family import explain
-from ofa_jax.convert.params import ModelConfig, abstract, place
+from ofa_jax.convert.params import ModelConfig, place
 from ofa_jax.hub import Source, family_of, open_model
+from ofa_jax.models.abstract import abstract
 from ofa_jax.models.cnclip import CNCLIPConfig
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from ofa_jax import compile_ahead, hub, sharding, step, topology, trees
 from ofa_jax.config import MeshShape
-from ofa_jax.convert.params import abstract
+from ofa_jax.models.abstract import abstract
 from tests import tiny
 from tests.test_processes import ROOT
 

@@ -15,8 +15,8 @@ from ofa_jax import hub, sharding
 from ofa_jax.checkpoint import Checkpoints
 from ofa_jax.config import to_dict
 from ofa_jax.convert import cnclip as convert
-from ofa_jax.convert.params import abstract
 from ofa_jax.models import cnclip, ofa
+from ofa_jax.models.abstract import abstract
 from ofa_jax.step import State
 from ofa_jax.tokenizers.bert import CONTEXT_LENGTH
 from ofa_jax.weights import open_towers

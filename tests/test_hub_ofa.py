@@ -20,7 +20,7 @@ from ofa_jax.checkpoint import Checkpoints
 from ofa_jax.config import to_dict
 from ofa_jax.convert import ofa as convert
 from ofa_jax.convert import ofa_family, ofa_sizes, torch_files
-from ofa_jax.convert.params import abstract
+from ofa_jax.models.abstract import abstract
 from ofa_jax.models.ofa import OFAConfig
 from ofa_jax.step import State
 from ofa_jax.tokenizers.ofa import OFATokenizer
@@ -291,7 +291,8 @@ def test_a_checkpoint_alone_gives_the_originals_numbers(command, tmp_path):
   # As the original made it: 256 pixels for positions that are never interpolated, and no words.
   options = argparse.Namespace(**{**OPTIONS, "orig_patch_image_size": 256})
   path = save_fairseq(tmp_path / "alone" / "checkpoint.pt", cfg={"model": options})
-  command(path, tmp_path / "ours")
+  said = command(path, tmp_path / "ours")
+  assert "reads ids, but no text yet. Expected the files of OFA's tokenizer" in said
   model, _ = ofa_jax.load_from_name(tmp_path / "ours")
   stored = golden("micro", "mm_batch")
   given = {name: np.asarray(x) for name, x in inputs(stored).items()}
@@ -321,7 +322,7 @@ def test_a_checkpoint_alone_gives_the_originals_numbers(command, tmp_path):
   # The tokenizer comes later: for one call, or into the directory.
   words = write_words(tmp_path / "words")
   assert ofa_jax.load_from_name(path, tokenizer=words)[0].tokenizer.vocab_size == 112
-  command(path, tmp_path / "with", f"--tokenizer={words}")
+  assert "no text" not in command(path, tmp_path / "with", f"--tokenizer={words}")
   assert hub.open_model(tmp_path / "with").tokenizer.vocab_size == 112
 
 

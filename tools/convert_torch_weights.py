@@ -63,6 +63,11 @@ def convert(
   name = source.config.name or "unnamed sizes"
   print(f"{path} ({source.form}) -> {out} ({to}): {name}, {trees.count(params):,} parameters")
   del params, rest
+  if to != "torch" and source.family.tokenizers:
+    try:
+      source.tokenizer  # noqa: B018 - whether there is one
+    except ValueError as error:
+      print(f"{out} reads ids, but no text yet. {error}")
   if check:
     for line in _check(path, out, source, to=to):
       print(line)

@@ -20,7 +20,7 @@ import huggingface_hub
 
 from ofa_jax import hub, log, trees
 from ofa_jax.config import to_dict
-from ofa_jax.convert.params import abstract
+from ofa_jax.models.abstract import abstract
 
 SIZES = (
   "width",

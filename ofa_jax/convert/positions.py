@@ -10,7 +10,8 @@ import numpy as np
 from flax import traverse_util
 
 from ofa_jax import trees
-from ofa_jax.convert.params import abstract, placement
+from ofa_jax.convert.params import placement
+from ofa_jax.models.abstract import abstract
 from ofa_jax.models.cnclip import CNCLIPConfig
 
 _TEXT = "bert/position/embedding"

@@ -7,7 +7,8 @@ import jax
 from flax import nnx
 
 from ofa_jax import hub, numerics, trees
-from ofa_jax.convert.params import ModelConfig, abstract
+from ofa_jax.convert.params import ModelConfig
+from ofa_jax.models.abstract import abstract
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 from jax import export
 
-from ofa_jax.convert.params import abstract
 from ofa_jax.decode import beam, candidates
+from ofa_jax.models.abstract import abstract
 from ofa_jax.models.ofa import ClassifierConfig
 from tests import cnclip_golden, ofa_golden
 

@@ -8,8 +8,8 @@ import pytest
 
 from ofa_jax import hub, numerics, sharding
 from ofa_jax.convert import cnclip
-from ofa_jax.convert.params import abstract
 from ofa_jax.models import cnclip as model
+from ofa_jax.models.abstract import abstract
 from ofa_jax.tasks.contrastive import Contrastive
 from ofa_jax.tasks.frozen import Frozen
 from tests import ofa_golden
