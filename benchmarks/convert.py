@@ -27,8 +27,8 @@ from ofa_jax import trees
 from ofa_jax.convert import cnclip as convert
 from ofa_jax.convert import ofa as convert_ofa
 from ofa_jax.convert import ofa_family, ofa_sizes, rules, torch_files
-from ofa_jax.convert.params import abstract
 from ofa_jax.models import cnclip, ofa
+from ofa_jax.models.abstract import abstract
 
 COMMAND = pathlib.Path(__file__).parents[1] / "tools" / "convert_torch_weights.py"
 SMALLEST_FIRST = (

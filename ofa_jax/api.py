@@ -23,11 +23,10 @@ from PIL import Image
 
 from ofa_jax import hub, numerics, sharding, trees
 from ofa_jax.config import PRECISIONS
-from ofa_jax.convert import releases
-from ofa_jax.convert.params import abstract
+from ofa_jax.convert import ofa_family, releases
 from ofa_jax.data import images
+from ofa_jax.models.abstract import abstract
 from ofa_jax.models.cnclip import CNCLIPConfig
-from ofa_jax.models.ofa_config import OFAConfig
 from ofa_jax.ofa_api import OFAModel
 from ofa_jax.tasks.base import normalized
 from ofa_jax.tokenizers.bert import CONTEXT_LENGTH, ChineseBertTokenizer
@@ -58,6 +57,7 @@ def load_from_name(
   precision: str = "fp32",
   image_size: int | None = None,
   use_modelscope: bool = False,
+  tokenizer: str | os.PathLike | None = None,
 ) -> tuple["CNCLIPModel | OFAModel", Callable[[Image.Image], np.ndarray]]:
   """Loads a model on all devices of this machine.
 
@@ -72,6 +72,8 @@ def load_from_name(
       given as float32 below is float64 then.
     use_modelscope: download from ModelScope, not the Hugging Face Hub; `releases` has other ways.
     image_size: side in pixels that an OFA's images are resized to; None: what it was trained with.
+    tokenizer: folder of the tokenizer's files; None: those beside the model. An OFA without any
+      does what needs no text, `forward` and `generate_tokens`.
 
   Returns:
     The model, and a function that makes a Pillow image float32[S, S, 3], ready for `encode_image`
@@ -86,8 +88,9 @@ def load_from_name(
   names = [name] if isinstance(name, str | os.PathLike) else list(name)
   source = releases.MODELSCOPE if use_modelscope else None
   sources = [hub.open_model(x, download_root=download_root, source=source) for x in names]
+  sources = [source.with_tokenizer(tokenizer) for source in sources]
   numerics.check(precision, platform=jax.default_backend())
-  if sources and all(isinstance(source.config, OFAConfig) for source in sources):
+  if sources and all(source.family is ofa_family.FAMILY for source in sources):
     model = OFAModel(*sources, precision=precision, image_size=image_size)
     return model, model.preprocess
   if len(sources) != 1 or image_size is not None:

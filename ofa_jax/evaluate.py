@@ -16,11 +16,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from ofa_jax import cli, hub, log, processes, sharding, step, trees
+from ofa_jax import cli, hub, log, processes, sharding, step, trees, weights
 from ofa_jax.config import Config, Eval, mesh_sizes, validate
-from ofa_jax.convert import positions
-from ofa_jax.convert.params import abstract
 from ofa_jax.data import pipeline
+from ofa_jax.models.abstract import abstract
 from ofa_jax.trees import Tree
 
 
@@ -161,6 +160,21 @@ def run_all(
   return metrics
 
 
+def set_tokenizer(config: Config, folder: str) -> None:
+  """Makes the tasks of a config, and of its evaluations, read another tokenizer.
+
+  Raises:
+    ValueError: none of them has one.
+  """
+  tasks = [config.task, *(evaluation.task for evaluation in config.evals)]
+  readers = [task for task in tasks if hasattr(task, "tokenizer")]
+  if not readers:
+    kinds = ", ".join(sorted({type(task).__name__ for task in tasks}))
+    raise ValueError(f"Expected a task with a tokenizer for --tokenizer, found {kinds}")
+  for task in readers:
+    task.tokenizer = folder
+
+
 def run(config: Config, name: str, *, results: str | None = None) -> dict[str, float]:
   """Metrics of a stored model by the config's evaluations.
 
@@ -203,10 +217,10 @@ def load_weights(program: step.Program, name: str, *, initial: Tree | None = Non
   Args:
     program: from `step.build`.
     name: whatever `hub.open_model` takes: a run or a step of it, a model directory, a released
-      name, a file; also of another image size, see `positions.fitted`.
+      name, a file; also of another image size, see `weights.fitted`.
     initial: parameters of a fresh model that starts training from it. What the stored one lacks and
-      the config's model calls optional is taken from these; of an OFA see `hub.open_start`. None:
-      all must be there.
+      the config's model calls optional is taken from these; of an OFA see `weights.open_start`.
+      None: all must be there.
 
   Raises:
     ValueError: there is no such model, or it has other parameters than the config's; all of them.
@@ -215,8 +229,8 @@ def load_weights(program: step.Program, name: str, *, initial: Tree | None = Non
   if initial is None:
     source = hub.open_model(name)
   else:
-    source = hub.open_start(name, config=config.model, seed=config.seed)
-  source, resized = positions.fitted(source, config.model)
+    source = weights.open_start(name, config=config.model, seed=config.seed)
+  source, resized = weights.fitted(source, config.model)
   _, params, rest = abstract(source.config)
   wanted, stored = trees.flatten(program.abstract.params), trees.flatten(params)
   may = () if initial is None else getattr(config.model, "optional", ())
@@ -262,8 +276,14 @@ def main() -> None:
     "results", "Folder for the files of the tasks: predictions, pages of pictures."
   )
 
+  tokenizer = cli.define_path(
+    "tokenizer", "Folder of an OFA's tokenizer, instead of the one that the config names."
+  )
+
   def command():
     log.quiet_libraries()
+    if tokenizer.value:
+      set_tokenizer(config.value, tokenizer.value)
     metrics = run(config.value, directory.value, results=results.value)
     if jax.process_index() == 0:
       for name, value in metrics.items():

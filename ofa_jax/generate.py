@@ -286,6 +286,9 @@ def main() -> None:
   )
   image_size = flags.DEFINE_integer("image-size", None, "Pixels a side; default: the model's.")
   batch_size = flags.DEFINE_integer("batch-size", 16, "Rows predicted together.", lower_bound=1)
+  tokenizer = flags.DEFINE_string(
+    "tokenizer", None, "Folder of the tokenizer's files; default: those beside the model."
+  )
   precision = cli.define_precision()
   max_bad_rate = flags.DEFINE_float("max-bad-rate", 0.01, "Share of unreadable rows allowed.")
   searched = {
@@ -311,7 +314,10 @@ def main() -> None:
     pictures = [_open(image.value)] if image.value else None
     choices = answers.load(candidates.value) if candidates.value else None
     model, _ = api.load_from_name(
-      name.value, precision=precision.value, image_size=image_size.value
+      name.value,
+      precision=precision.value,
+      image_size=image_size.value,
+      tokenizer=tokenizer.value,
     )
     if not isinstance(model, OFAModel):
       raise ValueError(f"Expected an OFA in --model, found {type(model.config).__name__}")

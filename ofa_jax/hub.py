@@ -6,17 +6,15 @@ they can go straight to where they are needed.
 
 A model directory is what everything else reads and writes: `config.json`, which describes the model
 in full, `params/` (Orbax), and the tokenizer's files. What differs between the families of models
-is in one module for each, with the same names (`FAMILIES`).
+is a `Family` of each (`FAMILIES`).
 """
 
 import dataclasses
 import difflib
-import functools
 import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -24,30 +22,25 @@ import orbax.checkpoint as ocp
 
 from ofa_jax import checkpoint, checksums, trees
 from ofa_jax.convert import (
-  cnclip,
   cnclip_family,
-  huggingface,
   json_files,
   limits,
-  ofa,
   ofa_family,
-  ofa_start,
   releases,
   torch_files,
-  towers,
 )
-from ofa_jax.convert.params import ModelConfig, Weights, abstract, place, placement
+from ofa_jax.convert.family import Family, explain, guess
+from ofa_jax.convert.params import ModelConfig, Weights, place, placement
 from ofa_jax.convert.releases import Release
 from ofa_jax.files import written_whole
-from ofa_jax.models.cnclip import CNCLIPConfig
-from ofa_jax.models.ofa import OFAConfig
+from ofa_jax.models.abstract import abstract
 from ofa_jax.step import State
 
 FORMAT = 1
 TOKENIZER = "tokenizer"  # the folder of an OFA's in a workdir
-FAMILIES: dict[str, ModuleType] = {family.NAME: family for family in (cnclip_family, ofa_family)}
+FAMILIES: tuple[Family, ...] = (cnclip_family.FAMILY, ofa_family.FAMILY)
 RELEASES: dict[str, Release] = {
-  name: release for family in FAMILIES.values() for name, release in family.RELEASES.items()
+  name: release for family in FAMILIES for name, release in family.releases.items()
 }
 
 
@@ -70,26 +63,47 @@ class Source:
   files: pathlib.Path | None = None
 
   @property
-  def family(self) -> ModuleType:
-    """The module of its family."""
+  def family(self) -> Family:
+    """Its family."""
     return family_of(self.config)
 
   @property
   def tokenizer(self) -> Any:
-    """The model's tokenizer, read anew; ValueError where an OFA's files are missing."""
-    return self.family.read_tokenizer(self.files)
+    """The model's tokenizer, read anew; ValueError where an OFA has none, or another's."""
+    tokenizers = self.family.tokenizers
+    if tokenizers is None:
+      raise ValueError(f"Expected a model that reads text, found {self.family.title}")
+    return tokenizers.read(self.files, self.config)
 
   @property
   def image_size(self) -> int:
     """Side in pixels of the images that it was trained with."""
-    if isinstance(self.config, CNCLIPConfig):
-      return self.config.vision.image_size
-    return self.settings["image_size"]
+    return self.family.image_size(self.config, self.settings)
+
+  def with_tokenizer(self, folder: str | os.PathLike | None) -> "Source":
+    """The same model with the tokenizer of a folder instead; None: its own.
+
+    Raises:
+      ValueError: there is none in the folder, or it is another model's.
+    """
+    if folder is None:
+      return self
+    source = dataclasses.replace(self, files=pathlib.Path(folder).expanduser())
+    source.tokenizer  # noqa: B018 - read here, so that it is told here
+    return source
 
 
-def family_of(config: ModelConfig) -> ModuleType:
-  """The module of the family that a config is of."""
-  return next(family for family in FAMILIES.values() if isinstance(config, family.CONFIG))
+def family_of(config: ModelConfig) -> Family:
+  """The family that a config is of."""
+  return next(family for family in FAMILIES if isinstance(config, family.config))
+
+
+def config_of(name: str) -> ModelConfig:
+  """Sizes of a model; those of a public name without its download, where that is possible."""
+  for family in FAMILIES:
+    if name in family.releases and family.released is not None:
+      return family.released(name)
+  return open_model(name).config
 
 
 def open_model(
@@ -131,81 +145,6 @@ def open_model(
     f"Expected a model's name ({', '.join(RELEASES)}), a model directory, a Hugging Face "
     f"directory or a .pt file; found {str(name)!r}, which is none of them{hint}"
   )
-
-
-def open_start(
-  name: str | os.PathLike,
-  *,
-  config: ModelConfig,
-  seed: int,
-  download_root: str | os.PathLike | None = None,
-) -> Source:
-  """Finds the weights that a model starts training from.
-
-  An OFA may start from one that lacks parts of it, such as adapters or new tokens, and from BART's
-  `.pt`; see `ofa_start.complete`. Other models start from the same one only.
-
-  Args:
-    name: as for `open_model`.
-    config: the model that is trained.
-    seed: draws what is new.
-    download_root: as for `open_model`.
-
-  Raises:
-    ValueError: as `open_model`; the weights are of other sizes.
-  """
-  if not isinstance(config, OFAConfig):
-    return open_model(name, download_root=download_root)
-  path = pathlib.Path(name)
-  if path.is_file():
-    form, settings, files = "torch", ofa_family.SETTINGS, path.parent
-    read = functools.partial(torch_files.load_state_dict, path)
-  else:
-    stored = open_model(name, download_root=download_root)
-    if not isinstance(stored.config, OFAConfig):
-      raise ValueError(f"{name}: expected an OFA to start from, found a Chinese-CLIP")
-    if not trees.difference(abstract(config)[1:], abstract(stored.config)[1:]):
-      return dataclasses.replace(stored, config=config)
-    form, settings, files = stored.form, stored.settings, stored.files
-
-    def read():
-      return ofa.to_torch(*jax.device_get(stored.load()), stored.config)
-
-  def load(shardings=None):
-    complete = functools.partial(ofa_start.complete, seed=seed)
-    tensors = _explain(path, complete, read(), config)
-    return place(*_explain(path, ofa.from_torch, tensors, config), shardings)
-
-  return Source(config=config, load=load, form=form, settings=settings, files=files)
-
-
-def open_towers(
-  clip: str | os.PathLike,
-  bert: str | os.PathLike,
-  *,
-  config: CNCLIPConfig | None = None,
-) -> Source:
-  """Starts a Chinese-CLIP from an OpenAI CLIP's image tower and a BERT, as the original's training.
-
-  Args:
-    clip: OpenAI's file (TorchScript) or the state dict in it.
-    bert: a Hugging Face directory of a BERT, or its `pytorch_model.bin`.
-    config: the sizes where they cannot be inferred; positions are interpolated to its image size.
-
-  Raises:
-    ValueError: a tower is missing, or not of these sizes.
-  """
-  clip, bert = pathlib.Path(clip), pathlib.Path(bert)
-
-  def read():
-    read_bert = huggingface.read_tensors if bert.is_dir() else torch_files.load_state_dict
-    return towers.merge(torch_files.load_state_dict(clip), read_bert(bert), config=config)
-
-  def load(shardings=None):
-    return place(*_explain(clip, cnclip.from_torch, *read()), shardings)
-
-  _, config = read()
-  return Source(config=config, load=load, form="towers", settings=cnclip_family.SETTINGS)
 
 
 def fetch(name: str, root: pathlib.Path, *, source: str | None = None) -> pathlib.Path:
@@ -267,15 +206,16 @@ def save_directory(
   """
   family = family_of(config)
   described = {
-    "family": family.NAME,
+    "family": family.name,
     "format": FORMAT,
     **family.to_json(config),
-    **family.SETTINGS,
+    **family.settings,
     **(settings or {}),
   }
   with written_whole(directory) as made:
     made.mkdir()
-    described |= family.save_tokenizer(files, made)
+    if family.tokenizers is not None:
+      described |= family.tokenizers.save(files, made, config)
     (made / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(made / "params", {"params": params, "rest": rest})
@@ -321,17 +261,21 @@ def _open_directory(path: pathlib.Path, which: str | None = None) -> Source:
     raise ValueError(
       f"{path}@{which}: expected a run of ofa_jax.train, which has steps, found none"
     )
-  for family in FAMILIES.values():
-    if described.get("family") == family.NAME:
+  for family in FAMILIES:
+    if described.get("family") == family.name:
       return _open_own(path, described, family)
-    if described.get("model_type") == family.MODEL_TYPE:
+    if family.huggingface and described.get("model_type") == family.huggingface.model_type:
       return _open_huggingface(path, described, family)
-    if str(run.get("_class")).endswith(f".{family.CONFIG.__name__}"):
+    if str(run.get("_class")).endswith(f".{family.config.__name__}"):
       return _open_run(path, described, family, which)
   found = {k: described[k] for k in ("family", "model_type", "name") if k in described}
   families, types, configs = (
-    " or ".join(repr(getattr(value, "__name__", value)) for value in values)
-    for values in zip(*((f.NAME, f.MODEL_TYPE, f.CONFIG) for f in FAMILIES.values()), strict=True)
+    " or ".join(map(repr, values))
+    for values in (
+      [family.name for family in FAMILIES],
+      [family.huggingface.model_type for family in FAMILIES if family.huggingface],
+      [family.config.__name__ for family in FAMILIES],
+    )
   )
   raise ValueError(
     f"{file}: expected family {families} (a model directory), model_type {types} (a Hugging Face "
@@ -339,13 +283,13 @@ def _open_directory(path: pathlib.Path, which: str | None = None) -> Source:
   )
 
 
-def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: ModuleType) -> Source:
+def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: Family) -> Source:
   if described.get("format") != FORMAT:
     raise ValueError(
       f"{path}: expected format {FORMAT}, found {described.get('format')!r}; it was written by "
       "another version of ofa_jax"
     )
-  config = _explain(path, family.from_json, described)
+  config = explain(path, family.from_json, described)
 
   def load(shardings=None):
     _, *expected = abstract(config)
@@ -373,26 +317,24 @@ def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: ModuleTy
     return found["params"], found["rest"]
 
   return Source(
-    config=config, load=load, form="directory", settings=family.settings(described), files=path
+    config=config, load=load, form="directory", settings=family.read_settings(described), files=path
   )
 
 
-def _open_huggingface(
-  path: pathlib.Path, described: Mapping[str, Any], family: ModuleType
-) -> Source:
-  config, settings = _explain(path, family.infer_huggingface, path, described)
+def _open_huggingface(path: pathlib.Path, described: Mapping[str, Any], family: Family) -> Source:
+  config, settings = explain(path, family.huggingface.infer, path, described)
 
   def load(shardings=None):
-    return place(*family.load_huggingface(path, config), shardings)
+    return place(*family.huggingface.load(path, config), shardings)
 
   return Source(config=config, load=load, form="huggingface", settings=settings, files=path)
 
 
 def _open_run(
-  path: pathlib.Path, described: Mapping[str, Any], family: ModuleType, which: str | None
+  path: pathlib.Path, described: Mapping[str, Any], family: Family, which: str | None
 ) -> Source:
-  config = _explain(path, family.from_json, described["model"])
-  task = _explain(path, limits.section, described, "task")
+  config = explain(path, family.from_json, described["model"])
+  task = explain(path, limits.section, described, "task")
   if which is not None:  # else what is there is seen when it is read, for a run may be under way
     with checkpoint.open_run(str(path)) as checkpoints:
       which = str(checkpoints.find(which))
@@ -412,7 +354,7 @@ def _open_run(
     config=config,
     load=load,
     form="run",
-    settings=family.settings(task),
+    settings=family.read_settings(task),
     files=_files_of_run(path, task.get("tokenizer")),
   )
 
@@ -446,29 +388,30 @@ def _open_torch(
     family, config, settings = _infer(path, ema=ema)
   else:
     family = family_of(config)
-    settings = family.SETTINGS
+    settings = family.settings
 
   def load(shardings=None):
     # Read again: tensors kept since the sizes were read would stand beside the converted ones.
     tensors = torch_files.load_state_dict(path, ema=ema)
-    weights = _explain(path, family.from_torch, tensors, config)
+    weights = explain(path, family.from_torch, tensors, config)
     del tensors
     return place(*weights, shardings)
 
-  files = path.parent if family.FILES_BESIDE_WEIGHTS else None
+  beside = family.tokenizers is not None and family.tokenizers.beside_weights
+  files = path.parent if beside else None
   return Source(config=config, load=load, form="torch", settings=settings, files=files)
 
 
-def _infer(path: pathlib.Path, *, ema: bool) -> tuple[ModuleType, ModelConfig, dict[str, Any]]:
+def _infer(path: pathlib.Path, *, ema: bool) -> tuple[Family, ModelConfig, dict[str, Any]]:
   """The family, sizes and settings of a PyTorch file."""
   tensors = torch_files.load_state_dict(path, ema=ema, verify=False)
-  for family in FAMILIES.values():
-    if family.is_state_dict(tensors):
+  for family in FAMILIES:
+    if family.wrote(tensors):
       options = torch_files.load_options(path)
-      return family, *_explain(path, family.infer, tensors, options)
+      return family, *explain(path, family.infer, tensors, options)
   raise ValueError(
-    f"{path}: expected the tensors of {' or '.join(f.TITLE for f in FAMILIES.values())}, found "
-    f"{len(tensors)} others, first {list(tensors)[:3]}"
+    f"{path}: expected the tensors of {' or '.join(f.title for f in FAMILIES)}, found "
+    + (guess(tensors) or f"{len(tensors)} others, first {list(tensors)[:3]}")
   )
 
 
@@ -482,11 +425,3 @@ def _whole(path: pathlib.Path, function: Callable[..., Any], *args: Any) -> Any:
       f"{path}: expected the parameters of a model, found files that cannot be read "
       f"({reason:.200}); get the folder again"
     ) from error
-
-
-def _explain(path: pathlib.Path, function: Callable[..., Any], *args: Any) -> Any:
-  """Calls a function and puts the file's name before what it complains of."""
-  try:
-    return function(*args)
-  except ValueError as error:
-    raise ValueError(f"{path}: {error}") from error

@@ -28,7 +28,8 @@ from ofa_jax.ofa_inputs import Picture
 from ofa_jax.ofa_runner import Runner
 from ofa_jax.tasks import caption, free_text, image_classify, refcoco, snli_ve, vqa
 from ofa_jax.tasks.answering import read
-from ofa_jax.tokenizers.special import BOS, EOS, PAD
+from ofa_jax.tokenizers.ofa import OFATokenizer
+from ofa_jax.tokenizers.special import BOS, EOS
 
 MAX_TOKENS = 1024  # of a text: the original's --max-source-positions
 
@@ -43,7 +44,7 @@ class OFAModel:
 
   Attributes:
     config: sizes of the (first) model.
-    tokenizer: the (first) model's own.
+    tokenizer: the (first) model's own; ValueError, which says what is missing, where it has none.
     image_size: side in pixels that images are resized to.
     searches: how "caption", "answer" and "ground" search; captions as the model says itself.
     preprocess: makes a Pillow image float32[S, S, 3], as the model wants it.
@@ -65,16 +66,15 @@ class OFAModel:
     self.precision, self._num_models = precision, len(sources)
     self._runner = Runner(sources, precision=precision)
     self.config, self.num_params = self._runner.config, self._runner.num_params
-    self.tokenizer = sources[0].tokenizer
+    self._source = sources[0]
     self.image_size = image_size or sources[0].image_size
     self.preprocess = functools.partial(
       inputs.preprocess, size=self.image_size, colours=self._runner.colours
     )
     asked = (caption.ANSWERING, vqa.ANSWERING, refcoco.ANSWERING)
     self.searches = {x.searched_as: dataclasses.replace(x.search) for x in asked}
-    for field, value in sources[0].settings["generation"].items():
-      setattr(self.searches["caption"], field, value)
-    self._chinese = self.tokenizer.kind == "bert-chinese"
+    own = sources[0].settings["generation"]
+    self.searches["caption"] = dataclasses.replace(self.searches["caption"], **own)
     self._plan = functools.lru_cache(maxsize=8)(self._make_plan)
 
   def __repr__(self) -> str:
@@ -83,6 +83,10 @@ class OFAModel:
       f"{type(self).__name__}(num_params={self.num_params:_}, image_size={self.image_size}, "
       f"vocab_size={self.config.vocab_size}, precision={self.precision!r}{ensemble})"
     )
+
+  @functools.cached_property
+  def tokenizer(self) -> OFATokenizer:
+    return self._source.tokenizer
 
   def forward(
     self,
@@ -271,7 +275,7 @@ class OFAModel:
       answers = [candidates[i] for i in best]
       return (answers, scores) if return_scores else answers
     if prompt_decoder:
-      rows["prompt"] = _prompt(rows["source"])[:, 1:]
+      rows["prompt"] = inputs.decoder_prompt(rows["source"])[:, 1:]
     return self._texts(self._search(rows, search or self.searches["answer"]), return_scores)
 
   def ground(
@@ -442,15 +446,10 @@ class OFAModel:
       return [], np.zeros(0, np.float32)
     rows["decoder"] = np.full((len(rows["source"]), 1), BOS, np.int32)
     if prompt_decoder:
-      rows["decoder"] = _prompt(rows["source"])
+      rows["decoder"] = inputs.decoderinputs.decoder_prompt(rows["source"])
     scores = self._runner.score(rows, plan=plan)
     return scores.argmax(axis=1), scores.max(axis=1)
 
   def _make_plan(self, answers):
-    space = "" if self._chinese else " "
+    space = "" if self.tokenizer.chinese else " "
     return candidates.plan([self.tokenizer.encode(space + text) for text in answers])
-
-
-def _prompt(source):
-  """The text before the end, bos first, as the decoder's prompt."""
-  return np.where(source == EOS, PAD, source)[:, :-1]

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ofa_jax.data import images
-from ofa_jax.tokenizers.special import PAD
+from ofa_jax.tokenizers.special import EOS, PAD
 
 Picture: TypeAlias = Image.Image | np.ndarray
 
@@ -147,3 +147,8 @@ def check_texts(name: str, texts: Any, *, rows: int | None = None) -> None:
       f"Expected {name} with words in them, found {len(empty)} empty: "
       f"numbers {', '.join(empty[:5])}"
     )
+
+
+def decoder_prompt(source: np.ndarray) -> np.ndarray:
+  """Source tokens int32[N, S] without the end, bos first, as what the decoder reads before it."""
+  return np.where(source == EOS, PAD, source)[:, :-1]

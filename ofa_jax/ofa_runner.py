@@ -15,10 +15,10 @@ import numpy as np
 from flax import nnx
 
 from ofa_jax import hub, numerics, sharding, trees
-from ofa_jax.convert.params import abstract
 from ofa_jax.data import images
 from ofa_jax.decode import answers, beam, candidates
 from ofa_jax.decode.trie import Trie
+from ofa_jax.models.abstract import abstract
 from ofa_jax.ofa_inputs import Colours
 from ofa_jax.tasks.base import normalized
 from ofa_jax.tasks.choice import MAX_POSITIONS

@@ -98,8 +98,7 @@ def build(config: Config, mesh: jax.sharding.Mesh, *, steps: int) -> Program:
   """
   numerics.check(config.precision, platform=mesh.devices.flat[0].platform)
   model = jax.eval_shape(lambda: _build_model(config, jax.random.key(0)))
-  _, params, rest = nnx.split(model, nnx.Param, ...)
-  params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+  _, params, rest = trees.split(model)
   optimizer = optim_lib.transformation(config.optim, params)
   abstract = jax.eval_shape(lambda p, r: _state(config, optimizer, p, r), params, rest)
   whole = sharding.replicated(mesh)
@@ -131,8 +130,8 @@ def init(program: Program) -> State:
 
   @program.traced
   def make():
-    _, params, rest = nnx.split(_build_model(config, jax.random.key(config.seed)), nnx.Param, ...)
-    return _state(config, program.optimizer, nnx.to_pure_dict(params), nnx.to_pure_dict(rest))
+    _, params, rest = trees.split(_build_model(config, jax.random.key(config.seed)))
+    return _state(config, program.optimizer, params, rest)
 
   return jax.jit(make, out_shardings=program.shardings)()
 
@@ -209,7 +208,7 @@ def prediction_key(seed: int, *, evaluation: int, stream: jax.typing.ArrayLike) 
 
 def statistics(model: nnx.Module) -> Tree:
   """What a model holds beside its parameters: the running statistics after a forward pass."""
-  return nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])
+  return trees.split(model)[2]
 
 
 def _build_model(config, key):

@@ -11,7 +11,7 @@ from typing import Any, Union
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
+from flax import nnx, traverse_util
 
 BATCH_AXES = ("data", "fsdp")  # the mesh axes that split a batch
 
@@ -37,6 +37,12 @@ def flatten(tree: Any) -> dict[str, Any]:
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
   """Nested dictionaries from leaves by path: the inverse of `flatten` for such a tree."""
   return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, Tree, Tree]:
+  """(graph, params, rest) of a model for `nnx.merge`: nested dicts, the second of statistics."""
+  graph, params, rest = nnx.split(model, nnx.Param, ...)
+  return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
 
 def map_paths(fn: Callable[..., Any], tree: Any, *others: Any) -> Any:

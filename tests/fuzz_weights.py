@@ -270,7 +270,7 @@ def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
   """Everything that is read of a `.pt`."""
   options = torch_files.load_options(path)
   tensors = torch_files.load_state_dict(path)
-  for family in hub.FAMILIES.values():
+  for family in hub.FAMILIES:
     with contextlib.suppress(ValueError):  # the micro model's heads cannot be inferred
       family.infer(tensors, options)
   return tensors

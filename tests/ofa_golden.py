@@ -16,8 +16,8 @@ import numpy as np
 from flax import nnx
 
 from ofa_jax.convert import ofa as convert
-from ofa_jax.convert.params import abstract
 from ofa_jax.models import ofa
+from ofa_jax.models.abstract import abstract
 from ofa_jax.models.ofa import OFA, OFAConfig
 
 _DIR = pathlib.Path(__file__).parent / "golden" / "ofa"

@@ -12,7 +12,7 @@ import pytest
 
 from ofa_jax import compile_ahead, cost, hub, savings, sharding, step, topology, trees
 from ofa_jax.config import MeshShape, mesh_sizes
-from ofa_jax.convert.params import abstract
+from ofa_jax.models.abstract import abstract
 from tests import tiny
 from tests.test_processes import ROOT
 

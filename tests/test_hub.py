@@ -17,10 +17,11 @@ from ofa_jax.checkpoint import Checkpoints
 from ofa_jax.config import to_dict
 from ofa_jax.convert import cnclip as convert
 from ofa_jax.convert import torch_files
-from ofa_jax.convert.params import abstract
 from ofa_jax.models import cnclip, ofa
+from ofa_jax.models.abstract import abstract
 from ofa_jax.step import State
 from ofa_jax.tokenizers.bert import CONTEXT_LENGTH
+from ofa_jax.weights import open_towers
 from tests import cnclip_files, tiny
 from tests.cnclip_golden import MICRO, flatten, micro_config, micro_state_dict
 
@@ -246,14 +247,14 @@ def test_towers_start_a_model(tmp_path):
   for name, part in parts.items():
     torch.save(part, tmp_path / name)
   for bert in (tmp_path, tmp_path / "pytorch_model.bin"):
-    source = hub.open_towers(tmp_path / "clip.pt", bert, config=micro_config("micro_vit"))
+    source = open_towers(tmp_path / "clip.pt", bert, config=micro_config("micro_vit"))
     params, _ = source.load()
     expected, _ = weights()
     assert_same(params["visual"], expected["visual"])
     assert_same(params["bert"], expected["bert"])
   shutil.copyfile(tmp_path / "clip.pt", tmp_path / "pytorch_model.bin")
   with pytest.raises(ValueError, match="found no BERT"):
-    hub.open_towers(tmp_path / "clip.pt", tmp_path)
+    open_towers(tmp_path / "clip.pt", tmp_path)
 
 
 @pytest.mark.parametrize("model", MICRO)

@@ -12,15 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
-from ofa_jax import hub
+import ofa_jax
+from ofa_jax import hub, trees
 from ofa_jax.checkpoint import Checkpoints
 from ofa_jax.config import to_dict
 from ofa_jax.convert import ofa as convert
 from ofa_jax.convert import ofa_family, ofa_sizes, torch_files
+from ofa_jax.models.abstract import abstract
 from ofa_jax.models.ofa import OFAConfig
 from ofa_jax.step import State
-from tests.ofa_golden import micro_config, micro_state_dict
+from ofa_jax.tokenizers.ofa import OFATokenizer
+from ofa_jax.weights import open_start
+from tests.ofa_directory import write_words
+from tests.ofa_files import GOLDEN
+from tests.ofa_golden import error, golden, inputs, micro_config, micro_state_dict
 
 torch = pytest.importorskip("torch")
 
@@ -72,9 +79,17 @@ def save_fairseq(path, *, old=False, **more):
   return path
 
 
-def write_tokenizer(folder):
-  for name in ("dict.txt", "encoder.json", "vocab.bpe"):
-    (folder / name).write_text(name)
+def write_transformers_words(folder, words):
+  """The tokenizer of a folder as transformers keeps it: vocab.json, merges.txt."""
+  symbols = [*OFATokenizer.from_directory(words).symbols]
+  encoder = json.loads((words / "encoder.json").read_text())
+  spelled = {str(number): piece for piece, number in encoder.items()}
+  vocab = {spelled.get(symbol, symbol): i for i, symbol in enumerate(symbols)}
+  (folder / "vocab.json").write_text(json.dumps(vocab))
+  pieces = vocab.keys()
+  lines = (words / "vocab.bpe").read_text().splitlines()
+  kept = [x for x in lines if x.startswith("#") or {*x.split(), x.replace(" ", "")} <= pieces]
+  (folder / "merges.txt").write_text("\n".join(kept) + "\n")
 
 
 @pytest.fixture
@@ -93,7 +108,7 @@ def command(monkeypatch, capsys):
 @pytest.mark.parametrize("old", [False, True])
 def test_fairseqs_checkpoints_there_and_back(command, tmp_path, old):
   path = save_fairseq(tmp_path / "in" / "checkpoint_best.pt", old=old)
-  write_tokenizer(path.parent)
+  write_words(path.parent)
   said = command(path, tmp_path / "ours")
   assert f"{path} (torch) -> {tmp_path / 'ours'} (orbax): unnamed sizes, " in said
   source = hub.open_model(tmp_path / "ours")
@@ -103,7 +118,9 @@ def test_fairseqs_checkpoints_there_and_back(command, tmp_path, old):
   described = json.loads((tmp_path / "ours" / "config.json").read_text())
   assert (described["family"], described["format"]) == ("ofa", 1)
   assert described["tokenizer"] == {"kind": "gpt2"}
-  assert (tmp_path / "ours" / "vocab.bpe").read_text() == "vocab.bpe"
+  words = (path.parent / "vocab.bpe").read_bytes()
+  assert (tmp_path / "ours" / "vocab.bpe").read_bytes() == words
+  assert source.tokenizer.vocab_size == 112
 
   command(tmp_path / "ours", tmp_path / "back.pt", "--to=torch")
   back = torch.load(tmp_path / "back.pt", weights_only=False)
@@ -163,11 +180,38 @@ def test_transformers_directories_there_and_back(command, tmp_path):
   command(tmp_path / "ours", tmp_path / "hf", "--to=hf")
   described = json.loads((tmp_path / "hf" / "config.json").read_text())
   assert described["model_type"] == "ofa" and described["d_model"] == 32
-  described |= {k: OPTIONS[k] for k in ("code_dict_size", "num_bins", "orig_patch_image_size")}
-  (tmp_path / "hf" / "config.json").write_text(json.dumps(described))
   source = hub.open_model(tmp_path / "hf")
   assert (source.form, source.config) == ("huggingface", micro_config())
+  assert source.settings == SETTINGS
   assert_same(source.load(), weights())
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"interpolate_position": True, "dropout": 0.1, "decoder_drop_path": 0.2},
+    {"freeze_resnet": True, "entangle_position_embedding": True, "disable_entangle": False},
+    {"batch_norm_eps": 1e-3, "scale_attn": False},
+  ],
+)
+def test_what_is_written_is_read_again(changes):
+  config = micro_config(**changes)
+  shapes = {path: np.zeros(x.shape, x.dtype) for path, x in _flat(config).items()}
+  params, rest = (
+    traverse_util.unflatten_dict({k: x for k, x in shapes.items() if k in part}, sep="/")
+    for part in map(trees.flatten, abstract(config)[1:])
+  )
+  written = convert.to_torch(params, rest, config)
+  options = ofa_sizes.to_options(config, SETTINGS)
+  described = json.loads(json.dumps(ofa_sizes.to_huggingface(config, SETTINGS)))
+  for names, said in ((written, options), (convert.to_huggingface(written), described)):
+    assert ofa_sizes.infer_config(names, said) == config
+    assert ofa_sizes.settings(said) == SETTINGS
+
+
+def _flat(config):
+  _, params, rest = abstract(config)
+  return {**trees.flatten(params), **trees.flatten(rest)}
 
 
 def test_a_name_is_downloaded_and_converted_once(tmp_path, monkeypatch):
@@ -175,8 +219,7 @@ def test_a_name_is_downloaded_and_converted_once(tmp_path, monkeypatch):
   torch.save(released, tmp_path / "pytorch_model.bin")
   described = {"model_type": "ofa", "code_dict_size": 32, "num_bins": 16}
   (tmp_path / "config.json").write_text(json.dumps({**described, "orig_patch_image_size": 64}))
-  (tmp_path / "vocab.json").write_text("{}")
-  (tmp_path / "merges.txt").write_text("#")
+  write_transformers_words(tmp_path, write_words(tmp_path / "words"))
   downloads = []
 
   def get(repo, file, *, local_dir):
@@ -197,12 +240,13 @@ def test_a_name_is_downloaded_and_converted_once(tmp_path, monkeypatch):
     assert (source.form, source.config) == ("directory", micro_config())
     assert_same(source.load(), weights())
   assert downloads == list(ofa_family.RELEASES["OFA-tiny"].files)
-  assert (tmp_path / "cache" / "OFA-tiny" / "merges.txt").read_text() == "#"
+  merges = (tmp_path / "merges.txt").read_bytes()
+  assert (tmp_path / "cache" / "OFA-tiny" / "merges.txt").read_bytes() == merges
+  assert source.tokenizer.vocab_size == 112
 
 
 def test_runs_are_read(tmp_path):
-  (tmp_path / "words").mkdir()
-  write_tokenizer(tmp_path / "words")
+  write_words(tmp_path / "words")
   task = {"tokenizer": str(tmp_path / "words"), "image_size": 96}
   config = {"model": to_dict(micro_config()), "task": task}
   (tmp_path / "config.json").write_text(json.dumps(config))
@@ -223,7 +267,7 @@ def test_training_starts_from_a_model_that_lacks_parts(tmp_path):
   path = save_fairseq(tmp_path / "x.pt")
   config = micro_config(scale_resids=True)
   for name in (tmp_path / "ours", path):
-    source = hub.open_start(name, config=config, seed=0)
+    source = open_start(name, config=config, seed=0)
     assert isinstance(source.config, OFAConfig) and source.config is config
     params, rest = source.load()
     factors = params["encoder"]["blocks"]["mlp"].pop("residual_scale")
@@ -231,7 +275,7 @@ def test_training_starts_from_a_model_that_lacks_parts(tmp_path):
     params["decoder"]["blocks"]["mlp"].pop("residual_scale")
     assert_same((params, rest), weights())
   # Options that change no parameter are the config's, not the stored model's.
-  source = hub.open_start(tmp_path / "ours", config=micro_config(dropout=0.1), seed=0)
+  source = open_start(tmp_path / "ours", config=micro_config(dropout=0.1), seed=0)
   assert source.config.dropout == 0.1
   assert_same(source.load(), weights())
 
@@ -239,5 +283,60 @@ def test_training_starts_from_a_model_that_lacks_parts(tmp_path):
 def test_a_tokenizer_that_is_not_there_is_asked_for(tmp_path):
   hub.save_directory(tmp_path / "ours", micro_config(), *weights())
   assert json.loads((tmp_path / "ours" / "config.json").read_text())["tokenizer"] is None
-  with pytest.raises(ValueError, match=r"dict\.txt \+ encoder\.json \+ vocab\.bpe"):
+  with pytest.raises(ValueError, match=r"found none in .*put dict\.txt, encoder\.json, vocab\.bpe"):
     _ = hub.open_model(tmp_path / "ours").tokenizer
+
+
+def test_a_checkpoint_alone_gives_the_originals_numbers(command, tmp_path):
+  # As the original made it: 256 pixels for positions that are never interpolated, and no words.
+  options = argparse.Namespace(**{**OPTIONS, "orig_patch_image_size": 256})
+  path = save_fairseq(tmp_path / "alone" / "checkpoint.pt", cfg={"model": options})
+  said = command(path, tmp_path / "ours")
+  assert "reads ids, but no text yet. Expected the files of OFA's tokenizer" in said
+  model, _ = ofa_jax.load_from_name(tmp_path / "ours")
+  stored = golden("micro", "mm_batch")
+  given = {name: np.asarray(x) for name, x in inputs(stored).items()}
+  found = model.forward(
+    given["tokens"],
+    given["decoder_tokens"],
+    images=given["image"],
+    image_mask=given["image_mask"],
+  )
+  assert error(found, stored["logits"]) < 1e-5
+  with np.load(GOLDEN / "generation" / "inputs.npz") as arrays:
+    image = arrays["mm.patch_images"].transpose(0, 2, 3, 1)
+    found = model.generate_tokens(
+      arrays["mm.src_tokens"], image, arrays["mm.patch_masks"], no_repeat_ngram_size=3
+    )
+  case = json.loads((GOLDEN / "generation" / "beam_search.json").read_text())
+  for hypotheses, expected in zip(found, case["caption_beam5_ngram3"]["hypos"], strict=True):
+    assert [x["tokens"].tolist() for x in hypotheses] == [x["tokens"] for x in expected]
+    for x, y in zip(hypotheses, expected, strict=True):
+      assert x["score"] == pytest.approx(y["score"], abs=1e-4)
+  missing = r"tokenizer beside the model, found none.*--tokenizer=DIR.*tokenizer= of load_from_name"
+  with pytest.raises(ValueError, match=missing):
+    model.caption(image[:1])
+  with pytest.raises(ValueError, match=missing):
+    model.answer(image[:1], ["is it raining?"], ["yes", "no"])
+
+  # The tokenizer comes later: for one call, or into the directory.
+  words = write_words(tmp_path / "words")
+  assert ofa_jax.load_from_name(path, tokenizer=words)[0].tokenizer.vocab_size == 112
+  assert "no text" not in command(path, tmp_path / "with", f"--tokenizer={words}")
+  assert hub.open_model(tmp_path / "with").tokenizer.vocab_size == 112
+
+
+def test_another_models_dictionary_is_refused(command, tmp_path):
+  path = save_fairseq(tmp_path / "in" / "checkpoint.pt")
+  write_words(path.parent)
+  listed = path.parent / "dict.txt"
+  listed.write_text(f"unused 1\n{listed.read_text()}")
+  message = "expected a dictionary of the model's 112 symbols, found 113"
+  for to in ("orbax", "hf"):
+    with pytest.raises(SystemExit, match=message):
+      command(path, tmp_path / "ours", f"--to={to}")
+    assert not (tmp_path / "ours").exists()
+  with pytest.raises(ValueError, match=message):
+    ofa_jax.load_from_name(path)[0].caption(np.zeros((1, 64, 64, 3), np.uint8))
+  with pytest.raises(ValueError, match=message):
+    ofa_jax.load_from_name(path, tokenizer=path.parent)

@@ -31,6 +31,7 @@ ALLOWED = {
   **dict.fromkeys(PURE, {"trees", "numerics"} | PURE | NUMPY),
   "convert": {"trees"} | PURE | NUMPY,
   "hub": {"files", "trees", "convert", "checkpoint", "step"} | PURE | NUMPY,
+  "weights": {"trees", "convert", "hub"} | PURE | NUMPY,
   "tasks": {"trees", "numerics", "convert", "hub", "pictures"} | PURE | NUMPY,
   **dict.fromkeys(
     INFERENCE,

@@ -12,10 +12,11 @@ from ofa_jax import evaluate, hub, sharding, step, trees
 from ofa_jax.checkpoint import Checkpoints
 from ofa_jax.config import to_dict
 from ofa_jax.convert import huggingface
-from ofa_jax.convert.params import abstract
-from ofa_jax.convert.positions import fitted, resize_positions
+from ofa_jax.convert.positions import resize_positions
+from ofa_jax.models.abstract import abstract
 from ofa_jax.train import train
-from tests import cnclip_files, tiny
+from ofa_jax.weights import fitted
+from tests import cnclip_files, ofa_golden, tiny
 from tests.cnclip_golden import micro_config, micro_state_dict
 from tests.test_hub import assert_same, weights
 
@@ -78,7 +79,7 @@ def test_positions_are_interpolated_whatever_the_form(tmp_path, form):
 def test_a_model_of_this_size_is_left_alone(tmp_path):
   source = store(tmp_path, "directory")
   longer = larger(source.config, factor=1, max_positions=4 * source.config.text.max_positions)
-  for config in (source.config, longer, micro_config("micro_rn50")):
+  for config in (source.config, longer, micro_config("micro_rn50"), ofa_golden.micro_config()):
     assert fitted(source, config) == (source, [])
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 import ofa_jax
 from ofa_jax import hub, train
-from ofa_jax.convert.params import abstract
+from ofa_jax.models.abstract import abstract
 from tests import tiny
 
 STORED = pathlib.Path(__file__).parent / "stored"

@@ -11,8 +11,9 @@ optimizer, in FlashAttention's naming or the usual one), a Hugging Face director
 ChineseCLIPModel or an OFAModel, a model directory, or a workdir of ofa_jax.train (W@STEP and W@best
 are one checkpoint of it, W the newest). The sizes are read off the weights; where a Chinese-CLIP's
 number of heads cannot be (heads are neither 64 wide nor ViT-H-14's 80), give the original's JSON
-files with --model-config. An OFA's tokenizer is copied from the folder of its weights: dict.txt,
-encoder.json, vocab.bpe; or dict.txt, vocab.txt; or vocab.json, merges.txt.
+files with --model-config. An OFA's tokenizer is copied from the folder of its weights, or of
+--tokenizer: dict.txt, encoder.json, vocab.bpe; or dict.txt, vocab.txt; or vocab.json, merges.txt.
+Without one, what needs no text works.
 """
 
 import argparse
@@ -25,10 +26,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 
-from ofa_jax import cli, hub, trees
-from ofa_jax.convert import cnclip, model_config, torch_files
+from ofa_jax import cli, hub, trees, weights
+from ofa_jax.convert import cnclip, cnclip_family, model_config, torch_files
 from ofa_jax.files import written_whole
-from ofa_jax.models.cnclip import CNCLIPConfig
 
 TARGETS = ("orbax", "torch", "hf")
 
@@ -42,6 +42,7 @@ def convert(
   model_config_files: tuple[str, ...] = (),
   check: bool = False,
   ema: bool = False,
+  tokenizer: str | None = None,
 ) -> None:
   """Converts one model; the arguments are the command's.
 
@@ -50,17 +51,23 @@ def convert(
   """
   config = model_config.read(model_config_files) if model_config_files else None
   if bert:
-    source = hub.open_towers(path, bert, config=config)
+    source = weights.open_towers(path, bert, config=config)
   else:
     source = hub.open_model(path, config=config, ema=ema)
   if config and source.form not in ("torch", "towers"):
     raise ValueError(f"Expected --model-config only for a .pt; {path} describes its own sizes")
+  source = source.with_tokenizer(tokenizer)
   with written_whole(out) as made:
     params, rest = source.load()
     _write(made, source, params, rest, to=to)
   name = source.config.name or "unnamed sizes"
   print(f"{path} ({source.form}) -> {out} ({to}): {name}, {trees.count(params):,} parameters")
   del params, rest
+  if to != "torch" and source.family.tokenizers:
+    try:
+      source.tokenizer  # noqa: B018 - whether there is one
+    except ValueError as error:
+      print(f"{out} reads ids, but no text yet. {error}")
   if check:
     for line in _check(path, out, source, to=to):
       print(line)
@@ -71,18 +78,18 @@ def _write(out: pathlib.Path, source: hub.Source, params, rest, *, to: str) -> N
     stored = {"settings": source.settings, "files": source.files}
     hub.save_directory(out, source.config, params, rest, **stored)
     return
-  weights = jax.device_get((params, rest))
+  arrays = jax.device_get((params, rest))
   if to == "torch":
-    source.family.save_torch(out, source.config, weights, settings=source.settings)
+    source.family.save_torch(out, source.config, arrays, settings=source.settings)
   else:
-    source.family.save_huggingface(
-      out, source.config, weights, settings=source.settings, files=source.files
+    source.family.huggingface.save(
+      out, source.config, arrays, settings=source.settings, files=source.files
     )
 
 
 def _check(path: str, out: str, source: hub.Source, *, to: str) -> list[str]:
   """Lines on the largest differences between our features and PyTorch's, on random inputs."""
-  if not isinstance(source.config, CNCLIPConfig):
+  if source.family is not cnclip_family.FAMILY:
     return ["not checked: PyTorch's OFA needs fairseq, which this command does not run"]
   forms = {path: source.form, out: {"orbax": "directory", "hf": "huggingface"}.get(to, to)}
   theirs = [p for p, form in forms.items() if form in ("torch", "huggingface")]
@@ -185,6 +192,11 @@ def main() -> None:
     help="of a checkpoint of fairseq take the moving average of the weights, in fp32 if it has it",
   )
   parser.add_argument(
+    "--tokenizer",
+    metavar="DIR",
+    help="folder of the tokenizer's files, which go into OUT instead of those beside IN",
+  )
+  parser.add_argument(
     "--check",
     action="store_true",
     help="run both models on random inputs and print the largest difference; needs cn_clip, or "
@@ -200,6 +212,7 @@ def main() -> None:
       model_config_files=tuple(args.model_config),
       check=args.check,
       ema=args.ema,
+      tokenizer=args.tokenizer,
     )
 
 

@@ -19,8 +19,7 @@ import huggingface_hub
 
 from ofa_jax import cli, hub, log, trees
 from ofa_jax.config import to_dict
-from ofa_jax.convert.params import abstract
-from ofa_jax.models.cnclip import CNCLIPConfig
+from ofa_jax.models.abstract import abstract
 
 SIZES = (
   "width",
@@ -87,14 +86,13 @@ def card(source: hub.Source, repo: str, *, run: str | None, license: str) -> str
     elif name in SIZES:
       sizes[name] = str(value)
   family = source.family
-  # Of these families transformers has Chinese-CLIP alone.
-  theirs = source.form == "huggingface" and isinstance(source.config, CNCLIPConfig)
+  theirs = source.form == "huggingface" and family.huggingface.in_transformers
   data = huggingface_hub.ModelCardData(
-    license=license, library_name="transformers" if theirs else "ofa-jax", **family.CARD
+    license=license, library_name="transformers" if theirs else "ofa-jax", **family.card
   )
   parts = [
     f"---\n{data.to_yaml()}\n---\n\n# {repo.rpartition('/')[2]}",
-    f"This is {family.TITLE} ({family.PAPER}), trained and converted with ofa_jax.",
+    f"This is {family.title} ({family.paper}), trained and converted with ofa_jax.",
     _table("", "", sizes),
   ]
   if run is not None:

@@ -13,7 +13,6 @@ import numpy as np
 
 from ofa_jax import trees
 from ofa_jax.convert import rules
-from ofa_jax.convert.params import abstract
 from ofa_jax.convert.rules import (
   CONV,
   FLAT,
@@ -26,6 +25,7 @@ from ofa_jax.convert.rules import (
   patches,
 )
 from ofa_jax.models import cnclip
+from ofa_jax.models.abstract import abstract
 from ofa_jax.models.bert import BertConfig
 from ofa_jax.models.clip_resnet import REDUCTION, ResNetConfig
 from ofa_jax.models.cnclip import CNCLIPConfig

@@ -2,28 +2,20 @@
 
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ofa_jax.convert import cnclip, huggingface, limits, model_config, rules, torch_files
+from ofa_jax.convert import cnclip, huggingface, limits, model_config, positions, torch_files
+from ofa_jax.convert.family import Family, HuggingFace, Tokenizers
 from ofa_jax.convert.params import Weights
 from ofa_jax.convert.releases import Release
+from ofa_jax.models import cnclip as model
 from ofa_jax.models.cnclip import CNCLIPConfig
 from ofa_jax.tokenizers.bert import CONTEXT_LENGTH, ChineseBertTokenizer
 
-NAME, TITLE, CONFIG = "cnclip", "a Chinese-CLIP", CNCLIPConfig
-MODEL_TYPE = huggingface.MODEL_TYPE
 SETTINGS: dict[str, Any] = {"context_length": CONTEXT_LENGTH}  # beside the sizes in config.json
-FILES_BESIDE_WEIGHTS = False  # the package has the released vocabulary
-# What a page on the Hugging Face Hub says of any such model.
-CARD: dict[str, Any] = {
-  "language": "zh",
-  "pipeline_tag": "zero-shot-image-classification",
-  "tags": ["chinese-clip", "image-text-retrieval"],
-}
-PAPER = "arXiv 2211.01335"
 _FILES = {
   "ViT-B-16": ("chinese-clip-vit-base-patch16", "clip_cn_vit-b-16.pt"),
   "ViT-L-14": ("chinese-clip-vit-large-patch14", "clip_cn_vit-l-14.pt"),
@@ -36,17 +28,8 @@ RELEASES: dict[str, Release] = {
   for name, (repo, file) in _FILES.items()
 }
 
-to_json, from_json = model_config.to_json, model_config.from_json
-from_torch = cnclip.from_torch
 
-
-def is_state_dict(names: Iterable[str]) -> bool:
-  """Whether a state dict with these names is one of this family, as far as a glance tells."""
-  plain = rules.plain_names(dict.fromkeys(names))
-  return any(name.startswith(("visual.", "bert.")) for name in plain)
-
-
-def settings(described: Mapping[str, Any]) -> dict[str, Any]:
+def read_settings(described: Mapping[str, Any]) -> dict[str, Any]:
   """What a model directory's `config.json`, or the task of a run's, says besides the sizes."""
   return limits.check_settings({"context_length": described.get("context_length", CONTEXT_LENGTH)})
 
@@ -90,19 +73,56 @@ def save_huggingface(
   files: pathlib.Path | None,
 ) -> None:
   """Writes a directory that transformers loads."""
-  vocab = read_tokenizer(files).vocab
+  vocab = read_tokenizer(files, config).vocab
   huggingface.save(
     directory, config, weights[0], context_length=settings["context_length"], vocab=vocab
   )
 
 
-def read_tokenizer(files: pathlib.Path | None) -> ChineseBertTokenizer:
+def read_tokenizer(files: pathlib.Path | None, config: CNCLIPConfig) -> ChineseBertTokenizer:
   """The tokenizer of a folder; without one, that of the released models."""
+  del config
   vocab = None if files is None else files / "vocab.txt"
   return ChineseBertTokenizer(vocab if vocab is not None and vocab.is_file() else None)
 
 
-def save_tokenizer(files: pathlib.Path | None, directory: pathlib.Path) -> dict[str, Any]:
+def save_tokenizer(
+  files: pathlib.Path | None, directory: pathlib.Path, config: CNCLIPConfig
+) -> dict[str, Any]:
   """Copies the tokenizer's files into a model directory; returns what its `config.json` says."""
-  shutil.copyfile(read_tokenizer(files).vocab, directory / "vocab.txt")
+  shutil.copyfile(read_tokenizer(files, config).vocab, directory / "vocab.txt")
   return {"tokenizer": "bert"}  # of vocab.txt
+
+
+FAMILY = Family(
+  name="cnclip",
+  title="a Chinese-CLIP",
+  paper="arXiv 2211.01335",
+  config=CNCLIPConfig,
+  marks=(r"visual\.", r"bert\."),
+  settings=SETTINGS,
+  read_settings=read_settings,
+  to_json=model_config.to_json,
+  from_json=model_config.from_json,
+  infer=infer,
+  from_torch=cnclip.from_torch,
+  save_torch=save_torch,
+  image_size=lambda config, settings: config.vision.image_size,
+  card={
+    "language": "zh",
+    "pipeline_tag": "zero-shot-image-classification",
+    "tags": ["chinese-clip", "image-text-retrieval"],
+  },
+  releases=RELEASES,
+  released=lambda name: model.config(*model.MODELS[name]),
+  huggingface=HuggingFace(
+    model_type=huggingface.MODEL_TYPE,
+    in_transformers=True,
+    infer=infer_huggingface,
+    load=load_huggingface,
+    save=save_huggingface,
+  ),
+  # The package has the released vocabulary.
+  tokenizers=Tokenizers(read=read_tokenizer, save=save_tokenizer, beside_weights=False),
+  fitted=positions.fitted,
+)

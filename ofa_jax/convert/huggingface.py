@@ -16,9 +16,10 @@ import safetensors.numpy
 
 from ofa_jax.convert import json_files, limits, rules, safetensors_files, torch_files
 from ofa_jax.convert.cnclip import BERT, IGNORED
-from ofa_jax.convert.params import Weights, abstract
+from ofa_jax.convert.params import Weights
 from ofa_jax.convert.rules import FLAT, SAME, Rule, linear, patches
 from ofa_jax.data.images import CLIP_MEAN, CLIP_STD
+from ofa_jax.models.abstract import abstract
 from ofa_jax.models.bert import BertConfig
 from ofa_jax.models.cnclip import CNCLIPConfig
 from ofa_jax.models.vit import ViTConfig

@@ -13,7 +13,6 @@ import numpy as np
 
 from ofa_jax import trees
 from ofa_jax.convert import rules
-from ofa_jax.convert.params import abstract
 from ofa_jax.convert.rules import (
   CONV,
   SAME,
@@ -22,6 +21,7 @@ from ofa_jax.convert.rules import (
   linear_rules,
   norm_rules,
 )
+from ofa_jax.models.abstract import abstract
 from ofa_jax.models.ofa import OFAConfig
 from ofa_jax.models.ofa_positions import MAX_TOKENS, code_cells, image_buckets, token_buckets
 

@@ -3,25 +3,20 @@
 import json
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
-from ofa_jax.convert import huggingface, limits, ofa, ofa_sizes, rules, torch_files
+from ofa_jax.convert import huggingface, limits, ofa, ofa_sizes, ofa_start, torch_files
+from ofa_jax.convert.family import Family, HuggingFace, Tokenizers
 from ofa_jax.convert.params import Weights
 from ofa_jax.convert.releases import Release
 from ofa_jax.models.ofa import SIZES, OFAConfig
 from ofa_jax.tokenizers.ofa import LAYOUTS, OFATokenizer
 
-NAME, TITLE, CONFIG = "ofa", "an OFA", OFAConfig
-MODEL_TYPE = "ofa"
 SETTINGS: dict[str, Any] = ofa_sizes.settings({})  # beside the sizes in config.json
-FILES_BESIDE_WEIGHTS = True  # of the tokenizer, in the folder of a .pt
-# What a page on the Hugging Face Hub says of any such model.
-CARD: dict[str, Any] = {"pipeline_tag": "image-to-text", "tags": ["ofa", "image-captioning"]}
-PAPER = "arXiv 2202.03052"
 RELEASES: dict[str, Release] = {
   f"OFA-{size}": Release(
     f"OFA-Sys/OFA-{size}", ("pytorch_model.bin", "config.json", *LAYOUTS["huggingface"])
@@ -29,18 +24,8 @@ RELEASES: dict[str, Release] = {
   for size in SIZES
 }
 
-to_json, from_json = ofa_sizes.to_json, ofa_sizes.from_json
-from_torch = ofa.from_torch
 
-
-def is_state_dict(names: Iterable[str]) -> bool:
-  """Whether a state dict with these names is one of this family, as far as a glance tells."""
-  return any(
-    name.startswith(("encoder.", "decoder.")) for name in rules.plain_names(dict.fromkeys(names))
-  )
-
-
-def settings(described: Mapping[str, Any]) -> dict[str, Any]:
+def read_settings(described: Mapping[str, Any]) -> dict[str, Any]:
   """What a model directory's `config.json`, or the task of a run's, says besides the sizes."""
   return limits.check_settings(
     {name: described.get(name, default) for name, default in SETTINGS.items()}
@@ -91,7 +76,6 @@ def save_huggingface(
   Raises:
     ValueError: the model has parts that transformers' OFA has not.
   """
-  del settings
   directory.mkdir(parents=True)
   tensors = ofa.to_huggingface(ofa.to_torch(*weights, config))
   safetensors.numpy.save_file(
@@ -99,32 +83,84 @@ def save_huggingface(
     directory / "model.safetensors",
     metadata={"format": "pt"},
   )
-  described = ofa_sizes.to_huggingface(config)
+  described = ofa_sizes.to_huggingface(config, settings)
   (directory / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-  save_tokenizer(files, directory)
+  save_tokenizer(files, directory, config)
 
 
-def read_tokenizer(files: pathlib.Path | None) -> OFATokenizer:
+def read_tokenizer(files: pathlib.Path | None, config: OFAConfig) -> OFATokenizer:
   """The tokenizer of a folder.
 
   Raises:
-    ValueError: there are no such files beside the model.
+    ValueError: there are no such files beside the model, or they are another model's.
   """
-  if files is None:
+  if files is None or _files_in(files) is None:
     raise ValueError(
-      "Expected the files of OFA's tokenizer beside the model, found none; put "
+      "Expected the files of OFA's tokenizer beside the model, found none"
+      + (f" in {files}" if files else "")
+      + "; put "
       + " or ".join(", ".join(names) for names in LAYOUTS.values())
-      + " into its folder"
+      + " into its folder, or name a folder that has them: --tokenizer=DIR of the commands, "
+      "tokenizer= of load_from_name"
     )
-  return OFATokenizer.from_directory(files)
+  tokenizer = OFATokenizer.from_directory(files)
+  if tokenizer.vocab_size != config.vocab_size:
+    raise ValueError(
+      f"{files}: expected a dictionary of the model's {config.vocab_size} symbols, found "
+      f"{tokenizer.vocab_size}; it is another model's. Name the right one by --tokenizer=DIR or "
+      "tokenizer=, or take these files out of the model's folder"
+    )
+  return tokenizer
 
 
-def save_tokenizer(files: pathlib.Path | None, directory: pathlib.Path) -> dict[str, Any]:
-  """Copies the tokenizer's files into a model directory; returns what its `config.json` says."""
+def save_tokenizer(
+  files: pathlib.Path | None, directory: pathlib.Path, config: OFAConfig
+) -> dict[str, Any]:
+  """Copies the tokenizer's files into a model directory; returns what its `config.json` says.
+
+  Raises:
+    ValueError: it is another model's.
+  """
+  kind = None if files is None else _files_in(files)
+  if kind is None:
+    return {"tokenizer": None}
+  read_tokenizer(files, config)
+  for name in LAYOUTS[kind]:
+    shutil.copyfile(files / name, directory / name)
+  return {"tokenizer": {"kind": kind}}
+
+
+def _files_in(folder: pathlib.Path) -> str | None:
+  """The layout of the tokenizer's files in a folder; None: there are none, or not all of them."""
   for kind, names in LAYOUTS.items():
-    paths = [files / name for name in names] if files else []
-    if paths and all(path.is_file() for path in paths):
-      for path in paths:
-        shutil.copyfile(path, directory / path.name)
-      return {"tokenizer": {"kind": kind}}
-  return {"tokenizer": None}
+    if all((folder / name).is_file() for name in names):
+      return kind
+  return None
+
+
+FAMILY = Family(
+  name="ofa",
+  title="an OFA",
+  paper="arXiv 2202.03052",
+  config=OFAConfig,
+  marks=(r"encoder\.token_rel_pos_table_list\.", r"decoder\.cross_pos_q_linear\."),
+  settings=SETTINGS,
+  read_settings=read_settings,
+  to_json=ofa_sizes.to_json,
+  from_json=ofa_sizes.from_json,
+  infer=infer,
+  from_torch=ofa.from_torch,
+  save_torch=save_torch,
+  image_size=lambda config, settings: settings["image_size"],
+  card={"pipeline_tag": "image-to-text", "tags": ["ofa", "image-captioning"]},
+  releases=RELEASES,
+  huggingface=HuggingFace(
+    model_type="ofa",
+    in_transformers=False,
+    infer=infer_huggingface,
+    load=load_huggingface,
+    save=save_huggingface,
+  ),
+  tokenizers=Tokenizers(read=read_tokenizer, save=save_tokenizer, beside_weights=True),
+  complete=ofa_start.complete,
+)

@@ -144,6 +144,22 @@ def settings(options: Mapping[str, Any]) -> dict[str, Any]:
   )
 
 
+def _shown_by_no_tensor(config: OFAConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+  """The original's options that `infer_config` and `settings` need beside the tensors."""
+  generation = {
+    theirs: settings["generation"][ours]
+    for theirs, ours in GENERATION.items()
+    if ours in settings["generation"]
+  }
+  return {
+    **{name: getattr(config, ours) for name, ours in OPTIONS.items()},
+    "sync_bn": config.batch_norm_eps == SYNC_BN_EPS,
+    "patch_image_size": settings["image_size"],
+    "imagenet_default_mean_and_std": settings["imagenet_normalization"],
+    "eval_args": json.dumps(generation),
+  }
+
+
 def to_options(config: OFAConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the options of the original's model and task; `infer_config` and `settings` invert it.
 
@@ -151,7 +167,7 @@ def to_options(config: OFAConfig, settings: Mapping[str, Any]) -> dict[str, Any]
     config: the model's sizes.
     settings: what else a model directory says.
   """
-  options = {name: getattr(config, ours) for name, ours in OPTIONS.items()}
+  options = _shown_by_no_tensor(config, settings)
   for side in ("encoder", "decoder"):
     prompt = getattr(config, f"{side}_prompt")
     options |= {
@@ -164,11 +180,6 @@ def to_options(config: OFAConfig, settings: Mapping[str, Any]) -> dict[str, Any]
       f"{side}_prompt_projection": config.prompt_hidden > 0,
       f"{side}_prompt_dim": config.prompt_hidden,
     }
-  generation = {
-    theirs: settings["generation"][ours]
-    for theirs, ours in GENERATION.items()
-    if ours in settings["generation"]
-  }
   return {
     **{k: v for k, v in FIXED.items() if k not in ("scale_embedding", "activation_function")},
     **options,
@@ -184,17 +195,16 @@ def to_options(config: OFAConfig, settings: Mapping[str, Any]) -> dict[str, Any]
     "token_bucket_size": config.token_bucket_size,
     "image_bucket_size": config.image_bucket_size,
     "code_image_size": config.code_image_size,
-    "sync_bn": config.batch_norm_eps == SYNC_BN_EPS,
     "max_source_positions": MAX_TOKENS,
     "max_target_positions": MAX_TOKENS,
-    "patch_image_size": settings["image_size"],
-    "imagenet_default_mean_and_std": settings["imagenet_normalization"],
-    "eval_args": json.dumps(generation),
   }
 
 
-def to_huggingface(config: OFAConfig) -> dict[str, Any]:
-  """Returns the `config.json` of the `OFA-Sys/OFA-*` repositories."""
+def to_huggingface(config: OFAConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the `config.json` of the `OFA-Sys/OFA-*` repositories, and what else describes it.
+
+  transformers keeps options that it does not know; `infer_config` and `settings` read them.
+  """
   sides = {}
   for side in ("encoder", "decoder"):
     sides |= {
@@ -204,8 +214,8 @@ def to_huggingface(config: OFAConfig) -> dict[str, Any]:
       f"{side}_normalize_before": True,
       f"{side}_drop_path_rate": getattr(config, f"{side}_drop_path"),
     }
-  names = ("dropout", "attention_dropout", "activation_dropout", "entangle_position_embedding")
   return {
+    **_shown_by_no_tensor(config, settings),
     "architectures": ["OFAModel"],
     "model_type": "ofa",
     "dtype": "float32",
@@ -213,11 +223,9 @@ def to_huggingface(config: OFAConfig) -> dict[str, Any]:
     "vocab_size": config.vocab_size,
     "max_position_embeddings": MAX_TOKENS,
     **sides,
-    **{name: getattr(config, name) for name in names},
     "activation_function": "gelu",
     "normformer": config.scale_attn,
     "resnet_type": resnet_type(config),
-    "resnet_drop_path_rate": config.resnet_drop_path,
     "token_bucket_size": config.token_bucket_size,
     "image_bucket_size": config.image_bucket_size,
     "code_image_size": config.code_image_size,

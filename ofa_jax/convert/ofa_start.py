@@ -14,7 +14,7 @@ from flax import nnx
 from ofa_jax import trees
 from ofa_jax.convert import rules
 from ofa_jax.convert.ofa import IGNORED, RULES, TIED, WORDS, shapes_of, standard_names
-from ofa_jax.convert.params import abstract
+from ofa_jax.models.abstract import abstract
 from ofa_jax.models.ofa import OFAConfig
 
 _CELLS = tuple(f"{side}.embed_image_positions.weight" for side in ("encoder", "decoder"))

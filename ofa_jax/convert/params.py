@@ -1,26 +1,14 @@
-"""A model's parameters without computing them: their shapes, and moving them to devices."""
+"""A model's parameters on their way to devices."""
 
 from typing import Any
 
 import jax
-from flax import nnx
 
 from ofa_jax.models.cnclip import CNCLIPConfig
 from ofa_jax.models.ofa import OFAConfig
 
 ModelConfig = CNCLIPConfig | OFAConfig
 Weights = tuple[dict[str, Any], dict[str, Any]]  # nested dicts: parameters, running statistics
-
-
-def abstract(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
-  """Returns (graph, params, rest) for `nnx.merge`, the last two nested dicts of ShapeDtypeStructs.
-
-  Raises:
-    ValueError: sizes that do not fit together.
-  """
-  model = jax.eval_shape(lambda: config.build(rngs=nnx.Rngs(0)))
-  graph, params, rest = nnx.split(model, nnx.Param, ...)
-  return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
 
 def placement(weights: Any, shardings: Any) -> Any:

@@ -376,7 +376,7 @@ def _collect(state, candidates, search):
     scores = totals / (step + 1).astype(jnp.float32) ** search.length_penalty
 
   def store(into, values):
-    return into.at[jnp.arange(len(at))[:, None], at].set(values, mode="drop")
+    return into.at[jnp.arange(at.shape[0])[:, None], at].set(values, mode="drop")
 
   lengths = jnp.broadcast_to(step + 1, at.shape)
   hypotheses = Hypotheses(*map(store, hypotheses, (tokens, lengths, scores, positional)))

@@ -110,7 +110,7 @@ class AttentionPool(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps the feature map x [B, G, G, D] to float32[B, E]."""
-    x = x.reshape(len(x), -1, x.shape[-1])
+    x = x.reshape(x.shape[0], -1, x.shape[-1])
     x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1) + self.positional_embedding[...]
     kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
     q = jnp.tensordot(x[:, :1], kernel[:, 0], axes=1) + bias[0]

@@ -280,7 +280,7 @@ def drop_path(x: jax.Array, rate: float | jax.Array | None, *, rngs: jax.Array |
   """
   if rngs is None or rate is None or (isinstance(rate, float) and rate == 0):
     return x
-  keep = jax.random.bernoulli(rngs, 1 - rate, (len(x), *[1] * (x.ndim - 1)))
+  keep = jax.random.bernoulli(rngs, 1 - rate, (x.shape[0], *[1] * (x.ndim - 1)))
   return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 

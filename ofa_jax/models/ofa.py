@@ -80,7 +80,7 @@ class Classifier(nnx.Module):
   def __call__(self, x: jax.Array, *, rngs: jax.Array | None = None) -> jax.Array:
     """Maps states [B, D] to logits float32[B / images, classes]."""
     first_key, second_key = split_rngs(rngs, 2)
-    x = dropout(x.reshape(len(x) // self.images, -1), self.dropout, rngs=first_key)
+    x = dropout(x.reshape(-1, self.images * x.shape[-1]), self.dropout, rngs=first_key)
     if self.dense is not None:
       x = dropout(jnp.tanh(self.dense(x)), self.dropout, rngs=second_key)
     return widened(self.out(x))
@@ -212,7 +212,7 @@ class OFA(nnx.Module):
     decoder_key, head_key = split_rngs(rngs, 2)
     hidden = self.hidden(encoded, tokens, rngs=decoder_key)
     last = jnp.sum(tokens != PAD, axis=1) - 1
-    return self.classifier(hidden[jnp.arange(len(tokens)), last], rngs=head_key)
+    return self.classifier(hidden[jnp.arange(tokens.shape[0]), last], rngs=head_key)
 
   def start(
     self, encoded: Encoded, *, max_length: int, hypotheses: int = 1, code: bool = False

@@ -153,7 +153,9 @@ class OFAConfig:
     problems = []
     if self.width % self.heads:
       problems.append(f"expected width to be a multiple of heads {self.heads}, found {self.width}")
-    for name in ("code_image_size", "orig_patch_image_size"):
+    # The image whose positions are interpolated matters only where they are.
+    sides = ("code_image_size", "orig_patch_image_size")[: 1 + self.interpolate_position]
+    for name in sides:
       side = CODE_PIXELS if name == "code_image_size" else REDUCTION
       largest = side * self.image_bucket_size
       value = getattr(self, name)

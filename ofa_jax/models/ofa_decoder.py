@@ -74,7 +74,7 @@ class Cache:
 
   def reorder(self, parents: jax.Array) -> "Cache":
     """Returns the cache of hypotheses that continue `parents` int32[B, M'] of the old ones."""
-    rows = jnp.arange(len(parents))[:, None]
+    rows = jnp.arange(parents.shape[0])[:, None]
     keys, values, mask = jax.tree.map(
       lambda x: x[rows, parents], (self.keys, self.values, self.mask)
     )
@@ -116,7 +116,7 @@ class Decoder(nnx.Module):
     absolute, cross_bias = self.biases(encoded, length, code_mask=code_mask)
     causal = jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, None]
     cross_mask = encoded.mask[:, None, None]
-    prompt = None if self.prompt is None else self.prompt(batch=len(x), rngs=prompt_key)
+    prompt = None if self.prompt is None else self.prompt(batch=x.shape[0], rngs=prompt_key)
 
     def run(layer, x, key):
       block, drop, prompt = layer
@@ -186,7 +186,7 @@ class Decoder(nnx.Module):
   ) -> Cache:
     """Returns an empty cache; see `OFA.start`."""
     _check_length(max_length)
-    B, M = len(encoded.hidden), hypotheses
+    B, M = encoded.hidden.shape[0], hypotheses
     layers = [jax.tree.map(lambda x, i=i: x[i], self.blocks) for i in range(self.num)]
     layers = tuple(read_once(layer) for layer in layers)
     memory = tuple(layer.cross.key_value(encoded.hidden) for layer in layers)

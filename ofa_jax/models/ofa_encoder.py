@@ -105,7 +105,7 @@ class Encoder(nnx.Module):
     )
     length, mask = x.shape[1], inputs.mask[:, None, None]
     absolute = self.self_positions(inputs.positions)
-    prompt = None if self.prompt is None else self.prompt(batch=len(x), rngs=prompt_key)
+    prompt = None if self.prompt is None else self.prompt(batch=x.shape[0], rngs=prompt_key)
 
     def run(layer, x, key):
       block, drop, prompt = layer
@@ -146,7 +146,7 @@ class Encoder(nnx.Module):
       seen = seen if image_mask is None else seen & image_mask[:, None]
       x, mask = jnp.concatenate([y, x], axis=1), jnp.concatenate([seen, mask], axis=1)
       rows = self.positions.image_norm(raw), positions
-      batch = max(len(row) for row in rows)
+      (batch,) = jnp.broadcast_shapes(*(row.shape[:1] for row in rows))
       rows = [jnp.broadcast_to(row, (batch, *row.shape[1:])) for row in rows]
       positions = jnp.concatenate(rows, axis=1)
     # Once, as in the original: what becomes of padding in the layers is never attended to.

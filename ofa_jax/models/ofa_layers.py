@@ -378,7 +378,7 @@ def with_prompt(
     return k, v, bias, mask
   length = prompt[0].shape[1]
   k, v = (
-    jnp.concatenate([jnp.broadcast_to(p, (len(x), *p.shape[1:])), x], axis=1)
+    jnp.concatenate([jnp.broadcast_to(p, (x.shape[0], *p.shape[1:])), x], axis=1)
     for p, x in zip(prompt, (k, v), strict=True)
   )
   bias = jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (length, 0)))

@@ -120,7 +120,7 @@ class ViT(nnx.Module):
     if keep is None and mask_ratio and rngs is not None:
       num_patches = self.positional_embedding.shape[0] - 1
       num_kept = int(num_patches * (1 - mask_ratio))
-      keep = random_patches(rngs, num_patches, batch=len(image), keep=num_kept)
+      keep = random_patches(rngs, num_patches, batch=image.shape[0], keep=num_kept)
     x = self.ln_pre(self.embed(image, keep=keep))
     x = scan_blocks(lambda block, x, _: block(x), self.blocks, x, scan=self.scan)
     x = self.ln_post(x[:, 0])
@@ -143,7 +143,7 @@ class ViT(nnx.Module):
     if keep is not None:
       patches = jnp.take_along_axis(patches, keep[..., None], axis=1)
     first = self.class_embedding[...] + position[0]
-    first = jnp.broadcast_to(first, (len(image), 1, len(first)))
+    first = jnp.broadcast_to(first, (image.shape[0], 1, len(first)))
     return jnp.concatenate([first, patches], axis=1)
 
 

@@ -15,19 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ofa_jax import hub, losses, numerics, pictures, trees
-from ofa_jax.convert.params import abstract
+from ofa_jax import hub, losses, pictures, trees
+from ofa_jax.convert import cnclip_family
 from ofa_jax.data import folder, images, pairs, pipeline
 from ofa_jax.data.augment import AUGMENT
 from ofa_jax.data.protocols import Rows
 from ofa_jax.data.text import normalize_caption
-from ofa_jax.models import cnclip
 from ofa_jax.models.clip_resnet import ResNetConfig
 from ofa_jax.models.layers import recomputed
 from ofa_jax.numerics import widened
 from ofa_jax.scoring import retrieval, zeroshot
 from ofa_jax.tasks import in_batch
 from ofa_jax.tasks.base import Batch, Task, normalized
+from ofa_jax.tasks.frozen import Frozen
 from ofa_jax.tokenizers.bert import ChineseBertTokenizer
 
 _STUCK_ROWS = 5  # log rows near ln(batch) before a hint
@@ -125,16 +125,8 @@ class Contrastive(Task):
     """The teacher's weights, replicated, in the compute dtype; its statistics stay float32."""
     if self.teacher is None or not training:
       return None
-    source = hub.open_model(self.teacher) if load else None
-    config = teacher_config(self.teacher) if source is None else source.config
-    _, params, rest = abstract(config)
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    cast = functools.partial(numerics.cast, precision=precision)
-    if source is None:
-      shapes = {"params": jax.eval_shape(cast, params), "rest": rest}
-      return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
-    params, rest = source.load(jax.tree.map(lambda _: whole, (params, rest)))
-    return {"params": cast(params), "rest": rest}
+    teacher = frozen_model(self.teacher)
+    return (teacher.load if load else teacher.spec)(mesh, precision=precision)
 
   def prepare(self, model, batch, *, rngs, step, frozen):
     """Adds the teacher's features, and whether this step sees whole images."""
@@ -143,8 +135,7 @@ class Contrastive(Task):
     if self.mask_until is not None:
       batch["unmasked"] = step >= self.mask_until
     if self.teacher is not None:
-      graph, _, _ = abstract(teacher_config(self.teacher))
-      teacher = nnx.merge(graph, frozen["params"], frozen["rest"])
+      teacher = frozen_model(self.teacher).merge(frozen)
       batch["teacher_image"] = teacher.encode_image(to_float(batch["image"]))
       if self.distill_logits:
         batch["teacher_text"] = losses.normalize(teacher.encode_text(batch["tokens"]))
@@ -402,11 +393,9 @@ def encode_either(model: nnx.Module, batch: Batch) -> jax.Array:
 
 
 @functools.cache
-def teacher_config(name: str) -> cnclip.CNCLIPConfig:
-  """Sizes of a model; those of a public name without its download."""
-  if name in cnclip.MODELS:
-    return cnclip.config(*cnclip.MODELS[name])
-  return hub.open_model(name).config
+def frozen_model(name: str) -> Frozen:
+  """A teacher, opened once."""
+  return Frozen.of(name)
 
 
 def to_float(image: jax.Array) -> jax.Array:
@@ -493,7 +482,10 @@ def _check_batch_norm(task, config):
 def _check_teacher(task):
   if task.teacher is None:
     return []
-  size = teacher_config(task.teacher).vision.image_size
+  config = frozen_model(task.teacher).config
+  if hub.family_of(config) is not cnclip_family.FAMILY:
+    return [f"task.teacher: expected a Chinese-CLIP, found {hub.family_of(config).title}"]
+  size = config.vision.image_size
   if size == task.image_size:
     return []
   return [f"task.teacher: expected a model of {task.image_size} pixels, found one of {size}"]

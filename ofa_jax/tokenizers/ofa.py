@@ -52,6 +52,7 @@ class OFATokenizer:
     vocab_size: symbols in all.
     num_codes, num_bins: image codes and coordinate bins among them.
     kind: "gpt2" or "bert-chinese".
+    chinese: the latter, whose texts have no spaces.
 
   Raises:
     ValueError: the symbols are not in the order that the models rely on.
@@ -60,7 +61,7 @@ class OFATokenizer:
   bos, pad, eos, unk = BOS, PAD, EOS, UNK
 
   def __init__(self, pieces: "ByteLevelBPE | ChineseBert", symbols: Sequence[str]):
-    self.kind = pieces.kind
+    self.kind, self.chinese = pieces.kind, pieces.kind == "bert-chinese"
     self.symbols = tuple(symbols)
     self.vocab_size = len(self.symbols)
     self.num_codes = sum(symbol.startswith("<code_") for symbol in self.symbols)

@@ -7,7 +7,7 @@ import pytest
 from ofa_jax import trees
 from ofa_jax.convert import ofa as convert
 from ofa_jax.convert import ofa_sizes, rules
-from ofa_jax.convert.params import abstract
+from ofa_jax.models.abstract import abstract
 from ofa_jax.models.ofa import FREEZE, SIZES, ClassifierConfig
 from tests.ofa_golden import (
   VARIANTS,

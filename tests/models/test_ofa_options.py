@@ -11,8 +11,8 @@ from flax import nnx
 
 from ofa_jax import numerics, sharding, trees
 from ofa_jax.convert import ofa as convert
-from ofa_jax.convert.params import abstract
 from ofa_jax.models import ofa, ofa_positions
+from ofa_jax.models.abstract import abstract
 from ofa_jax.models.ofa import ClassifierConfig
 from ofa_jax.tokenizers.special import PAD
 from tests.ofa_golden import (

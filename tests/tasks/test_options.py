@@ -10,9 +10,9 @@ from flax import nnx
 
 from ofa_jax import hub, losses, sharding, step, trees
 from ofa_jax.config import MeshShape, Optim, validate
-from ofa_jax.convert.params import abstract
 from ofa_jax.data import pipeline
 from ofa_jax.models import cnclip
+from ofa_jax.models.abstract import abstract
 from ofa_jax.models.cnclip import layer_rates
 from ofa_jax.tasks.contrastive import to_float
 from tests import tiny

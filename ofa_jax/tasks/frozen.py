@@ -1,0 +1,70 @@
+"""Models beside the one that is trained: a teacher, a judge, what draws images of codes."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import nnx
+
+from ofa_jax import hub, numerics, trees
+from ofa_jax.convert.params import ModelConfig
+from ofa_jax.models.abstract import abstract
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frozen:
+  """A stored model whose weights a step reads and nothing trains.
+
+  They are an input of the step, whole on every device: neither constants of its program nor in its
+  checkpoints. `Task.frozen` gives them, and `prepare` or `predict` merges them.
+
+  Attributes:
+    name: where it is stored, as `hub.open_model` takes it.
+    config: its sizes.
+  """
+
+  name: str
+  config: ModelConfig
+
+  @classmethod
+  def of(cls, name: str) -> "Frozen":
+    """A model by its name; the sizes of a public one need no download."""
+    return cls(name=name, config=hub.config_of(name))
+
+  def spec(self, mesh: jax.sharding.Mesh, *, precision: str) -> dict[str, Any]:
+    """What `load` would give, as ShapeDtypeStructs with shardings; nothing is read."""
+    _, params, rest = abstract(self.config)
+    shapes = {"params": jax.eval_shape(lambda x: numerics.cast(x, precision), params), "rest": rest}
+    whole = _whole(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
+
+  def load(self, mesh: jax.sharding.Mesh, *, precision: str) -> dict[str, Any]:
+    """Reads the weights onto a mesh.
+
+    Args:
+      mesh: where they go, whole.
+      precision: that of the run, in which the parameters are kept; statistics stay float32.
+
+    Returns:
+      "params" and "rest", nested dicts of arrays.
+
+    Raises:
+      ValueError: there is no such model, or it has other sizes by now.
+    """
+    source = hub.open_model(self.name)
+    differences = trees.difference(abstract(self.config)[1:], abstract(source.config)[1:])
+    if differences:
+      raise ValueError(
+        f"{self.name}: expected the sizes that it had before, found {len(differences)} differences:"
+        "\n  " + "\n  ".join(differences[:20])
+      )
+    params, rest = source.load(_whole(mesh))
+    return {"params": numerics.cast(params, precision), "rest": rest}
+
+  def merge(self, weights: Any) -> nnx.Module:
+    """The model with the weights of `load`; inside the step."""
+    return nnx.merge(abstract(self.config)[0], weights["params"], weights["rest"])
+
+
+def _whole(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

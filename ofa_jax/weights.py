@@ -1,0 +1,106 @@
+"""The weights that training starts from: of a model that is stored, or of parts of others."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+
+import jax
+
+from ofa_jax import trees
+from ofa_jax.convert import cnclip, cnclip_family, huggingface, ofa, torch_files, towers
+from ofa_jax.convert.family import explain
+from ofa_jax.convert.params import ModelConfig, place
+from ofa_jax.hub import Source, family_of, open_model
+from ofa_jax.models.abstract import abstract
+from ofa_jax.models.cnclip import CNCLIPConfig
+
+
+def open_start(
+  name: str | os.PathLike,
+  *,
+  config: ModelConfig,
+  seed: int,
+  download_root: str | os.PathLike | None = None,
+) -> Source:
+  """Finds the weights that a model starts training from.
+
+  An OFA may start from one that lacks parts of it, such as adapters or new tokens, and from BART's
+  `.pt`; see `Family.complete`. Other models start from the same one only.
+
+  Args:
+    name: as for `open_model`.
+    config: the model that is trained.
+    seed: draws what is new.
+    download_root: as for `open_model`.
+
+  Raises:
+    ValueError: as `open_model`; the weights are of other sizes.
+  """
+  family = family_of(config)
+  if family.complete is None:
+    return open_model(name, download_root=download_root)
+  path = pathlib.Path(name)
+  if path.is_file():
+    form, settings, files = "torch", family.settings, path.parent
+    read = functools.partial(torch_files.load_state_dict, path)
+  else:
+    stored = open_model(name, download_root=download_root)
+    if stored.family is not family:
+      raise ValueError(
+        f"{name}: expected {family.title} to start from, found {stored.family.title}"
+      )
+    if not trees.difference(abstract(config)[1:], abstract(stored.config)[1:]):
+      return dataclasses.replace(stored, config=config)
+    form, settings, files = stored.form, stored.settings, stored.files
+
+    def read():
+      return ofa.to_torch(*jax.device_get(stored.load()), stored.config)
+
+  def load(shardings=None):
+    complete = functools.partial(family.complete, seed=seed)
+    tensors = explain(path, complete, read(), config)
+    return place(*explain(path, family.from_torch, tensors, config), shardings)
+
+  return Source(config=config, load=load, form=form, settings=settings, files=files)
+
+
+def fitted(source: Source, config: ModelConfig) -> tuple[Source, list[str]]:
+  """The same model for images and texts of the sizes that another config has.
+
+  Returns:
+    The model, and a line on each parameter that changes; whatever else differs stays as it is.
+  """
+  family = source.family
+  if family.fitted is None or family_of(config) is not family:
+    return source, []
+  return family.fitted(source, config)
+
+
+def open_towers(
+  clip: str | os.PathLike,
+  bert: str | os.PathLike,
+  *,
+  config: CNCLIPConfig | None = None,
+) -> Source:
+  """Starts a Chinese-CLIP from an OpenAI CLIP's image tower and a BERT, as the original's training.
+
+  Args:
+    clip: OpenAI's file (TorchScript) or the state dict in it.
+    bert: a Hugging Face directory of a BERT, or its `pytorch_model.bin`.
+    config: the sizes where they cannot be inferred; positions are interpolated to its image size.
+
+  Raises:
+    ValueError: a tower is missing, or not of these sizes.
+  """
+  clip, bert = pathlib.Path(clip), pathlib.Path(bert)
+
+  def read():
+    read_bert = huggingface.read_tensors if bert.is_dir() else torch_files.load_state_dict
+    return towers.merge(torch_files.load_state_dict(clip), read_bert(bert), config=config)
+
+  def load(shardings=None):
+    return place(*explain(clip, cnclip.from_torch, *read()), shardings)
+
+  _, config = read()
+  return Source(config=config, load=load, form="towers", settings=cnclip_family.FAMILY.settings)
