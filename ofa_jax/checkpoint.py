@@ -225,7 +225,7 @@ class Checkpoints:
     """
     told: dict[int, str] = {}
     for step in reversed(self.steps()):
-      fault = self._agreed_fault(step) or self._sums_fault(step, ITEMS)
+      fault = self._sums_fault(step, ITEMS) or self._agreed_fault(step)
       if fault is None:
         try:
           state = self._state(step, abstract=abstract, shardings=shardings, verify=False)
@@ -355,10 +355,10 @@ class Checkpoints:
   def _restore(
     self, step: int, parts: Mapping[str, Any], *, verify: bool = True
   ) -> Mapping[str, Any]:
-    self._check(step, parts)
     fault = self._sums_fault(step, parts) if verify else None
     if fault:
       raise Damaged(fault)
+    self._check(step, parts)
     wanted = {name: ocp.args.StandardRestore(part) for name, part in parts.items()}
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**wanted))
