@@ -232,8 +232,14 @@ class Checkpoints:
     return items["ema"] if ema else items["model"]["params"], items["model"]["rest"]
 
   def has_ema(self, step: int) -> bool:
-    """Does the checkpoint at this step hold a moving average?"""
-    return (self._directory(step) / "ema").exists()
+    """Does the checkpoint at this step hold a moving average, or was it written with one?"""
+    if (self._directory(step) / "ema").exists():
+      return True
+    try:
+      written = json.loads((self._directory(step) / "_CHECKPOINT_METADATA").read_text())
+      return "ema" in written["item_handlers"]
+    except (OSError, ValueError, KeyError, TypeError):
+      return False
 
   def _directory(self, step: int) -> epath.Path:
     return self.workdir / "checkpoints" / str(step)
