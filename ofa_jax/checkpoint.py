@@ -297,8 +297,14 @@ class Checkpoints:
     return items["model"]["params"], items["model"]["rest"]
 
   def has_ema(self, step: int) -> bool:
-    """Does the checkpoint at this step hold a moving average?"""
-    return self._has(step, "ema")
+    """Does the checkpoint at this step hold a moving average, or was it written with one?"""
+    if self._has(step, "ema"):
+      return True
+    try:
+      written = json.loads((self._directory(step) / "_CHECKPOINT_METADATA").read_text())
+      return "ema" in written["item_handlers"]
+    except (OSError, ValueError, KeyError, TypeError):
+      return False
 
   def _has(self, step: int, item: str) -> bool:
     return (self._directory(step) / item).exists()
