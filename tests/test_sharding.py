@@ -78,11 +78,13 @@ LAYERS, WIDTH, HIDDEN, ROWS = 3, 16, 32, 8
 
 def make_stack():
   """A stack of layers, and the sharding table that splits both of its matrices."""
-  init = {"activation": jax.nn.relu, "rngs": nnx.Rngs(0)}
-  blocks = layers.stack(
-    lambda rngs: layers.Mlp(WIDTH, HIDDEN, **{**init, "rngs": rngs}), LAYERS, rngs=nnx.Rngs(0)
-  )
-  return blocks, ((r"up/kernel", P("fsdp", "tensor")), (r"down/kernel", P("tensor", "fsdp")))
+
+  def make(rngs):
+    return layers.Mlp(WIDTH, HIDDEN, activation=jax.nn.relu, rngs=rngs)
+
+  blocks = layers.stack(make, LAYERS, rngs=nnx.Rngs(0))
+  up = ((r"up/kernel", P("fsdp", "tensor")), (r"up/bias", P("tensor")))
+  return blocks, (*up, (r"down/kernel", P("tensor", "fsdp")))
 
 
 def gradients(blocks, *, mesh, table, remat):

@@ -104,6 +104,25 @@ def test_dropout_keeps_the_mean_and_only_in_training():
   assert layers.dropout(x.astype(jnp.bfloat16), 0.1, rngs=jax.random.key(0)).dtype == jnp.bfloat16
 
 
+def test_dropout_draws_the_same_on_every_mesh_and_on_tpus(monkeypatch):
+  x, key = _normal(0, 8, 4, 6), jax.random.key(1)
+  expected = layers.dropout(x, 0.5, rngs=key)
+  drop = jax.jit(lambda x: layers.dropout(layers.shard_batch(x), 0.5, rngs=key))
+  mesh = sharding.make_mesh((2, 2, 2))
+  with jax.set_mesh(mesh):
+    y = drop(jax.device_put(x, sharding.batch_sharding(mesh)))
+  assert len(y.sharding.device_set) == 8
+  np.testing.assert_array_equal(y, expected)
+
+  def traced():
+    return jax.make_jaxpr(lambda x: layers.dropout(x, 0.5, rngs=key))(x)
+
+  assert "optimization_barrier" not in str(traced())
+  monkeypatch.setattr(layers, "device_kind", lambda: "TPU v5 lite")
+  assert "optimization_barrier" in str(traced())
+  np.testing.assert_array_equal(layers.dropout(x, 0.5, rngs=key), expected)
+
+
 def _stack(num=4):
   def make(rngs):
     return Mlp(8, 16, activation=layers.gelu, rngs=rngs)
