@@ -60,7 +60,7 @@ class Failing(Contrastive):
     if self._here("evaluate"):
       streams["text"] = Rows(streams["text"], after=20)
     if self.place == "slow":
-      streams["image"] = Rows(streams["image"], seconds=0.05)
+      streams["image"] = Rows(streams["image"], seconds=0.1)
     return streams
 
   def score(self, predictions: Any, streams: Any) -> dict[str, float]:
