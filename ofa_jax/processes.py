@@ -88,7 +88,7 @@ def fail(reason: str, *, stacks: bool = False) -> None:
 
 def leave(status: int) -> None:
   """Ends this process at once, and the others of its job."""
-  if _job.several():
+  if _job.watches():
     _job.publish({"reason": "interrupted (Ctrl-C)"})
     _limited(lambda: _job.wait_for_all(_TOLD, within=PATIENCE / 5))
   _end_process(status)
@@ -120,6 +120,10 @@ class _Job:
     return (
       distributed.global_state.client is not None and distributed.global_state.num_processes > 1
     )
+
+  def watches(self) -> bool:
+    """Is the job on its way?"""
+    return self._watcher is not None
 
   def enter(self, write: Callable[[str], None] | None) -> None:
     if write is not None:
