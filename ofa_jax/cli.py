@@ -4,11 +4,13 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import logging
 import os
 import re
 import runpy
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
@@ -326,15 +328,29 @@ def _join_cluster():
 
 
 def _initialize(*job, initialization_timeout):
+  where = f" at {job[0]} as process {job[2]} of {job[1]}" if job else ""
+  expected = f"Expected to join the processes of the job{where}"
+
+  def too_late():
+    print(
+      f"error: {expected} within --start-timeout={initialization_timeout} s, found that not all of "
+      "them came. Do all of them run, with the same address, and can they reach it?",
+      file=sys.stderr,
+      flush=True,
+    )
+    processes.leave(1)
+
+  logging.getLogger("jax._src.distributed").setLevel(logging.WARNING)
+  # JAX's own limit aborts the process; this one comes before it.
+  timer = threading.Timer(initialization_timeout, too_late)
+  timer.daemon = True
+  timer.start()
   try:
-    jax.distributed.initialize(*job, initialization_timeout=initialization_timeout)
+    jax.distributed.initialize(*job, initialization_timeout=initialization_timeout + 60)
   except (RuntimeError, ValueError) as e:  # JaxRuntimeError is one
-    where = f" at {job[0]} as process {job[2]} of {job[1]}" if job else ""
-    raise ValueError(
-      f"Expected to join the processes of the job{where} within --start-timeout="
-      f"{initialization_timeout} s, found: {str(e).splitlines()[0]}. Do all of them run, with the "
-      "same address, and can they reach it?"
-    ) from e
+    raise ValueError(f"{expected}, found: {str(e).splitlines()[0]}") from e
+  finally:
+    timer.cancel()
 
 
 def _parse(argv):

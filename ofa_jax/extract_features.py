@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from absl import flags
 
-from ofa_jax import api, cli, log
+from ofa_jax import api, cli, lock, log
 from ofa_jax.data import features, pairs, pipeline, tsv
 from ofa_jax.data.lmdb import LmdbImages
 from ofa_jax.data.protocols import Images, Rows
@@ -218,24 +218,26 @@ def main() -> None:
     model = api.load_clip(name.value, precision=precision.value)
     if table is not None:
       path = folder / f"{_stem(images.value)}.img_feat.{format_.value}"
-      count = extract_images(
-        model,
-        table,
-        output=path,
-        batch_size=batch_size.value,
-        order=order.value,
-        max_bad_rate=max_bad_rate.value,
-      )
+      with lock.one_writer(path, file=True):
+        count = extract_images(
+          model,
+          table,
+          output=path,
+          batch_size=batch_size.value,
+          order=order.value,
+          max_bad_rate=max_bad_rate.value,
+        )
       print(f"{count} image features of {len(table)} images are stored in {path}")
     if texts_ is not None:
       path = folder / f"{_stem(texts.value)}.txt_feat.{format_.value}"
-      count = extract_texts(
-        model,
-        texts_,
-        output=path,
-        batch_size=batch_size.value,
-        context_length=context_length.value,
-      )
+      with lock.one_writer(path, file=True):
+        count = extract_texts(
+          model,
+          texts_,
+          output=path,
+          batch_size=batch_size.value,
+          context_length=context_length.value,
+        )
       print(f"{count} text features are stored in {path}")
 
   cli.run(command, interrupted="the same command goes on where it stopped")

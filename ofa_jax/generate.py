@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from ofa_jax import api, cli, log
+from ofa_jax import api, cli, lock, log
 from ofa_jax.data import answers, pipeline
 from ofa_jax.data.cache import ImageReader
 from ofa_jax.data.rows import Row
@@ -328,15 +328,16 @@ def main() -> None:
       prompt_decoder=prompt_decoder.value,
     )
     if table is not None:
-      count = predict_file(
-        model,
-        task.value,
-        table,
-        output=output.value,
-        options=options,
-        batch_size=batch_size.value,
-        max_bad_rate=max_bad_rate.value,
-      )
+      with lock.one_writer(output.value, file=True):
+        count = predict_file(
+          model,
+          task.value,
+          table,
+          output=output.value,
+          options=options,
+          batch_size=batch_size.value,
+          max_bad_rate=max_bad_rate.value,
+        )
       print(f"{count} predictions of {len(table)} rows are stored in {output.value}")
       return
     texts = {"text": [text.value or ""]}

@@ -23,7 +23,7 @@ from jax._src import distributed  # its store of keys and values has no public n
 # What people's files, flags and disks cause: told in one message without a traceback.
 EXPECTED = (ValueError, FloatingPointError, OSError)
 
-POLL = 0.5  # seconds between two looks for an error of another process
+POLL = 1.0  # seconds between two looks for an error of another process
 PATIENCE = 10  # seconds that a failing process waits for the store, the log and the others
 
 _ERROR, _TOLD, _DONE, _VALUE = (f"ofa_jax/{name}" for name in ("error", "told", "done", "value"))
@@ -88,7 +88,7 @@ def fail(reason: str, *, stacks: bool = False) -> None:
 
 def leave(status: int) -> None:
   """Ends this process at once, and the others of its job."""
-  if _job.several():
+  if _job.watches():
     _job.publish({"reason": "interrupted (Ctrl-C)"})
     _limited(lambda: _job.wait_for_all(_TOLD, within=PATIENCE / 5))
   _end_process(status)
@@ -121,6 +121,10 @@ class _Job:
       distributed.global_state.client is not None and distributed.global_state.num_processes > 1
     )
 
+  def watches(self) -> bool:
+    """Is the job on its way?"""
+    return self._watcher is not None
+
   def enter(self, write: Callable[[str], None] | None) -> None:
     if write is not None:
       self._writers.append(write)
@@ -144,9 +148,8 @@ class _Job:
 
   def failed(self, error: BaseException, write: Callable[[str], None] | None) -> None:
     """Tells of an error; on several processes this is the end."""
-    shown = "" if isinstance(error, (*EXPECTED, PeerError)) else "".join(
-      traceback.format_exception(error)
-    )  # fmt: skip
+    hidden = isinstance(error, (*EXPECTED, PeerError)) and not os.environ.get("OFA_JAX_TRACEBACK")
+    shown = "" if hidden else "".join(traceback.format_exception(error))
     if not self.several():
       if write is not None and not isinstance(error, KeyboardInterrupt):
         self._write(f"{describe(error)}\n{shown}".rstrip())
@@ -157,6 +160,9 @@ class _Job:
         "The same command goes on from the newest checkpoint."
       )
       self.end(self.publish({"reason": reason, "stacks": True}))
+    if isinstance(error, PeerError):
+      self._ended.wait(PATIENCE)  # process 0 tells of it itself, and the watcher ends this one
+      self.end(self.publish({"process": 0, "reason": str(error)}))
     if isinstance(error, KeyboardInterrupt):
       self.end(self.publish({"reason": "interrupted (Ctrl-C)"}))
     self.end(self.publish({"reason": describe(error), "traceback": shown}))

@@ -65,7 +65,7 @@ def train(config: Config, workdir: str, *, stop_status: int = 0) -> dict[str, fl
       first compile.
     FloatingPointError: too many non-finite steps in a row.
     pipeline.TooManyBadRows: more undecodable rows than `config.max_bad_rate`.
-    lock.Held: another process trains in this workdir.
+    lock.HeldError: another process trains in this workdir.
     processes.Stopped: told to stop by SIGTERM or Ctrl-C, it has saved the step that it was at.
   """
   with processes.one_fate(), watchdog.Notice(status=stop_status) as notice:

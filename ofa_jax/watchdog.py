@@ -111,7 +111,7 @@ class Notice:
     if not self._before:
       return
     for number, handler in self._before.items():
-      signal.signal(number, handler)
+      signal.signal(number, signal.SIG_DFL if handler is None else handler)
     signal.set_wakeup_fd(self._fd_before)
     self._before = {}
     self._writer.close()  # the thread reads the end

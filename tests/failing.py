@@ -53,14 +53,14 @@ class Failing(Contrastive):
 
   def examples(self, split: str) -> Any:
     rows = super().examples(split)
-    return Rows(rows, after=200) if self._here("data") else rows
+    return Rows(rows, after=50) if self._here("data") else rows
 
   def streams(self, split: str) -> dict[str, Any]:
     streams = super().streams(split)
     if self._here("evaluate"):
       streams["text"] = Rows(streams["text"], after=20)
     if self.place == "slow":
-      streams["image"] = Rows(streams["image"], seconds=0.05)
+      streams["image"] = Rows(streams["image"], seconds=0.1)
     return streams
 
   def score(self, predictions: Any, streams: Any) -> dict[str, float]:
@@ -90,6 +90,8 @@ def get_config(arg: str = "none,0") -> Any:
     batch_size=16,
     steps=30,
     log_every=1,
-    save_every=10,
-    evals=(Eval(name="valid", task=task, every=10),),
+    save_every=3,
+    evals=(Eval(name="valid", task=task, every=2, batch_size=16 if place == "slow" else 128),)
+    if place in ("score", "evaluate", "slow")
+    else (),
   )

@@ -119,6 +119,11 @@ CASES = {
     ("JAX_PROCESS_ID=2 is not below JAX_NUM_PROCESSES=2", "has no port"),
     {"JAX_COORDINATOR_ADDRESS": "host", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
   ),
+  "nobody else comes": Case(
+    ["train", QUICK, "--workdir=w", "--start-timeout=1"],
+    ("at localhost:1 as process 1 of 2 within --start-timeout=1 s",),
+    {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
+  ),
   "no model": Case(["generate", "--task=caption"], ("Expected --model=VALUE, found none",)),
   "help": Case(
     ["train", "--help"],
