@@ -194,7 +194,7 @@ def _entries(file: Any, mapped: mmap.mmap) -> dict[str, zipfile.ZipInfo]:
     with zipfile.ZipFile(file) as archive:
       infos = archive.infolist()
   except Exception as error:  # on damaged bytes it raises anything
-    raise ValueError(f"a zip archive that is cut short{_cut_in(mapped)}") from error
+    raise ValueError(f"a zip archive that is cut short{_cut_in(mapped)}; get it again") from error
   entries = {info.filename: info for info in infos}
   if len(entries) != len(infos):
     raise ValueError("a zip archive that holds a name twice")
