@@ -36,6 +36,7 @@ class Checkpoints:
     )
 
     self._sums, self._unsealed = checksums.Background(), None
+    self._keep = keep
 
   def __enter__(self):
     return self
@@ -53,8 +54,11 @@ class Checkpoints:
     """Starts saving; the state may be donated to the next step as soon as this returns."""
     step = int(state.step)
     if step not in self._manager.all_steps():
+      # When this save ends, Orbax removes the oldest step, into which nothing may be written then.
+      self._sums.join()
       self._manager.save(step, args=ocp.args.Composite(**_items(state, ocp.args.StandardSave)))
-      self._seal(self._unsealed)  # the save before, for which this one has waited
+      if self._keep > 1:
+        self._seal(self._unsealed)  # the save before, for which this one has waited
       self._unsealed = step
 
   def wait(self) -> None:

@@ -128,6 +128,14 @@ def test_checkpoints_have_checksums_and_keep_working(tmp_path):
   assert sorted(p.name for p in steps.iterdir() if p.is_dir()) == ["3", "4"]
 
 
+def test_a_single_kept_checkpoint_gets_its_checksums_at_the_end(tmp_path):
+  with checkpoint.Checkpoints(tmp_path, keep=1) as checkpoints:
+    for step in range(3):
+      checkpoints.save(state(step))
+  assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()] == ["2"]
+  assert (tmp_path / "checkpoints" / "2" / checksums.NAME).is_file()
+
+
 def test_all_processes_refuse_what_one_has_found(tmp_path, monkeypatch):
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(state(1))
