@@ -279,14 +279,14 @@ def _open_directory(path: pathlib.Path, which: str | None = None) -> Source:
   )
   raise ValueError(
     f"{file}: expected family {families} (a model directory), model_type {types} (a Hugging Face "
-    f"directory) or a run with a {configs}; found {found}"
+    f"directory) or a run with a {configs}; found {found!s:.200}"
   )
 
 
 def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: Family) -> Source:
   if described.get("format") != FORMAT:
     raise ValueError(
-      f"{path}: expected format {FORMAT}, found {described.get('format')!r}; it was written by "
+      f"{path}: expected format {FORMAT}, found {described.get('format')!r:.80}; it was written by "
       "another version of ofa_jax"
     )
   config = explain(path, family.from_json, described)

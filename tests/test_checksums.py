@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -95,8 +96,6 @@ def state(step):
 
 
 def test_checkpoints_have_checksums_and_keep_working(tmp_path):
-  import jax
-
   layout = {
     "abstract": jax.eval_shape(lambda: state(0)),
     "shardings": jax.tree.map(lambda x: x.sharding, state(0)),
@@ -127,3 +126,29 @@ def test_checkpoints_have_checksums_and_keep_working(tmp_path):
     checkpoints.restore(3, **layout)
     checkpoints.save(state(4))
   assert sorted(p.name for p in steps.iterdir() if p.is_dir()) == ["3", "4"]
+
+
+def test_a_single_kept_checkpoint_gets_its_checksums_at_the_end(tmp_path):
+  with checkpoint.Checkpoints(tmp_path, keep=1) as checkpoints:
+    for step in range(3):
+      checkpoints.save(state(step))
+  assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()] == ["2"]
+  assert (tmp_path / "checkpoints" / "2" / checksums.NAME).is_file()
+
+
+def test_all_processes_refuse_what_one_has_found(tmp_path, monkeypatch):
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(state(1))
+    checkpoints.wait()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    others = {"faults": 0}
+
+    def gather(mine):
+      return np.array([mine, others["faults"]])
+
+    monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", gather)
+    checkpoints._verify(1, ["model"])
+    others["faults"] = 3
+    with pytest.raises(ValueError, match=r"step 1 .*that another process has read"):
+      checkpoints._verify(1, ["model"])
+    monkeypatch.setattr(jax, "process_count", lambda: 1)

@@ -149,9 +149,10 @@ def from_torch(
   """
   needed = match(state_dict, rules, shapes=shapes, ignored=ignored)
   params = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
-  for tensor in needed:
-    part = params[tensor.path]
-    part[tensor.index] = tensor.transform.to_ours(state_dict[tensor.name], part[tensor.index].shape)
+  with np.errstate(over="ignore", invalid="ignore"):  # which is told below, by name
+    for tensor in needed:
+      part, x = params[tensor.path], state_dict[tensor.name]
+      part[tensor.index] = tensor.transform.to_ours(x, part[tensor.index].shape)
   _check_finite(params, needed)
   return params
 

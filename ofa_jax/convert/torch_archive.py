@@ -18,7 +18,13 @@ import ml_dtypes
 import numpy as np
 
 from ofa_jax.convert import file_kinds, torch_pickle
-from ofa_jax.convert.torch_pickle import ScriptObject, TensorView, Unsupported
+from ofa_jax.convert.torch_constructors import (
+  RefusedError,
+  TensorView,
+  Unsupported,
+  itemsize,
+)
+from ofa_jax.convert.torch_pickle import ScriptObject
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the format before 1.6
 MAX_PICKLE, MAX_CODE = 64 << 20, 64 << 20  # bytes
@@ -126,7 +132,7 @@ class Archive:
         raise ValueError(f"a file that ends before its storage {key[:40]!r}")
       (numel,) = struct.unpack("<q", self._map[at : at + 8])
       at += 8
-      size = numel * torch_pickle.itemsize(storages[key])
+      size = numel * itemsize(storages[key])
       if numel < 0 or at + size > self.size:
         raise ValueError(f"a file that ends inside its storage {key[:40]!r}")
       self._records[key] = (at, size, None)
@@ -172,7 +178,7 @@ class Archive:
       raise ValueError(f"no record data/{key[:40]}")
     begin, size, _ = self._records[key]
     dtype = np.dtype(ml_dtypes.bfloat16 if view.dtype == "bfloat16" else view.dtype)
-    if view.storage.numel * torch_pickle.itemsize(view.storage.dtype) > size:
+    if view.storage.numel * itemsize(view.storage.dtype) > size:
       raise ValueError(f"{view.storage.numel:,} elements in a record of {size:,} bytes")
     last = sum((n - 1) * step for n, step in zip(view.shape, view.strides, strict=True))
     number = int(np.prod(view.shape, dtype=object)) if view.shape else 1
@@ -194,7 +200,7 @@ def _entries(file: Any, mapped: mmap.mmap) -> dict[str, zipfile.ZipInfo]:
     with zipfile.ZipFile(file) as archive:
       infos = archive.infolist()
   except Exception as error:  # on damaged bytes it raises anything
-    raise ValueError(f"a zip archive that is cut short{_cut_in(mapped)}") from error
+    raise ValueError(f"a zip archive that is cut short{_cut_in(mapped)}; get it again") from error
   entries = {info.filename: info for info in infos}
   if len(entries) != len(infos):
     raise ValueError("a zip archive that holds a name twice")
@@ -282,7 +288,7 @@ def _script_tensors(
     visited += 1
     names, restores = classes.get(module.kind, (None, False))
     if restores or module.attributes is None:
-      raise torch_pickle.RefusedError(
+      raise RefusedError(
         f"{module.kind.removeprefix('__torch__.')[:80]}.__setstate__, code of the archive itself"
       )
     if visited > MAX_MODULES or depth > 100:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ofa_jax.convert import file_kinds, safetensors_files
 from ofa_jax.convert.torch_archive import Archive
-from ofa_jax.convert.torch_pickle import RefusedError, TensorView, Unsupported
+from ofa_jax.convert.torch_constructors import RefusedError, TensorView, Unsupported
 
 INSTALL = 'PyTorch writes .pt files; install it with: pip install "ofa-jax[torch]"'
 

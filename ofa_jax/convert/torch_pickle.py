@@ -1,10 +1,8 @@
 """The pickles inside PyTorch's files, read by a machine of our own that can run nothing.
 
-It knows the opcodes that PyTorch and Python write for data and a closed list of constructors, each
-a function of this file: nothing is imported, no attribute is looked up, no method of a read value
-is called. Tensors are described, not made: `torch_archive` makes them of the descriptions.
-
-What a pickle may cost is bounded: in opcodes, and with them in objects and in time.
+It knows the opcodes that PyTorch and Python write for data, and makes only what is on the closed
+list of `torch_constructors`. What a pickle may cost is bounded: in opcodes, and with them in
+objects and in time, and in what is copied.
 """
 
 import argparse
@@ -12,76 +10,25 @@ import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
+from ofa_jax.convert.torch_constructors import (
+  FUNCTIONS,
+  NAMES,
+  SCRIPT_FUNCTIONS,
+  STORAGES,
+  Global,
+  NumpyDtype,
+  RefusedError,
+  Storage,
+  StorageType,
+  call,
+  hashable,
+  is_named,
+  is_sizes,
+)
 
 MAX_OPS = 1_000_000  # a training checkpoint of a billion parameters has 200,000
 MAX_INT_BYTES = 64
 MAX_OPEN = 1000  # marks that are not closed
-MAX_DIMS = 32
-
-# PyTorch's dtype -> NumPy's; None: PyTorch knows it, this reader does not.
-DTYPES: dict[str, str | None] = {
-  **{name: name for name in ("float16", "bfloat16", "float32", "float64", "bool")},
-  **{f"{kind}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
-  **dict.fromkeys(("complex32", "complex64", "complex128", "bits8", "bits16")),
-  **dict.fromkeys(("quint8", "qint8", "qint32", "quint4x2", "quint2x4")),
-  **dict.fromkeys(
-    f"float8_{form}" for form in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu")
-  ),
-  "float4_e2m1fn_x2": None,
-}
-WIDTHS = {  # bytes of an element of what NumPy or this reader has not
-  **{"bfloat16": 2, "complex64": 8, "complex128": 16, "qint8": 1, "quint8": 1, "qint32": 4},
-  **{"quint4x2": 1, "quint2x4": 1, "": 1},
-}
-STORAGES = {
-  **{"Half": "float16", "BFloat16": "bfloat16", "Float": "float32", "Double": "float64"},
-  **{"Char": "int8", "Byte": "uint8", "Short": "int16", "Int": "int32", "Long": "int64"},
-  **{"Bool": "bool", "ComplexFloat": "complex64", "ComplexDouble": "complex128"},
-  **{"QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32"},
-  **{"QUInt4x2": "quint4x2", "QUInt2x4": "quint2x4"},
-}
-
-
-class RefusedError(ValueError):
-  """The pickle asks for something that is not on the list."""
-
-
-class Global(NamedTuple):
-  """A name on the list, as "torch.float32"."""
-
-  name: str
-
-
-class StorageType(NamedTuple):
-  """The type of a storage; an empty dtype is bytes, whose dtype the tensor says."""
-
-  dtype: str
-
-
-class Storage(NamedTuple):
-  """Where a tensor's numbers are: elements `start` to `numel` of a record of the file."""
-
-  dtype: str
-  key: str
-  numel: int
-  start: int = 0
-
-
-class TensorView(NamedTuple):
-  """A tensor that is not read yet; strides and offset in elements."""
-
-  storage: Storage
-  dtype: str
-  offset: int
-  shape: tuple[int, ...]
-  strides: tuple[int, ...]
-
-
-class Unsupported(NamedTuple):
-  """A tensor that stands in the file and that this reader cannot make."""
-
-  kind: str
 
 
 class ScriptClass(NamedTuple):
@@ -98,12 +45,6 @@ class ScriptObject:
   def __init__(self, kind: str):
     self.kind = kind
     self.attributes: dict[str, Any] | None = {}
-
-
-class NumpyDtype(NamedTuple):
-  """The dtype of a NumPy scalar."""
-
-  code: str
 
 
 def load(
@@ -210,7 +151,7 @@ class _Machine:
     if len(items) % 2:
       raise ValueError("its pickle has a key without a value")
     for i in range(0, len(items), 2):
-      target[_hashable(items[i])] = items[i + 1]
+      target[hashable(items[i])] = items[i + 1]
 
   def append(self, items: list[Any]) -> None:
     self.top(list).extend(items)
@@ -266,7 +207,7 @@ class _Machine:
     start = 0
     if len(key) == 6 and key[5] is not None:  # a part of another storage, in the old format
       view = key[5]
-      if type(view) is not tuple or len(view) != 3 or not _sizes(view[1:]):
+      if type(view) is not tuple or len(view) != 3 or not is_sizes(view[1:]):
         raise RefusedError("a part of a storage with other fields than PyTorch's")
       start, numel = view[1], view[1] + view[2]
     self.storages[name] = kind.dtype
@@ -296,10 +237,10 @@ class _Machine:
     target = self.stack[-1] if self.stack else None
     kind = type(target)
     self.spend(state, getattr(target, "attributes", None))
-    if kind is argparse.Namespace and _is_named(state):
+    if kind is argparse.Namespace and is_named(state):
       vars(target).update(state)
     elif kind is ScriptObject:
-      named = _is_named(state) and target.attributes is not None
+      named = is_named(state) and target.attributes is not None
       target.attributes = {**target.attributes, **state} if named else None
     elif kind is NumpyDtype and type(state) is tuple and len(state) > 1:
       if state[1] not in ("<", "|"):
@@ -307,203 +248,6 @@ class _Machine:
     elif kind is not dict or type(state) is not dict:  # of a dict: attributes such as _metadata
       raise RefusedError(f"a state for a {kind.__name__}")
 
-
-def call(function: Global, arguments: tuple[Any, ...]) -> Any:
-  """The value of a constructor on the list, for exactly the arguments that PyTorch gives it."""
-  make = FUNCTIONS.get(function.name) or SCRIPT_FUNCTIONS.get(function.name)
-  if make is None:
-    raise RefusedError(f"a call of {function.name}")
-  try:
-    return make(*arguments)
-  except RefusedError:
-    raise
-  except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
-    raise RefusedError(f"{function.name} with other arguments than PyTorch's") from error
-
-
-def itemsize(dtype: str) -> int:
-  """Bytes of an element of a storage."""
-  return WIDTHS.get(dtype) or np.dtype(dtype).itemsize
-
-
-def _tensor(storage, offset, size, stride, grad=False, hooks=None, metadata=None) -> TensorView:
-  return _typed_tensor(storage, offset, size, stride, grad, hooks, None, metadata)
-
-
-def _typed_tensor(
-  storage, offset, size, stride, grad, hooks, dtype, metadata=None
-) -> TensorView | Unsupported:
-  del grad, hooks
-  if type(storage) is not Storage or type(offset) is not int or offset < 0:
-    raise TypeError
-  if not (_sizes(size) and _sizes(stride)) or len(size) != len(stride) or len(size) > MAX_DIMS:
-    raise TypeError
-  if metadata:
-    return Unsupported("a lazily negated or conjugated tensor")
-  if dtype is None:
-    name = storage.dtype or "uint8"
-  elif type(dtype) is Global and dtype.name.startswith("torch."):
-    name = dtype.name.removeprefix("torch.")
-  else:
-    raise TypeError
-  if DTYPES.get(name) is None:
-    return Unsupported(f"a tensor of {name}")
-  return TensorView(storage, name, offset, size, stride)
-
-
-def _parameter(data, grad, hooks, state=None):
-  del grad, hooks, state
-  if type(data) not in (TensorView, Unsupported):
-    raise TypeError
-  return data
-
-
-def _of_type(function, kind, arguments, state):
-  """Tensors with attributes, and classes derived from Tensor, of which the numbers are taken."""
-  del kind, state
-  if type(function) is not Global or type(arguments) is not tuple:
-    raise TypeError
-  if not function.name.startswith("torch._utils._rebuild_"):
-    raise RefusedError(f"a call of {function.name}")
-  return call(function, arguments)
-
-
-def _of_cpu_tensor(data, dtype, device, grad):
-  del device, grad
-  if type(data) is not TensorView or type(dtype) is not Global:
-    raise TypeError
-  same = dtype.name == f"torch.{data.dtype}"
-  return data if same else Unsupported(f"a tensor of another device, kept as {data.dtype}")
-
-
-def _unsupported(kind: str) -> Callable[..., Unsupported]:
-  return lambda *_: Unsupported(kind)
-
-
-def _dict(pairs=()) -> dict[Any, Any]:
-  if type(pairs) is dict:
-    return dict(pairs)
-  return {_hashable(key): value for key, value in pairs}
-
-
-def _encode(text, encoding) -> bytes:
-  if encoding != "latin1":  # how protocol 2 keeps bytes
-    raise TypeError
-  return text.encode("latin1")
-
-
-def _bytes(data=b"", encoding=None) -> bytes:
-  if encoding is not None:
-    return _encode(data, encoding.replace("-", ""))
-  if type(data) is not bytes:
-    raise TypeError
-  return data
-
-
-def _numpy_dtype(code, align=False, copy=True) -> NumpyDtype:
-  del align, copy
-  if code not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"):
-    raise TypeError
-  return NumpyDtype(code)
-
-
-def _numpy_scalar(dtype, data) -> np.generic:
-  if type(dtype) is not NumpyDtype or type(data) is not bytes or len(data) != int(dtype.code[1:]):
-    raise TypeError
-  return np.frombuffer(data, f"<{dtype.code}")[0]
-
-
-def _set(items=()) -> set[Any]:
-  return {_hashable(item) for item in items}
-
-
-def _complex(real, imaginary) -> complex:
-  if type(real) is not float or type(imaginary) is not float:
-    raise TypeError
-  return complex(real, imaginary)
-
-
-def _text(value, index=None) -> str:
-  del index
-  if type(value) is not str:
-    raise TypeError
-  return value
-
-
-def _tuple(items=()) -> tuple[Any, ...]:
-  if type(items) not in (tuple, list):
-    raise TypeError
-  return tuple(items)
-
-
-def _namespace() -> argparse.Namespace:
-  return argparse.Namespace()
-
-
-def _hashable(key: Any) -> Any:
-  """A key whose hash is cheap: Python's tuples can be nested until hashing them never ends."""
-  parts = key if type(key) is tuple and len(key) < 16 else (key,)
-  for part in parts:
-    if type(part) is int and not -(2**63) <= part < 2**64:
-      raise RefusedError("a key that is a huge number")
-    if type(part) not in (str, int, float, bool, bytes, type(None), Global):
-      raise RefusedError(f"a key that is a {type(part).__name__}")
-  return key
-
-
-def _is_named(state: Any) -> bool:
-  return type(state) is dict and all(type(key) is str for key in state)
-
-
-def _sizes(values: Any) -> bool:
-  return type(values) is tuple and all(type(x) is int and 0 <= x < 2**48 for x in values)
-
-
-_SCALAR = "multiarray.scalar"
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-  "torch._utils._rebuild_tensor": _tensor,
-  "torch._utils._rebuild_tensor_v2": _tensor,
-  "torch._utils._rebuild_tensor_v3": _typed_tensor,
-  "torch._utils._rebuild_parameter": _parameter,
-  "torch._utils._rebuild_parameter_with_state": _parameter,
-  "torch._utils._rebuild_device_tensor_from_cpu_tensor": _of_cpu_tensor,
-  "torch._utils._rebuild_device_tensor_from_numpy": _unsupported("a tensor of another device"),
-  "torch._utils._rebuild_qtensor": _unsupported("a quantised tensor"),
-  "torch._utils._rebuild_sparse_tensor": _unsupported("a sparse tensor"),
-  "torch._utils._rebuild_nested_tensor": _unsupported("a nested tensor"),
-  "torch._utils._rebuild_meta_tensor_no_storage": _unsupported("a tensor without numbers (meta)"),
-  "torch._utils._rebuild_wrapper_subclass": _unsupported("a tensor of a class of its own"),
-  "torch._tensor._rebuild_from_type_v2": _of_type,
-  "torch.serialization._get_layout": _text,
-  "torch.Size": _tuple,
-  "torch.device": _text,
-  "collections.OrderedDict": _dict,
-  "collections.Counter": _dict,
-  "argparse.Namespace": _namespace,  # the originals' options
-  "numpy.dtype": _numpy_dtype,  # the originals' schedulers leave NumPy numbers in the optimizer
-  f"numpy._core.{_SCALAR}": _numpy_scalar,
-  f"numpy.core.{_SCALAR}": _numpy_scalar,
-  "_codecs.encode": _encode,
-  "builtins.bytearray": _bytes,
-  "builtins.set": _set,
-  "builtins.complex": _complex,
-}
-NAMES = frozenset(
-  ("torch.Tensor", "torch.nn.parameter.Parameter", *(f"torch.{name}" for name in DTYPES))
-) | frozenset(
-  f"torch.{name}"
-  for name in (
-    *("per_tensor_affine", "per_tensor_symmetric", "per_channel_affine"),
-    *("per_channel_symmetric", "per_channel_affine_float_qparams"),
-  )
-)
-SCRIPT_FUNCTIONS: dict[str, Callable[..., Any]] = {
-  "torch.jit._pickle.restore_type_tag": lambda value, _: value,
-  **{
-    f"torch.jit._pickle.build_{kind}list": lambda items: list(_tuple(items))
-    for kind in ("int", "double", "bool", "tensor")
-  },
-}
 
 OPERATIONS: dict[int, Callable[[_Machine], None]] = {
   ord(code): operation
