@@ -81,6 +81,9 @@ class Checkpoints:
     except Exception:
       if error is None:  # else it is the same fault again, or what came of it
         raise
+    finally:
+      if self._waiter is not None:
+        self._waiter.join()
 
   @property
   def folder(self) -> epath.Path:

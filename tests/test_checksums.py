@@ -147,8 +147,7 @@ def test_all_processes_refuse_what_one_has_found(tmp_path, monkeypatch):
       return np.array([mine, others["faults"]])
 
     monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", gather)
-    checkpoints._verify(1, ["model"])
+    assert checkpoints._sums_fault(1, ["model"]) is None
     others["faults"] = 3
-    with pytest.raises(ValueError, match=r"step 1 .*that another process has read"):
-      checkpoints._verify(1, ["model"])
+    assert "another process has read" in checkpoints._sums_fault(1, ["model"])
     monkeypatch.setattr(jax, "process_count", lambda: 1)

@@ -94,7 +94,7 @@ CASES = {
     files={"c.py": "def get_config():\n  return open('missing.tsv')\n"},
   ),
   "evals=None": Case(
-    ["train", QUICK, "--config.evals=None", "--workdir={tmp}/w"], ("evals: expected a tuple",)
+    ["train", QUICK, "--config.evals=None", "--workdir={tmp}/w"], ("evals: expected Eval(...)",)
   ),
   "workdir in a file": Case(["train", QUICK, "--workdir=/dev/null/x"], ("Not a directory",)),
   "workdir too long": Case(
