@@ -19,14 +19,14 @@ SPLIT = MeshShape(data=2, fsdp=2, tensor=2)  # on which weights are gathered to 
 
 
 @dataclasses.dataclass(kw_only=True)
-class Told(Caption):
+class Kept(Caption):
   """Captions whose predictions are kept."""
 
   page: int = 0
-  told: list = dataclasses.field(default_factory=list, repr=False)
+  kept: list = dataclasses.field(default_factory=list, repr=False)
 
   def score(self, predictions, streams):
-    self.told.append(predictions["examples"])
+    self.kept.append(predictions["examples"])
     return {"rows": float(predictions["examples"]["valid"].sum())}
 
 
@@ -45,7 +45,7 @@ def config(data, search, **changes):
   shapes, path = data
   plain = tiny.caption_config(shapes)
   fields = {f.name: getattr(plain.task, f.name) for f in dataclasses.fields(plain.task)}
-  task = Told(**{**fields, "valid": (str(path),), "search": search, "page": 0})
+  task = Kept(**{**fields, "valid": (str(path),), "search": search, "page": 0})
   evals = (Eval(name="sixteen", task=task, batch_size=16),)
   return dataclasses.replace(plain, evals=evals, max_bad_rate=0.1, **changes), task
 
@@ -71,7 +71,7 @@ def predictions(data, search, *, shape=None, devices=1, batch_size=16):
   program = step.build(run, test_step.make_mesh(shape, devices), steps=1)
   (evaluator,) = evaluate.evaluators(program)
   assert evaluator(*weights(program)) == {"sixteen/rows": ROWS - 1}
-  return task.told[-1]
+  return task.kept[-1]
 
 
 SAMPLED = Search(sample=True, num_beams=2, max_length=6, top_k=5)
@@ -100,13 +100,13 @@ def test_a_sampled_evaluation_runs_and_is_reproducible(data, tmp_path):
   run.evals[0].batch_size = 8
   assert train(run, str(tmp_path)) == {"sixteen/rows": ROWS - 1}
   assert evaluate.run(run, str(tmp_path)) == {"sixteen/rows": ROWS - 1}
-  first, second = task.told
+  first, second = task.kept
   for name, values in first.items():
     np.testing.assert_array_equal(second[name], values, err_msg=name)
   run, task = config(data, SAMPLED, seed=1)
   run.evals[0].batch_size = 8
   evaluate.run(run, str(tmp_path))
-  assert (task.told[0]["tokens"] != first["tokens"]).any()
+  assert (task.kept[0]["tokens"] != first["tokens"]).any()
 
 
 def test_keys_are_of_seed_evaluation_and_stream():
@@ -118,7 +118,7 @@ def test_keys_are_of_seed_evaluation_and_stream():
 
 
 @dataclasses.dataclass(kw_only=True)
-class Helped(Told):
+class Helped(Kept):
   """Predictions by an array that nothing trains."""
 
   def frozen(self, mesh, *, precision, training=True, load=True):
@@ -137,15 +137,15 @@ def test_evaluations_have_frozen_arrays(data):
   program = step.build(run, test_step.make_mesh(devices=8), steps=1)
   (evaluator,) = evaluate.evaluators(program)
   evaluator(*weights(program))
-  np.testing.assert_array_equal(task.told[-1]["score"], np.full(ROWS, 7, np.float32))
+  np.testing.assert_array_equal(task.kept[-1]["score"], np.full(ROWS, 7, np.float32))
 
 
 @dataclasses.dataclass(kw_only=True)
-class Faulty(Told):
+class Faulty(Kept):
   """Predictions that cannot be made."""
 
   def predict(self, model, batch, *, rngs, frozen):
-    raise self.told[0]
+    raise self.kept[0]
 
 
 def test_what_cannot_be_predicted_is_told_before_anything_is_compiled(data, tmp_path):
@@ -154,12 +154,12 @@ def test_what_cannot_be_predicted_is_told_before_anything_is_compiled(data, tmp_
     (config(data, too_many)[0], "found 1000 beams"),
     (config(data, Search(max_length=2000))[0], "at most 1025 decoder tokens"),
   ):
-    with pytest.raises(ValueError, match=r"evals\[sixteen\]: Told.predict of the stream") as e:
+    with pytest.raises(ValueError, match=r"evals\[sixteen\]: Kept.predict of the stream") as e:
       train(run, str(tmp_path / "run"))
     assert message in str(e.value)
   run, task = config(data, BEAMS)
   fields = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
-  faulty = Faulty(**{**fields, "told": [TypeError("a fault of the program")]})
+  faulty = Faulty(**{**fields, "kept": [TypeError("a fault of the program")]})
   run.evals[0].task = faulty
   with pytest.raises(TypeError, match="a fault of the program") as e:
     train(run, str(tmp_path / "run"))
