@@ -113,8 +113,20 @@ def reference(captions):
   return test_step.run(captions, steps=3)
 
 
-def test_eight_devices_are_one(captions, reference):
-  mesh = MeshShape(data=2, fsdp=2, tensor=2)
+SLOW = pytest.mark.slow  # each mesh compiles for a minute; the first has every axis
+
+
+@pytest.mark.parametrize(
+  "mesh",
+  [
+    MeshShape(data=2, fsdp=2, tensor=2),
+    pytest.param(MeshShape(data=8), marks=SLOW),
+    pytest.param(MeshShape(data=1, fsdp=8), marks=SLOW),
+    pytest.param(MeshShape(data=2, fsdp=4), marks=SLOW),
+  ],
+  ids=["2x2x2", "data8", "fsdp8", "2x4"],
+)
+def test_eight_devices_are_one(captions, reference, mesh):
   config = dataclasses.replace(captions, mesh=mesh)
   history, state = test_step.run(config, steps=3, mesh=test_step.make_mesh(mesh, 8))
   np.testing.assert_allclose(history, reference[0], rtol=1e-5)
