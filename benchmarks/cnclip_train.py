@@ -90,7 +90,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def settings(args: argparse.Namespace, *, folder: pathlib.Path) -> list[Setting]:
   """One for each model."""
-  from ofa_jax.convert import model_config
+  from ofa_jax.convert.cnclip import model_config
   from ofa_jax.models import cnclip
 
   results = []
@@ -267,11 +267,12 @@ class Ours:
   def __init__(self, setting: Setting):
     import jax
 
-    from ofa_jax import hub, sharding, step
+    from ofa_jax import hub
     from ofa_jax.config import Config, Optim
-    from ofa_jax.convert import model_config
+    from ofa_jax.convert.cnclip import model_config
     from ofa_jax.data import pipeline
     from ofa_jax.data.pairs import PairData
+    from ofa_jax.engine import sharding, step
     from ofa_jax.models import cnclip
     from ofa_jax.tasks.contrastive import Contrastive
 
@@ -371,7 +372,7 @@ class Ours:
 
   def facts(self) -> dict[str, Any]:
     """The device, what it can do where that is published, and the work of a pair."""
-    from ofa_jax import flops, topology
+    from ofa_jax.ahead import flops, topology
 
     device = self._jax.devices()[0]
     forward = self._function(training=True)

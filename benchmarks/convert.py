@@ -24,9 +24,11 @@ import zlib
 import numpy as np
 
 from ofa_jax import trees
-from ofa_jax.convert import cnclip as convert
-from ofa_jax.convert import ofa as convert_ofa
-from ofa_jax.convert import ofa_family, ofa_sizes, rules, torch_files
+from ofa_jax.convert import rules, torch_files
+from ofa_jax.convert.cnclip import table as convert
+from ofa_jax.convert.ofa import family as ofa_family
+from ofa_jax.convert.ofa import sizes as ofa_sizes
+from ofa_jax.convert.ofa import table as convert_ofa
 from ofa_jax.models import cnclip, ofa
 from ofa_jax.models.abstract import abstract
 

@@ -35,8 +35,9 @@ from transformers.models.chinese_clip.image_processing_pil_chinese_clip import (
 )
 
 from ofa_jax import api, extract_features, hub
-from ofa_jax.convert import cnclip as convert
-from ofa_jax.convert import huggingface, params
+from ofa_jax.convert import params
+from ofa_jax.convert.cnclip import huggingface
+from ofa_jax.convert.cnclip import table as convert
 from ofa_jax.data.images import decode
 from ofa_jax.data.pairs import PairData
 

@@ -25,7 +25,7 @@ from input_pipeline import cpu_model
 
 from ofa_jax import evaluate, train
 from ofa_jax.config import Config, Optim
-from ofa_jax.convert import model_config
+from ofa_jax.convert.cnclip import model_config
 from ofa_jax.models.cnclip import layer_rates
 
 ROOT = pathlib.Path(__file__).parent.parent

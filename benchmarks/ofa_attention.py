@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from ofa_jax.models.attention import attention
-from ofa_jax.models.ofa_layers import PRODUCTS, position_product
+from ofa_jax.models.ofa.layers import PRODUCTS, position_product
 
 HEADS, HEAD = 12, 64  # Base
 

@@ -32,12 +32,12 @@ from input_pipeline import cpu_model
 from transformers import BartConfig, BartForConditionalGeneration
 
 from ofa_jax import hub
-from ofa_jax.convert import ofa_family
+from ofa_jax.convert.ofa import family as ofa_family
 from ofa_jax.convert.params import place
 from ofa_jax.decode import beam, candidates
+from ofa_jax.inference.runner import Runner
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.ofa import SIZES
-from ofa_jax.ofa_runner import Runner
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
 SIZE, WORDS, LENGTH, BEAMS = 384, 8, 16, 5

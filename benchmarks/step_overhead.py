@@ -17,8 +17,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ofa_jax import sharding, step
 from ofa_jax.config import Config, Optim
+from ofa_jax.engine import sharding, step
 from ofa_jax.models.bert import BertConfig
 from ofa_jax.models.cnclip import LOGIT_SCALE_BOUNDS, NO_DECAY, CNCLIPConfig
 from ofa_jax.models.vit import ViTConfig

@@ -4,7 +4,7 @@
   image = preprocess(Image.open("pokemon.jpeg"))[None]
   per_image, per_text = model.get_similarity(image, tokenize(["杰尼龟", "皮卡丘"]))
 
-What an OFA gives is in `ofa_jax.ofa_api`.
+What an OFA gives is in `ofa_jax.inference.ofa`.
 
 Unlike the original's `load_from_name`, this one does not round fp32 weights to fp16 on the way (a
 file stored in fp16 gives that one's very numbers), and there is no training mode to leave: nothing
@@ -21,13 +21,15 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from ofa_jax import hub, numerics, sharding, trees
+from ofa_jax import hub, numerics, trees
 from ofa_jax.config import PRECISIONS
-from ofa_jax.convert import ofa_family, releases
+from ofa_jax.convert import releases
+from ofa_jax.convert.ofa import family as ofa_family
 from ofa_jax.data import images
+from ofa_jax.engine import sharding
+from ofa_jax.inference.ofa import OFAModel
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.cnclip import CNCLIPConfig
-from ofa_jax.ofa_api import OFAModel
 from ofa_jax.tasks.base import normalized
 from ofa_jax.tokenizers.bert import CONTEXT_LENGTH, ChineseBertTokenizer
 

@@ -22,10 +22,11 @@ from absl import app, flags
 from ml_collections import config_flags
 from ml_collections.config_flags import tuple_parser
 
-from ofa_jax import cli_help, numerics, processes
+from ofa_jax import cli_help, numerics
 from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
+from ofa_jax.engine import processes
+from ofa_jax.engine.watchdog import INTERRUPTED
 from ofa_jax.files import written_whole
-from ofa_jax.watchdog import INTERRUPTED
 
 
 def define_config(

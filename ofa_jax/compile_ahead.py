@@ -25,9 +25,11 @@ import jax
 from absl import flags
 from etils import epath
 
-from ofa_jax import apart, cli, cost, flops, hlo, log, numerics, savings, sharding, step, topology
+from ofa_jax import cli, numerics
 from ofa_jax import config as config_lib
+from ofa_jax.ahead import apart, cost, flops, hlo, savings, topology
 from ofa_jax.config import Config
+from ofa_jax.engine import log, sharding, step
 
 _SCHEDULE = 1000  # steps of a run whose length is given in epochs: only constants depend on it
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

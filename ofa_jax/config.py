@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ofa_jax import writers
+from ofa_jax.engine import writers
 
 PRECISIONS = ("bf16", "fp32", "fp64")
 REMAT = ("none", "dots", "full")

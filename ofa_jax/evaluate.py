@@ -16,9 +16,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from ofa_jax import cli, hub, log, processes, sharding, step, trees, weights
+from ofa_jax import cli, hub, trees, weights
 from ofa_jax.config import Config, Eval, mesh_sizes, validate
 from ofa_jax.data import pipeline
+from ofa_jax.engine import log, processes, sharding, step
 from ofa_jax.models.abstract import abstract
 from ofa_jax.trees import Tree
 

@@ -18,11 +18,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from absl import flags
 
-from ofa_jax import api, cli, lock, log
+from ofa_jax import api, cli
 from ofa_jax.data import features, pairs, pipeline, tsv
 from ofa_jax.data.lmdb import LmdbImages
 from ofa_jax.data.protocols import Images, Rows
 from ofa_jax.data.text import normalize_caption
+from ofa_jax.engine import lock, log
 
 _AT_ONCE = 2  # batches being encoded: one computes, the other is on its way in or out
 

@@ -25,14 +25,15 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from ofa_jax import api, cli, lock, log
+from ofa_jax import api, cli
 from ofa_jax.data import answers, pipeline
 from ofa_jax.data.cache import ImageReader
 from ofa_jax.data.rows import Row
 from ofa_jax.data.text import REFERENCES
 from ofa_jax.data.tsv import IMAGE, BadRow, Table
 from ofa_jax.decode.beam import Search
-from ofa_jax.ofa_api import OFAModel
+from ofa_jax.engine import lock, log
+from ofa_jax.inference.ofa import OFAModel
 from ofa_jax.tasks import caption, free_text, image_classify, refcoco, snli_ve, vqa
 from ofa_jax.tasks.answering import Answering
 

@@ -20,21 +20,17 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from ofa_jax import checkpoint, checksums, trees
-from ofa_jax.convert import (
-  cnclip_family,
-  json_files,
-  limits,
-  ofa_family,
-  releases,
-  torch_files,
-)
+from ofa_jax import checksums, trees
+from ofa_jax.convert import json_files, limits, releases, torch_files
+from ofa_jax.convert.cnclip import family as cnclip_family
 from ofa_jax.convert.family import Family, explain, guess
+from ofa_jax.convert.ofa import family as ofa_family
 from ofa_jax.convert.params import ModelConfig, Weights, place, placement
 from ofa_jax.convert.releases import Release
+from ofa_jax.engine import checkpoint
+from ofa_jax.engine.step import State
 from ofa_jax.files import written_whole
 from ofa_jax.models.abstract import abstract
-from ofa_jax.step import State
 
 FORMAT = 1
 TOKENIZER = "tokenizer"  # the folder of an OFA's in a workdir

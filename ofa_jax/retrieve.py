@@ -22,9 +22,10 @@ import numpy as np
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ofa_jax import cli, log
+from ofa_jax import cli
 from ofa_jax.data.features import Features, raise_faults, read_features
 from ofa_jax.data.tsv import check_files
+from ofa_jax.engine import log
 from ofa_jax.scoring import retrieval
 
 Path = str | os.PathLike

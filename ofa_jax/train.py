@@ -22,23 +22,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from ofa_jax import (
-  checkpoint,
-  cli,
-  evaluate,
-  faults,
-  files,
-  lock,
-  log,
-  overview,
-  processes,
-  saving,
-  sharding,
-  step,
-  trees,
-  watchdog,
-)
-from ofa_jax.best import Best
+from ofa_jax import cli, evaluate, files, trees
 from ofa_jax.config import (
   Config,
   check_best,
@@ -50,6 +34,19 @@ from ofa_jax.config import (
 )
 from ofa_jax.data import pipeline
 from ofa_jax.data.streams import Streams, unnamed
+from ofa_jax.engine import (
+  checkpoint,
+  faults,
+  lock,
+  log,
+  overview,
+  processes,
+  saving,
+  sharding,
+  step,
+  watchdog,
+)
+from ofa_jax.engine.best import Best
 
 
 def train(config: Config, workdir: str, *, stop_status: int = 0) -> dict[str, float]:

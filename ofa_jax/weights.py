@@ -8,8 +8,12 @@ import pathlib
 import jax
 
 from ofa_jax import trees
-from ofa_jax.convert import cnclip, cnclip_family, huggingface, ofa, torch_files, towers
+from ofa_jax.convert import torch_files
+from ofa_jax.convert.cnclip import family as cnclip_family
+from ofa_jax.convert.cnclip import huggingface, towers
+from ofa_jax.convert.cnclip import table as cnclip
 from ofa_jax.convert.family import explain
+from ofa_jax.convert.ofa import table as ofa
 from ofa_jax.convert.params import ModelConfig, place
 from ofa_jax.hub import Source, family_of, open_model
 from ofa_jax.models.abstract import abstract

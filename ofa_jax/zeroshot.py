@@ -16,13 +16,14 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from ofa_jax import api, cli, log
+from ofa_jax import api, cli
 from ofa_jax.data import pipeline
 from ofa_jax.data.folder import FolderRows, ImageFolder
 from ofa_jax.data.protocols import Rows
 from ofa_jax.data.text import normalize_caption
 from ofa_jax.data.tfds import TfdsRows
 from ofa_jax.data.tsv import check_files
+from ofa_jax.engine import log
 from ofa_jax.scoring import zeroshot
 from ofa_jax.scoring.templates import templates_for
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from flax import nnx, traverse_util
 
-from ofa_jax.convert import cnclip as convert
+from ofa_jax.convert.cnclip import table as convert
 from ofa_jax.models.bert import BertConfig
 from ofa_jax.models.clip_resnet import ResNetConfig
 from ofa_jax.models.cnclip import CNCLIP, CNCLIPConfig

@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 
 from ofa_jax import hub
-from ofa_jax.convert import cnclip as convert
+from ofa_jax.convert.cnclip import table as convert
 from tests import cnclip_golden
 
 DIR = pathlib.Path(__file__).parent / "golden" / "cnclip"

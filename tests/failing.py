@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
-from ofa_jax import checkpoint
 from ofa_jax.config import Eval
 from ofa_jax.data import quickstart
+from ofa_jax.engine import checkpoint
 from ofa_jax.tasks.contrastive import Contrastive
 from tests import tiny
 

@@ -24,7 +24,9 @@ import numpy as np
 import safetensors.numpy
 
 from ofa_jax import hub, trees
-from ofa_jax.convert import cnclip, huggingface, safetensors_files, torch_files
+from ofa_jax.convert import safetensors_files, torch_files
+from ofa_jax.convert.cnclip import huggingface
+from ofa_jax.convert.cnclip import table as cnclip
 from tests import cnclip_files
 from tests.cnclip_golden import micro_config, micro_state_dict
 

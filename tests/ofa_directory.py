@@ -3,7 +3,7 @@
 import pathlib
 
 from ofa_jax import hub
-from ofa_jax.convert import ofa as convert
+from ofa_jax.convert.ofa import table as convert
 from tests.ofa_files import GOLDEN, write_bpe
 from tests.ofa_golden import micro_config, micro_state_dict
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ofa_jax.convert import ofa as convert
+from ofa_jax.convert.ofa import table as convert
 from ofa_jax.models import ofa
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.ofa import OFA, OFAConfig

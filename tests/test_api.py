@@ -14,7 +14,7 @@ from PIL import Image
 
 import ofa_jax
 from ofa_jax import api, hub
-from ofa_jax.convert import cnclip as convert
+from ofa_jax.convert.cnclip import table as convert
 from tests import cnclip_files
 from tests.cnclip_golden import MICRO, error, golden, images, micro_config, micro_state_dict
 from tests.ofa_directory import save_micro

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax import checkpoint, checksums, hub
-from ofa_jax.step import State
+from ofa_jax import checksums, hub
+from ofa_jax.engine import checkpoint
+from ofa_jax.engine.step import State
 from tests.cnclip_golden import micro_config, micro_state_dict
 
 
@@ -69,7 +70,7 @@ def test_folders_of_older_versions_are_read(folder):
 
 
 def test_flipped_bits_of_model_directories_are_refused(tmp_path):
-  from ofa_jax.convert import cnclip
+  from ofa_jax.convert.cnclip import table as cnclip
 
   config = micro_config("micro_vit")
   hub.save_directory(

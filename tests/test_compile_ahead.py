@@ -10,8 +10,10 @@ import sys
 import jax
 import pytest
 
-from ofa_jax import compile_ahead, cost, hub, savings, sharding, step, topology, trees
+from ofa_jax import compile_ahead, hub, trees
+from ofa_jax.ahead import cost, savings, topology
 from ofa_jax.config import MeshShape, mesh_sizes
+from ofa_jax.engine import sharding, step
 from ofa_jax.models.abstract import abstract
 from tests import tiny
 from tests.test_processes import ROOT

@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from ofa_jax import sharding, step, trees
+from ofa_jax import trees
 from ofa_jax.config import MeshShape, mesh_sizes, validate
+from ofa_jax.engine import sharding, step
 from ofa_jax.models import cnclip
 
 CONFIGS = Path(__file__).parent.parent / "configs"

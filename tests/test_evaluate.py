@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax import evaluate, sharding, step
+from ofa_jax import evaluate
 from ofa_jax.config import Eval, MeshShape
 from ofa_jax.decode.beam import Search
+from ofa_jax.engine import sharding, step
 from ofa_jax.tasks.caption import Caption
 from ofa_jax.train import train
-from tests import test_step, tiny
+from tests import tiny
+from tests.engine import test_step
 
 ROWS = 24
 SPLIT = MeshShape(data=2, fsdp=2, tensor=2)  # on which weights are gathered to predict

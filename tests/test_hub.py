@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ofa_jax import hub, sharding
-from ofa_jax.checkpoint import Checkpoints
+from ofa_jax import hub
 from ofa_jax.config import to_dict
-from ofa_jax.convert import cnclip as convert
 from ofa_jax.convert import torch_files
+from ofa_jax.convert.cnclip import table as convert
+from ofa_jax.engine import sharding
+from ofa_jax.engine.checkpoint import Checkpoints
+from ofa_jax.engine.step import State
 from ofa_jax.models import cnclip, ofa
 from ofa_jax.models.abstract import abstract
-from ofa_jax.step import State
 from ofa_jax.tokenizers.bert import CONTEXT_LENGTH
 from ofa_jax.weights import open_towers
 from tests import cnclip_files, tiny

@@ -16,13 +16,15 @@ from flax import traverse_util
 
 import ofa_jax
 from ofa_jax import hub, trees
-from ofa_jax.checkpoint import Checkpoints
 from ofa_jax.config import to_dict
-from ofa_jax.convert import ofa as convert
-from ofa_jax.convert import ofa_family, ofa_sizes, torch_files
+from ofa_jax.convert import torch_files
+from ofa_jax.convert.ofa import family as ofa_family
+from ofa_jax.convert.ofa import sizes as ofa_sizes
+from ofa_jax.convert.ofa import table as convert
+from ofa_jax.engine.checkpoint import Checkpoints
+from ofa_jax.engine.step import State
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.ofa import OFAConfig
-from ofa_jax.step import State
 from ofa_jax.tokenizers.ofa import OFATokenizer
 from ofa_jax.weights import open_start
 from tests.ofa_directory import write_words

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax import losses, sharding
+from ofa_jax import losses
+from ofa_jax.engine import sharding
 
 
 @pytest.fixture

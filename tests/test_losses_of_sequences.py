@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax import losses, sharding
+from ofa_jax import losses
+from ofa_jax.engine import sharding
 
 GOLDEN = Path(__file__).parent / "golden" / "ofa" / "losses"
 FUNCTION = json.loads((GOLDEN / "nll_function.json").read_text())

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax import sharding, step
 from ofa_jax.config import Config, MeshShape, Optim
-from ofa_jax.convert import ofa as convert
+from ofa_jax.convert.ofa import table as convert
+from ofa_jax.engine import sharding, step
 from ofa_jax.tasks.seq2seq import Seq2Seq
-from tests import test_step, tiny
+from tests import tiny
+from tests.engine import test_step
 from tests.ofa_files import GOLDEN
 from tests.ofa_golden import golden, golden_json, micro_config, rule_state_dict
 
@@ -133,7 +134,7 @@ def test_eight_devices_are_one(captions, reference, mesh):
   test_step.assert_trees_close(state.params, reference[1].params, atol=1e-5)
 
 
-@pytest.mark.slow  # compiles for a minute; tests/test_step.py accumulates a smaller model
+@pytest.mark.slow  # compiles for a minute; tests/engine/test_step.py accumulates a smaller model
 def test_accumulation_is_the_whole_batch(captions, reference):
   history, state = test_step.run(dataclasses.replace(captions, accum=4), steps=3)
   np.testing.assert_allclose(history, reference[0], rtol=1e-5)

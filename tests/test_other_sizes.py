@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ofa_jax import evaluate, hub, sharding, step, trees
-from ofa_jax.checkpoint import Checkpoints
+from ofa_jax import evaluate, hub, trees
 from ofa_jax.config import to_dict
-from ofa_jax.convert import huggingface
-from ofa_jax.convert.positions import resize_positions
+from ofa_jax.convert.cnclip import huggingface
+from ofa_jax.convert.cnclip.positions import resize_positions
+from ofa_jax.engine import sharding, step
+from ofa_jax.engine.checkpoint import Checkpoints
 from ofa_jax.models.abstract import abstract
 from ofa_jax.train import train
 from ofa_jax.weights import fitted

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax import evaluate, optim, sharding, step, trees
+from ofa_jax import evaluate, trees
 from ofa_jax.config import Config, Eval, Optim
-from ofa_jax.convert import cnclip as convert
+from ofa_jax.convert.cnclip import table as convert
+from ofa_jax.engine import optim, sharding, step
 from ofa_jax.models import cnclip
 from ofa_jax.tasks import in_batch
 from ofa_jax.tasks.contrastive import Contrastive

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ofa_jax import log
 from ofa_jax.data import pipeline
+from ofa_jax.engine import log
 from tests.test_train import assert_bit_equal, final_state
 
 ROOT = Path(__file__).parent.parent

@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from ofa_jax import evaluate, log, processes
+from ofa_jax import evaluate
 from ofa_jax.config import Eval
+from ofa_jax.engine import log, processes
 from ofa_jax.train import train
 from tests import tiny
 from tests.failing import Failing, Rows

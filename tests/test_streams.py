@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import rich.console
 
-from ofa_jax import compile_ahead, log, overview, sharding, step, topology, trees
+from ofa_jax import compile_ahead, trees
+from ofa_jax.ahead import topology
 from ofa_jax.config import Config, MeshShape, mesh_sizes, validate
 from ofa_jax.data import pipeline
+from ofa_jax.engine import log, overview, sharding, step
 from ofa_jax.train import train
 from tests import two_streams
 from tests.test_train import assert_bit_equal, final_state

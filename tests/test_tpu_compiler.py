@@ -9,7 +9,8 @@ import dataclasses
 import jax
 import pytest
 
-from ofa_jax import apart, compile_ahead, topology
+from ofa_jax import compile_ahead
+from ofa_jax.ahead import apart, topology
 from ofa_jax.config import Config, MeshShape
 from ofa_jax.models import cnclip
 from ofa_jax.tasks.contrastive import Contrastive

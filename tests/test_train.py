@@ -11,10 +11,11 @@ import shutil
 import numpy as np
 import pytest
 
-from ofa_jax import evaluate, faults, hub, log, trees
+from ofa_jax import evaluate, hub, trees
 from ofa_jax.config import MeshShape
 from ofa_jax.data import pipeline
 from ofa_jax.data.pairs import PairData
+from ofa_jax.engine import faults, log
 from ofa_jax.tasks.caption import Caption
 from ofa_jax.tasks.contrastive import Contrastive, ZeroShot
 from ofa_jax.train import train

@@ -10,10 +10,12 @@ import sys
 import numpy as np
 import pytest
 
-from ofa_jax import evaluate, log, trees
+from ofa_jax import evaluate, trees
 from ofa_jax.config import MeshShape
+from ofa_jax.engine import log
 from ofa_jax.train import train
-from tests import test_step, tiny, vqa_files
+from tests import tiny, vqa_files
+from tests.engine import test_step
 from tests.test_processes import ROOT, finish, port  # noqa: F401 (a fixture)
 from tests.test_train import assert_bit_equal, final_state
 

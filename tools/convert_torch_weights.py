@@ -27,7 +27,10 @@ import jax
 import numpy as np
 
 from ofa_jax import cli, hub, trees, weights
-from ofa_jax.convert import cnclip, cnclip_family, model_config, torch_files
+from ofa_jax.convert import torch_files
+from ofa_jax.convert.cnclip import family as cnclip_family
+from ofa_jax.convert.cnclip import model_config
+from ofa_jax.convert.cnclip import table as cnclip
 from ofa_jax.files import written_whole
 
 TARGETS = ("orbax", "torch", "hf")

@@ -17,8 +17,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import huggingface_hub
 
-from ofa_jax import cli, hub, log, trees
+from ofa_jax import cli, hub, trees
 from ofa_jax.config import to_dict
+from ofa_jax.engine import log
 from ofa_jax.models.abstract import abstract
 
 SIZES = (

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from ofa_jax.models.cnclip import CNCLIPConfig
-from ofa_jax.models.ofa import OFAConfig
+from ofa_jax.models.ofa.model import OFAConfig
 
 ModelConfig = CNCLIPConfig | OFAConfig
 Weights = tuple[dict[str, Any], dict[str, Any]]  # nested dicts: parameters, running statistics

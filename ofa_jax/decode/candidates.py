@@ -19,8 +19,8 @@ import numpy as np
 
 from ofa_jax.decode.beam import Reorder, Step
 from ofa_jax.decode.trie import check
-from ofa_jax.models.ofa import OFA
-from ofa_jax.models.ofa_encoder import Encoded
+from ofa_jax.models.ofa.encoder import Encoded
+from ofa_jax.models.ofa.model import OFA
 from ofa_jax.numerics import wide
 from ofa_jax.tokenizers.special import EOS, PAD
 

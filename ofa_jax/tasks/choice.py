@@ -17,8 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ofa_jax.decode import candidates
 from ofa_jax.decode.beam import BOS, EOS
 from ofa_jax.decode.trie import Trie, build
-from ofa_jax.models.ofa import OFA
-from ofa_jax.models.ofa_encoder import Encoded
+from ofa_jax.models.ofa.encoder import Encoded
+from ofa_jax.models.ofa.model import OFA
 
 PROMPTS = ("none", "src", "prev_output")  # the original's --prompt-type
 INFERENCE = ("allcand", "beamsearch")  # the original's --val-inference-type

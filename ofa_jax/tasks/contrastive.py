@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from ofa_jax import hub, losses, pictures, trees
-from ofa_jax.convert import cnclip_family
+from ofa_jax.convert.cnclip import family as cnclip_family
 from ofa_jax.data import folder, images, pairs, pipeline
 from ofa_jax.data.augment import AUGMENT
 from ofa_jax.data.protocols import Rows

@@ -23,7 +23,7 @@ from ofa_jax.decode.answers import on_each_device
 from ofa_jax.decode.beam import Search
 from ofa_jax.decode.candidates import Plan
 from ofa_jax.decode.trie import DEAD
-from ofa_jax.models.ofa import OFA
+from ofa_jax.models.ofa.model import OFA
 from ofa_jax.scoring import vqa
 from ofa_jax.tasks import choice
 from ofa_jax.tasks.answering import Answering

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ofa_jax.convert import model_config
+from ofa_jax.convert.cnclip import model_config
 from tests.cnclip_golden import micro_config
 
 ROOT = Path(__file__).parent.parent.parent

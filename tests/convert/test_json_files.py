@@ -6,7 +6,9 @@ import os
 import pytest
 
 from ofa_jax import hub
-from ofa_jax.convert import huggingface, json_files, limits, model_config, ofa_sizes
+from ofa_jax.convert import json_files, limits
+from ofa_jax.convert.cnclip import huggingface, model_config
+from ofa_jax.convert.ofa import sizes as ofa_sizes
 from ofa_jax.models.ofa import SIZES
 from tests.cnclip_golden import micro_config
 from tests.fuzz_weights import stopped_after

@@ -15,7 +15,7 @@ from ofa_jax.data.pairs import PairData, PairRows
 from ofa_jax.data.pipeline import BadRows, Mixture, train_batches
 from ofa_jax.data.tar import read_tar
 from ofa_jax.data.tsv import BadRow
-from ofa_jax.log import read_metrics
+from ofa_jax.engine.log import read_metrics
 from ofa_jax.train import train
 from tests import tiny
 from tests.data.samples import plain_jpeg

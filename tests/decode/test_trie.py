@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax import sharding
 from ofa_jax.decode import trie
+from ofa_jax.engine import sharding
 
 EOS, VOCAB = 2, 40
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 
-from ofa_jax import log
+from ofa_jax.engine import log
 from tests.test_processes import ROOT, SMALL
 
 LAUNCH = ROOT / "launch"

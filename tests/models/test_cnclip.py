@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ofa_jax import losses, numerics, sharding, trees
-from ofa_jax.convert import cnclip as convert
+from ofa_jax import losses, numerics, trees
+from ofa_jax.convert.cnclip import table as convert
+from ofa_jax.engine import sharding
 from ofa_jax.models import cnclip
 from ofa_jax.models.layers import Scan
 from ofa_jax.models.vit import random_patches

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ofa_jax import sharding
+from ofa_jax.engine import sharding
 from ofa_jax.models import layers
 from ofa_jax.models.layers import BatchNorm, Conv, Embed, LayerNorm, Linear, Mlp, Scan
 from tests.cnclip_golden import error

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ofa_jax import hub, numerics, sharding
-from ofa_jax.convert import cnclip
+from ofa_jax import hub, numerics
+from ofa_jax.convert.cnclip import table as cnclip
+from ofa_jax.engine import sharding
 from ofa_jax.models import cnclip as model
 from ofa_jax.models.abstract import abstract
 from ofa_jax.tasks.contrastive import Contrastive

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ofa_jax import hub, losses, sharding, step, trees
+from ofa_jax import hub, losses, trees
 from ofa_jax.config import MeshShape, Optim, validate
 from ofa_jax.data import pipeline
+from ofa_jax.engine import sharding, step
 from ofa_jax.models import cnclip
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.cnclip import layer_rates

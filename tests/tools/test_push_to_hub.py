@@ -11,7 +11,7 @@ import pytest
 
 import ofa_jax
 from ofa_jax import hub
-from ofa_jax.convert import huggingface
+from ofa_jax.convert.cnclip import huggingface
 from tests import ofa_golden
 from tests.cnclip_golden import micro_config
 from tests.test_hub import weights

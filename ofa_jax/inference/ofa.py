@@ -1,0 +1,455 @@
+"""OFA from Python: pictures and texts in; texts, boxes and their scores out.
+
+  model, preprocess = load_from_name("OFA-base")
+  model.caption([Image.open("pokemon.jpeg")])
+  model.answer(images, ["how many pokemons are there?", "is it raining?"])
+
+A list of N inputs gives a list of N results, and with `return_scores` also float32[N]: of what was
+generated the search's score, of what was chosen the logarithm of its probability among the choices.
+Prompts, searches and the cleaning of texts are the original's.
+"""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from ofa_jax import hub
+from ofa_jax.data.text import REFERENCES
+from ofa_jax.decode import candidates
+from ofa_jax.decode.beam import Search
+from ofa_jax.decode.trie import Trie
+from ofa_jax.inference import inputs
+from ofa_jax.inference.inputs import Picture
+from ofa_jax.inference.runner import Runner
+from ofa_jax.tasks import caption, free_text, image_classify, refcoco, snli_ve, vqa
+from ofa_jax.tasks.answering import read
+from ofa_jax.tokenizers.ofa import OFATokenizer
+from ofa_jax.tokenizers.special import BOS, EOS
+
+MAX_TOKENS = 1024  # of a text: the original's --max-source-positions
+
+Results: TypeAlias = list | tuple[list, np.ndarray]
+
+
+class OFAModel:
+  """An OFA, or several as an ensemble, on all local devices.
+
+  Images are Pillow images or uint8[h, w, 3], which are resized; or float32[S, S, 3] of one size S,
+  as from `preprocess`, which are taken as they are.
+
+  Attributes:
+    config: sizes of the (first) model.
+    tokenizer: the (first) model's own; ValueError, which says what is missing, where it has none.
+    image_size: side in pixels that images are resized to.
+    searches: how "caption", "answer" and "ground" search; captions as the model says itself.
+    preprocess: makes a Pillow image float32[S, S, 3], as the model wants it.
+    num_params: scalars of all models.
+    precision: what they compute in.
+  """
+
+  def __init__(self, *sources: hub.Source, precision: str = "fp32", image_size: int | None = None):
+    """Reads the weights onto the devices.
+
+    Args:
+      sources: from `hub.open_model`; the probabilities of several are averaged.
+      precision: as for `api.load_from_name`.
+      image_size: what the model was trained with; None: what it says itself.
+
+    Raises:
+      ValueError: the models' vocabularies differ; faulty files.
+    """
+    self.precision, self._num_models = precision, len(sources)
+    self._runner = Runner(sources, precision=precision)
+    self.config, self.num_params = self._runner.config, self._runner.num_params
+    self._source = sources[0]
+    self.image_size = image_size or sources[0].image_size
+    self.preprocess = functools.partial(
+      inputs.preprocess, size=self.image_size, colours=self._runner.colours
+    )
+    asked = (caption.ANSWERING, vqa.ANSWERING, refcoco.ANSWERING)
+    self.searches = {x.searched_as: dataclasses.replace(x.search) for x in asked}
+    own = sources[0].settings["generation"]
+    self.searches["caption"] = dataclasses.replace(self.searches["caption"], **own)
+    self._plan = functools.lru_cache(maxsize=8)(self._make_plan)
+
+  def __repr__(self) -> str:
+    ensemble = f", models={self._num_models}" if self._num_models > 1 else ""
+    return (
+      f"{type(self).__name__}(num_params={self.num_params:_}, image_size={self.image_size}, "
+      f"vocab_size={self.config.vocab_size}, precision={self.precision!r}{ensemble})"
+    )
+
+  @functools.cached_property
+  def tokenizer(self) -> OFATokenizer:
+    return self._source.tokenizer
+
+  def forward(
+    self,
+    source_tokens: Any,
+    decoder_tokens: Any,
+    images: np.ndarray | None = None,
+    image_mask: np.ndarray | None = None,
+    code_mask: np.ndarray | None = None,
+  ) -> np.ndarray:
+    """Returns logits float32[N, T, V] of the token after each of `decoder_tokens`.
+
+    Args:
+      source_tokens: int32[N, S] or N lists of ids: 0, a text, 2, and then 1.
+      decoder_tokens: int32[N, T] or N lists of ids: 0, a text, and then 1.
+      images: float32[N, h, w, 3] as from `preprocess`, or uint8, normalised on the device.
+      image_mask: bool[N], False where an input has no image; None: all have one.
+      code_mask: bool[N], True where the decoder's tokens are image codes; None: nowhere.
+
+    Raises:
+      ValueError: another shape or type, or ids that are not in the vocabulary.
+    """
+    rows = self._rows(source_tokens, images, image_mask)
+    rows["decoder"] = self._ids("decoder_tokens", decoder_tokens, rows=len(rows["source"]))
+    if code_mask is not None:
+      rows["code_mask"] = inputs.mask("code_mask", code_mask, rows=len(rows["source"]))
+    return self._runner.forward(rows)
+
+  def generate_tokens(
+    self,
+    source_tokens: Any,
+    images: np.ndarray | None = None,
+    image_mask: np.ndarray | None = None,
+    *,
+    num_beams: int = 5,
+    max_length: int = 16,
+    min_length: int = 1,
+    length_penalty: float = 1.0,
+    no_repeat_ngram_size: int = 0,
+    temperature: float = 1.0,
+    unk_penalty: float = 0.0,
+    normalize_scores: bool = True,
+    allowed_range: tuple[int, int] | None = None,
+    prefix_tokens: Any = None,
+    trie: Trie | None = None,
+    gen_code: bool = False,
+    mask_probs: bool = False,
+    diverse_groups: int = 1,
+    diversity_strength: float = 0.5,
+    sample: bool = False,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    seed: int = 0,
+  ) -> list[list[dict[str, Any]]]:
+    """Searches for what follows.
+
+    Args:
+      source_tokens, images, image_mask: as for `forward`.
+      prefix_tokens: int32[N, P] or N lists of ids that hypotheses begin with, without 0.
+      trie: what may follow the prefix; from `ofa_jax.decode.trie.build`.
+      seed: of samples.
+      num_beams, max_length, min_length, length_penalty, no_repeat_ngram_size, temperature,
+        unk_penalty, normalize_scores, allowed_range, gen_code, mask_probs, diverse_groups,
+        diversity_strength, sample, top_k, top_p: see `ofa_jax.decode.beam.Search`.
+
+    Returns:
+      For each input its hypotheses, the best first: "tokens" int32[n] with the end, "score", and
+      "positional_scores" float32[n].
+
+    Raises:
+      ValueError: options that contradict each other, more beams than the vocabulary has tokens, or
+        inputs as for `forward`.
+    """
+    search = Search(
+      num_beams=num_beams,
+      max_length=max_length,
+      min_length=min_length,
+      length_penalty=length_penalty,
+      normalize_scores=normalize_scores,
+      temperature=temperature,
+      unk_penalty=unk_penalty,
+      no_repeat_ngram_size=no_repeat_ngram_size,
+      allowed_range=allowed_range,
+      gen_code=gen_code,
+      mask_probs=mask_probs,
+      diverse_groups=diverse_groups,
+      diversity_strength=diversity_strength,
+      sample=sample,
+      top_k=top_k,
+      top_p=top_p,
+    )
+    rows = self._rows(source_tokens, images, image_mask)
+    if prefix_tokens is not None:
+      rows["prefix"] = self._ids("prefix_tokens", prefix_tokens, rows=len(rows["source"]))
+    return self._search(rows, search, trie=trie, seed=seed)
+
+  def generate(
+    self,
+    images: Sequence[Picture | None] | np.ndarray | None,
+    texts: Sequence[str],
+    *,
+    num_beams: int = 5,
+    max_length: int = 16,
+    no_repeat_ngram_size: int = 3,
+    search: Search | None = None,
+    seed: int = 0,
+    return_scores: bool = False,
+  ) -> Results:
+    """Answers prompts in the user's own words.
+
+    Args:
+      images: one for each text; None where, or if nowhere, there is one.
+      texts: prompts; longer ones than the model can read are cut, with a warning.
+      num_beams, max_length, no_repeat_ngram_size: see `ofa_jax.decode.beam.Search`.
+      search: its other fields; None: the defaults.
+      seed: of samples.
+      return_scores: whether to return (texts, scores).
+
+    Raises:
+      ValueError: an empty text; options that contradict each other.
+    """
+    search = dataclasses.replace(
+      search or Search(),
+      num_beams=num_beams,
+      max_length=max_length,
+      no_repeat_ngram_size=no_repeat_ngram_size,
+    )
+    inputs.check_texts("texts", texts)
+    rows = self._asked(free_text.ANSWERING, images, {"text": texts}, image_needed=False)
+    return self._texts(self._search(rows, search, seed=seed), return_scores)
+
+  def caption(
+    self,
+    images: Sequence[Picture] | np.ndarray,
+    *,
+    search: Search | None = None,
+    return_scores: bool = False,
+  ) -> Results:
+    """Describes images.
+
+    Args:
+      images: what to describe.
+      search: how; None: as in `searches`.
+      return_scores: whether to return (captions, scores).
+
+    Raises:
+      ValueError: an image is missing.
+    """
+    rows = self._asked(caption.ANSWERING, images)
+    return self._texts(self._search(rows, search or self.searches["caption"]), return_scores)
+
+  def answer(
+    self,
+    images: Sequence[Picture] | np.ndarray,
+    questions: Sequence[str],
+    candidates: Sequence[str] | None = None,
+    *,
+    objects: Sequence[Sequence[str]] | None = None,
+    search: Search | None = None,
+    prompt_decoder: bool = True,
+    return_scores: bool = False,
+  ) -> Results:
+    """Answers questions about images.
+
+    Args:
+      images: one for each question.
+      questions: a missing question mark is added; words beyond 80 are cut, with a warning.
+      candidates: the answers to choose from, all of which are scored; None: any answer.
+      objects: names of what a detector saw in each image, which stand behind the question, as they
+        did when the original's models were fine-tuned; None: none.
+      search: of any answer; its lengths do not count the question. None: as in `searches`.
+      prompt_decoder: whether the decoder, too, reads the question before it answers, as it does in
+        models that were fine-tuned by the original's scripts, but not in pretrained ones.
+      return_scores: whether to return (answers, scores).
+
+    Raises:
+      ValueError: an empty question, no or empty candidates, an image is missing.
+    """
+    inputs.check_texts("questions", questions)
+    texts = {"text": questions}
+    if objects is not None:
+      inputs.check_number("objects", objects, rows=len(questions))
+      texts["objects"] = [REFERENCES.join(names) for names in objects]
+    rows = self._asked(vqa.ANSWERING, images, texts)
+    if candidates is not None:
+      best, scores = self._choose(rows, candidates, prompt_decoder=prompt_decoder)
+      answers = [candidates[i] for i in best]
+      return (answers, scores) if return_scores else answers
+    if prompt_decoder:
+      rows["prompt"] = inputs.decoder_prompt(rows["source"])[:, 1:]
+    return self._texts(self._search(rows, search or self.searches["answer"]), return_scores)
+
+  def ground(
+    self,
+    images: Sequence[Picture] | np.ndarray,
+    phrases: Sequence[str],
+    *,
+    search: Search | None = None,
+    return_scores: bool = False,
+  ) -> Results:
+    """Finds the boxes that phrases describe.
+
+    Args:
+      images: one for each phrase.
+      phrases: words beyond 80 are cut, with a warning.
+      search: of four coordinates; None: as in `searches`. Nothing keeps the model to coordinates,
+        as in the original: of its hypotheses the best that is a box counts.
+      return_scores: whether to return (boxes, scores).
+
+    Returns:
+      Boxes float32[4]: x0, y0, x1, y1 in pixels of the given image, NaN if no hypothesis is a box.
+
+    Raises:
+      ValueError: an empty phrase; an image is missing.
+    """
+    inputs.check_texts("phrases", phrases)
+    rows = self._asked(refcoco.ANSWERING, images, {"text": phrases})
+    rows_of_hypotheses = self._search(rows, search or self.searches["ground"])
+    boxes = [np.full(4, np.nan, np.float32) for _ in rows_of_hypotheses]
+    scores = np.full(len(boxes), -np.inf, np.float32)
+    for i, (image, hypotheses) in enumerate(zip(images, rows_of_hypotheses, strict=True)):
+      size = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+      scale = np.divide(size, rows["image"].shape[2:0:-1])
+      for each in hypotheses:
+        box = refcoco.read_box(each["tokens"], tokenizer=self.tokenizer, scale=scale)
+        if box is not None:
+          boxes[i], scores[i] = box, each["score"]
+          break
+    return (boxes, scores) if return_scores else boxes
+
+  def entail(
+    self,
+    images: Sequence[Picture] | np.ndarray,
+    hypotheses: Sequence[str],
+    premises: Sequence[str] | None = None,
+    *,
+    return_scores: bool = False,
+  ) -> Results:
+    """Says whether images imply texts: "entailment", "neutral" or "contradiction".
+
+    Args:
+      images: one for each hypothesis.
+      hypotheses: words beyond 80 are cut, with a warning.
+      premises: texts that are known to describe the images; None: there are none.
+      return_scores: whether to return (labels, scores).
+
+    Raises:
+      ValueError: an empty text; an image is missing.
+    """
+    inputs.check_texts("hypotheses", hypotheses)
+    if premises is not None:
+      inputs.check_texts("premises", premises, rows=len(hypotheses))
+    texts = {"text": hypotheses} | ({} if premises is None else {"premise": premises})
+    rows = self._asked(snli_ve.ANSWERING, images, texts)
+    answers = list(snli_ve.ANSWERING.choices)
+    best, scores = self._choose(rows, answers, prompt_decoder=snli_ve.ANSWERING.reads_prompt)
+    labels = [snli_ve.ANSWERING.called(answers[i]) for i in best]
+    return (labels, scores) if return_scores else labels
+
+  def classify(
+    self,
+    images: Sequence[Picture] | np.ndarray,
+    classes: Sequence[str],
+    *,
+    return_scores: bool = False,
+  ) -> Results:
+    """Chooses the class of each image by the names of all classes.
+
+    Raises:
+      ValueError: no class, one without a name, or an image is missing.
+    """
+    rows = self._asked(image_classify.ANSWERING, images)
+    best, scores = self._choose(rows, classes, prompt_decoder=image_classify.ANSWERING.reads_prompt)
+    names = [classes[i] for i in best]
+    return (names, scores) if return_scores else names
+
+  def _rows(self, source_tokens, images, image_mask):
+    rows = {"source": self._ids("source_tokens", source_tokens)}
+    number = len(rows["source"])
+    if images is not None:
+      rows["image"] = inputs.image_array(images, rows=number)
+    if image_mask is not None:
+      rows["image_mask"] = inputs.mask("image_mask", image_mask, rows=number)
+    return rows
+
+  def _ids(self, name, tokens, *, rows=None):
+    return inputs.token_array(
+      name, tokens, rows=rows, longest=MAX_TOKENS, vocab_size=self.config.vocab_size
+    )
+
+  def _asked(self, answering, images, texts=None, *, image_needed=True):
+    """Rows of a task's prompts, and of images, which may be missing only where they are allowed to.
+
+    Args:
+      answering: the task's.
+      images: one for each row.
+      texts: by name, one for each row; None: the prompt has none.
+      image_needed: whether a row without an image is a fault.
+    """
+    if images is None and not image_needed:
+      images = [None] * len(next(iter(texts.values())))
+    pictures = inputs.as_list("images", images)
+    columns = {name: list(column) for name, column in (texts or {}).items()}
+    number = len(next(iter(columns.values()))) if columns else len(pictures)
+    if len(pictures) != number:
+      raise ValueError(f"Expected {number} images, one for each text, found {len(pictures)}")
+    missing = [i for i, image in enumerate(pictures) if image is None]
+    if missing and image_needed:
+      raise ValueError(
+        f"Expected an image with each prompt, found {len(missing)} without: numbers "
+        f"{', '.join(map(str, missing[:5]))}"
+      )
+    prompts = [
+      answering.prompt({name: column[i] for name, column in columns.items()}, self._chinese)
+      for i in range(number)
+    ]
+    rows = {"source": self._ids("texts", [self._encode(text) for text in prompts] or [[BOS]])}
+    if not prompts:
+      return {"source": rows["source"][:0]}
+    if len(missing) < len(pictures):
+      rows["image"] = inputs.image_stack(pictures, self.image_size)
+      rows["image_mask"] = np.array([image is not None for image in pictures])
+    return rows
+
+  def _encode(self, text):
+    ids = self.tokenizer.encode(text)
+    if len(ids) > MAX_TOKENS - 2:
+      warnings.warn(f"Cut a text of {len(ids)} tokens to {MAX_TOKENS - 2}: {text[:40]!r} ...")
+    return [BOS, *ids[: MAX_TOKENS - 2], EOS]
+
+  def _search(self, rows, search, *, trie=None, seed=0):
+    """For each row the hypotheses of `generate_tokens`."""
+    if not len(rows["source"]):
+      return []
+    found = self._runner.generate(
+      rows, search=search, trie=trie, seed=seed if search.sample else None
+    )
+    return [
+      [
+        {"tokens": x[:length], "score": float(score), "positional_scores": positional[:length]}
+        for x, length, score, positional in zip(*row, strict=True)
+        if length
+      ]
+      for row in zip(*found, strict=True)
+    ]
+
+  def _texts(self, found, return_scores):
+    """The text of the best hypothesis of each row; empty where there is none."""
+    texts = [read(self.tokenizer, x[0]["tokens"]) if x else "" for x in found]
+    scores = np.array([x[0]["score"] if x else -np.inf for x in found], np.float32)
+    return (texts, scores) if return_scores else texts
+
+  def _choose(self, rows, answers, *, prompt_decoder):
+    """The number of the best answer for each row, and its score; the first of equal ones."""
+    inputs.check_texts("answers to choose from", answers)
+    plan = self._plan(tuple(answers))
+    if not len(rows["source"]):
+      return [], np.zeros(0, np.float32)
+    rows["decoder"] = np.full((len(rows["source"]), 1), BOS, np.int32)
+    if prompt_decoder:
+      rows["decoder"] = inputs.decoderinputs.decoder_prompt(rows["source"])
+    scores = self._runner.score(rows, plan=plan)
+    return scores.argmax(axis=1), scores.max(axis=1)
+
+  def _make_plan(self, answers):
+    space = "" if self.tokenizer.chinese else " "
+    return candidates.plan([self.tokenizer.encode(space + text) for text in answers])

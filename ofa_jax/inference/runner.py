@@ -1,0 +1,206 @@
+"""Runs an OFA over any number of inputs, on all local devices.
+
+Inputs are cut into batches of 1, 2, 4, ... rows for each device, and their texts filled up to 16,
+32, 64, 128, 192, ... tokens, so that little is compiled. A batch is split over the devices, each of
+which decodes its rows alone: no search waits for another device's.
+"""
+
+import collections
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ofa_jax import hub, numerics, trees
+from ofa_jax.data import images
+from ofa_jax.decode import answers, beam, candidates
+from ofa_jax.decode.trie import Trie
+from ofa_jax.engine import sharding
+from ofa_jax.inference.inputs import Colours
+from ofa_jax.models.abstract import abstract
+from ofa_jax.tasks.base import normalized
+from ofa_jax.tasks.choice import MAX_POSITIONS
+from ofa_jax.tokenizers.special import EOS, PAD
+
+MAX_BATCH = 16  # rows that one device computes at once
+_AHEAD = 2  # batches on their way to the device before the first result is awaited
+
+# What has one row for each input: "source" int32[N, S]; and perhaps "image", "image_mask" bool[N],
+# "decoder" int32[N, T], "code_mask" bool[N], "prefix" and "prompt" int32[N, P].
+Rows = Mapping[str, np.ndarray]
+
+
+class Runner:
+  """One OFA, or several as an ensemble, on all local devices.
+
+  Attributes:
+    config: sizes of the first model.
+    colours: how it wants pixels normalised.
+    num_params: scalars of all models.
+  """
+
+  def __init__(self, sources: Sequence[hub.Source], *, precision: str):
+    """Reads the weights onto the devices; see `ofa_api.OFAModel`.
+
+    Raises:
+      ValueError: the models' vocabularies differ.
+    """
+    sizes = sorted({source.config.vocab_size for source in sources})
+    if len(sizes) > 1:
+      raise ValueError(f"Expected an ensemble with one vocabulary, found sizes {sizes}")
+    self.config, self.colours = sources[0].config, Colours()
+    if sources[0].settings["imagenet_normalization"]:
+      self.colours = Colours(images.IMAGENET_MEAN, images.IMAGENET_STD)
+    self._mesh = sharding.make_mesh((jax.local_device_count(), 1, 1), devices=jax.local_devices())
+    self._matmul = numerics.matmul_precision(precision)
+    weights = [source.load(sharding.replicated(self._mesh)) for source in sources]
+    self.num_params = sum(trees.count(params) for params, _ in weights)
+    self._weights = tuple((numerics.cast(params, precision), rest) for params, rest in weights)
+    self._graphs = [abstract(source.config)[0] for source in sources]
+    self._forward, self._generate, self._score = (
+      jax.jit(self._on_each_device(function), static_argnames="static")
+      for function in (self._forward_rows, self._generate_rows, self._score_rows)
+    )
+
+  def forward(self, rows: Rows) -> np.ndarray:
+    """Returns logits float32[N, T, V] of what follows each of the "decoder" tokens.
+
+    Those of an ensemble are the logarithms of the mean probabilities.
+    """
+    length = rows["decoder"].shape[1]
+    if "code_mask" not in rows:  # behind the last code there are no positions
+      rows = {**rows, "decoder": widened(rows["decoder"], bucket(length, 8))}
+    return self._run(self._forward, rows)[:, :length]
+
+  def generate(
+    self, rows: Rows, *, search: beam.Search, trie: Trie | None = None, seed: int | None = None
+  ) -> beam.Hypotheses:
+    """Returns the hypotheses, NumPy; see `answers.generate`. `seed` is of samples."""
+    shared = {} if trie is None else {"trie": trie}
+    if seed is not None:
+      shared["rngs"] = jax.random.key(seed)
+    length = search.max_length + 1
+    for name in ("prefix", "prompt"):
+      if name in rows:
+        rows = {**rows, name: widened(rows[name], bucket(rows[name].shape[1], 8))}
+    if "prompt" in rows:
+      length += rows["prompt"].shape[1]
+    room = MAX_POSITIONS // (search.num_beams * length)
+    return self._run(self._generate, rows, shared=shared, static=search, most=room)
+
+  def score(self, rows: Rows, *, plan: candidates.Plan) -> np.ndarray:
+    """Returns the scores float32[N, A] of all answers after the prompts "decoder".
+
+    Raises:
+      ValueError: the model is an ensemble.
+    """
+    if len(self._weights) > 1:
+      raise ValueError(f"Expected one model to score answers with, found {len(self._weights)}")
+    width = bucket(rows["decoder"].shape[1], 8)
+    rows = {**rows, "decoder": widened(rows["decoder"], width)}
+    room = MAX_POSITIONS // (plan.width * (width + len(plan.levels)))
+    return self._run(self._score, rows, shared={"plan": plan}, most=room)[:, : plan.num_answers]
+
+  def _forward_rows(self, weights, rows, shared, static):
+    del shared, static
+    models = self._models(weights)
+    logits = [
+      model.decode(self._encode(model, rows), rows["decoder"], code_mask=rows.get("code_mask"))
+      for model in models
+    ]
+    if len(models) == 1:
+      return logits[0]
+    each = jax.nn.log_softmax(jnp.stack(logits))
+    return jax.nn.logsumexp(each, axis=0) - jnp.log(len(models))
+
+  def _generate_rows(self, weights, rows, shared, static):
+    models = self._models(weights)
+    return answers.generate(
+      models,
+      [self._encode(model, rows) for model in models],
+      search=static,
+      batch=len(rows["source"]),
+      prompts=rows.get("prompt"),
+      prefix_tokens=rows.get("prefix"),
+      trie=shared.get("trie"),
+      active=rows["active"],
+      rngs=answers.row_keys(shared.get("rngs"), rows["index"]),
+    )
+
+  def _score_rows(self, weights, rows, shared, static):
+    del static
+    (model,) = self._models(weights)
+    return candidates.score_answers(
+      model, self._encode(model, rows), prompts=rows["decoder"], plan=shared["plan"]
+    )
+
+  def _models(self, weights):
+    return [nnx.merge(graph, *x) for graph, x in zip(self._graphs, weights, strict=True)]
+
+  def _encode(self, model, rows):
+    image = rows.get("image")
+    if image is not None:
+      image = normalized(image, **self.colours._asdict())
+    return model.encode(rows["source"], image=image, image_mask=rows.get("image_mask"))
+
+  def _on_each_device(self, function):
+    """`function(weights, rows, shared, static)`, each device with its own rows."""
+
+    def call(weights, rows, shared, *, static):
+      each = functools.partial(function, static=static)
+      return answers.on_each_device(each, mesh=self._mesh)(weights, rows, shared)
+
+    return call
+
+  def _run(self, function, rows, *, shared=None, static=None, most=MAX_BATCH):
+    """Calls a function batch by batch; the next is on its way while a result is copied back."""
+    number = len(rows["source"])
+    length = rows["source"].shape[1]
+    length = bucket(length, 16) if length <= 64 else -(-length // 64) * 64
+    rows = {**rows, "source": widened(rows["source"], length)}
+    rows |= {"active": np.ones(number, bool), "index": np.arange(number, dtype=np.int32)}
+    devices = self._mesh.size
+    largest = devices * (1 << (min(max(most, 1), MAX_BATCH).bit_length() - 1))
+    place = sharding.batch_sharding(self._mesh)
+    waiting, found = collections.deque(), []
+    with jax.set_mesh(self._mesh), jax.default_matmul_precision(self._matmul):
+      for start in range(0, number, largest):
+        part = {name: x[start : start + largest] for name, x in rows.items()}
+        part = _filled(part, devices * bucket(-(-len(part["source"]) // devices), 1))
+        waiting.append(
+          function(self._weights, jax.device_put(part, place), shared or {}, static=static)
+        )
+        if len(waiting) > _AHEAD:
+          found.append(jax.device_get(waiting.popleft()))
+    found += jax.device_get(list(waiting))
+    return jax.tree.map(lambda *x: np.concatenate(x)[:number], *found)
+
+
+def bucket(number: int, least: int) -> int:
+  """The next power of two."""
+  return max(least, 1 << (number - 1).bit_length())
+
+
+def widened(tokens: np.ndarray, length: int) -> np.ndarray:
+  """Tokens int32[N, T] filled up to `length`."""
+  return np.pad(tokens, ((0, 0), (0, length - tokens.shape[1])), constant_values=PAD)
+
+
+def _filled(rows: Rows, number: int) -> dict[str, np.ndarray]:
+  """A batch filled up with rows that are not active; they have the text of an empty sentence."""
+  missing = number - len(rows["source"])
+  filled = {
+    name: np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)])
+    for name, x in rows.items()
+  }
+  for name in ("source", "decoder", "prefix", "prompt"):
+    if name in rows and missing:
+      filled[name][-missing:] = PAD
+  if missing:
+    filled["source"][-missing:, :2] = 0, EOS
+    if "decoder" in rows:
+      filled["decoder"][-missing:, 0] = 0
+  return filled

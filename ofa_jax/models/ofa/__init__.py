@@ -1,0 +1,6 @@
+"""OFA (arXiv 2202.03052): one sequence-to-sequence model of texts, images and boxes."""
+
+from ofa_jax.models.ofa.config import ClassifierConfig, OFAConfig
+from ofa_jax.models.ofa.model import FREEZE, OFA, SIZES, config
+
+__all__ = ["FREEZE", "OFA", "SIZES", "ClassifierConfig", "OFAConfig", "config"]
