@@ -21,7 +21,8 @@ from ofa_jax.models.cnclip import LOGIT_SCALE_BOUNDS, NO_DECAY, CNCLIPConfig
 from ofa_jax.models.ofa import OFAConfig
 from ofa_jax.models.vit import ViTConfig
 from ofa_jax.tasks.caption import Caption
-from ofa_jax.tasks.contrastive import Contrastive, ZeroShot
+from ofa_jax.tasks.contrastive import Contrastive
+from ofa_jax.tasks.zeroshot import ZeroShot
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
 

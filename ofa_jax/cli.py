@@ -169,7 +169,7 @@ def progress(
 
 
 class _Number(flags.ArgumentParser):
-  """A number, or None where the field may be that (`config.validate` says where not)."""
+  """A number, or None where the field may be that (`validation.validate` says where not)."""
 
   def __init__(self, parser: flags.ArgumentParser):
     super().__init__()

@@ -25,7 +25,7 @@ import jax
 from absl import flags
 from etils import epath
 
-from ofa_jax import cli, numerics
+from ofa_jax import cli, numerics, validation
 from ofa_jax import config as config_lib
 from ofa_jax.ahead import apart, cost, flops, hlo, savings, topology
 from ofa_jax.config import Config
@@ -88,7 +88,7 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
     ValueError: the config cannot run on so many devices and hosts, or cuDNN is not installed.
   """
   hosts = len({d.process_index for d in devices})
-  config_lib.validate(config, devices=len(devices), hosts=hosts)
+  validation.validate(config, devices=len(devices), hosts=hosts)
   mesh = sharding.make_mesh(config_lib.mesh_sizes(config.mesh, len(devices)), devices=devices)
   spec = config.task.batch_spec(config.batch_size)
   rows = jax.tree.map(lambda _: sharding.batch_sharding(mesh), spec)

@@ -7,21 +7,19 @@ Prints one line per metric, the same numbers that training printed at that step,
 """
 
 import json
-import re
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
-from ofa_jax import cli, hub, trees, weights
-from ofa_jax.config import Config, Eval, mesh_sizes, validate
+from ofa_jax import cli, weights
+from ofa_jax.config import Config, Eval, mesh_sizes
 from ofa_jax.data import pipeline
 from ofa_jax.engine import log, processes, sharding, step
-from ofa_jax.models.abstract import abstract
 from ofa_jax.trees import Tree
+from ofa_jax.validation import validate
 
 
 class Evaluator:
@@ -189,67 +187,12 @@ def run(config: Config, name: str, *, results: str | None = None) -> dict[str, f
     raise ValueError("Expected a config with evals, found none")
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
   program = step.build(config, mesh, steps=1)
-  loaded = load_weights(program, name)
+  loaded = weights.load_weights(program, name)
   if jax.process_index() == 0:
     for line in loaded.resized:
       print(f"{name}: {line}", file=sys.stderr)
   folder = None if results is None else epath.Path(results)
   return run_all(evaluators(program), loaded.params, loaded.rest, folder=folder)
-
-
-class Loaded(NamedTuple):
-  """Weights that were stored, laid out for a program.
-
-  Attributes:
-    params, rest: nested dicts of arrays.
-    absent: paths of the parameters that were not stored.
-    resized: a line on each that was made for another image size or text length.
-  """
-
-  params: Tree
-  rest: Tree
-  absent: list[str]
-  resized: list[str]
-
-
-def load_weights(program: step.Program, name: str, *, initial: Tree | None = None) -> Loaded:
-  """The weights of a stored model.
-
-  Args:
-    program: from `step.build`.
-    name: whatever `hub.open_model` takes: a run or a step of it, a model directory, a released
-      name, a file; also of another image size, see `weights.fitted`.
-    initial: parameters of a fresh model that starts training from it. What the stored one lacks and
-      the config's model calls optional is taken from these; of an OFA see `weights.open_start`.
-      None: all must be there.
-
-  Raises:
-    ValueError: there is no such model, or it has other parameters than the config's; all of them.
-  """
-  config = program.config
-  if initial is None:
-    source = hub.open_model(name)
-  else:
-    source = weights.open_start(name, config=config.model, seed=config.seed)
-  source, resized = weights.fitted(source, config.model)
-  _, params, rest = abstract(source.config)
-  wanted, stored = trees.flatten(program.abstract.params), trees.flatten(params)
-  may = () if initial is None else getattr(config.model, "optional", ())
-  absent = [p for p in wanted if p not in stored and any(re.search(o, p) for o in may)]
-  lines = trees.difference({p: x for p, x in wanted.items() if p not in absent}, stored)
-  lines += trees.difference(program.abstract.rest, rest)
-  if lines:
-    raise ValueError(
-      f"{name} is not of this config, {len(lines)} differences:\n  "
-      + "\n  ".join(lines[:20])
-      + "\nChange config.model, or take other weights."
-    )
-  places = {p: s for p, s in trees.flatten(program.shardings.params).items() if p in stored}
-  params, rest = source.load((trees.unflatten(places), program.shardings.rest))
-  if absent:
-    fresh = trees.flatten(initial)
-    params = trees.unflatten(trees.flatten(params) | {p: fresh[p] for p in absent})
-  return Loaded(params, rest, absent, resized)
 
 
 def _collect(found, outputs, size):

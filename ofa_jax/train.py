@@ -13,29 +13,19 @@ SIGTERM or Ctrl-C saves a checkpoint at the step or evaluation that it falls int
 import contextlib
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
-from ofa_jax import cli, evaluate, files, trees
-from ofa_jax.config import (
-  Config,
-  check_best,
-  epoch_end,
-  is_due,
-  mesh_sizes,
-  to_dict,
-  validate,
-)
+from ofa_jax import cli, evaluate, weights
+from ofa_jax.config import Config, epoch_end, is_due, mesh_sizes, to_dict
 from ofa_jax.data import pipeline
 from ofa_jax.data.streams import Streams, unnamed
 from ofa_jax.engine import (
   checkpoint,
+  config_file,
   faults,
   lock,
   log,
@@ -47,6 +37,8 @@ from ofa_jax.engine import (
   watchdog,
 )
 from ofa_jax.engine.best import Best
+from ofa_jax.engine.clock import Clock
+from ofa_jax.validation import check_best, validate
 
 
 def train(config: Config, workdir: str, *, stop_status: int = 0) -> dict[str, float]:
@@ -108,7 +100,8 @@ def _open(config, workdir, notice, opened):
   out.line(f"Weights: {origin}")
   if checkpoints.steps():
     out.line(f"Checkpoints: {checkpoints.listing()}")
-  _save_config(config, workdir, out)
+  if jax.process_index() == 0:
+    config_file.save(config, workdir, warn=functools.partial(out.line, level="WARNING"))
   for readers in (rows, *evaluators):
     notes += readers.notes
   for text in notes:
@@ -184,7 +177,7 @@ class _Run:
         batch = sharding.to_global(next(batches), self.program.mesh)
         frozen = config.task.frozen(self.program.mesh, precision=config.precision)
         update = self._compile(state, batch, frozen)
-      clock = _Clock(start)
+      clock = Clock(start)
       before = None
       self.watch.beat(watchdog.ALLOWANCE)
       for done in range(start + 1, self.steps + 1):
@@ -351,36 +344,6 @@ class _Run:
       self.out.line(advice, level="WARNING")
 
 
-class _Clock:
-  """Seconds per step and seconds of it spent waiting for data, between log steps."""
-
-  def __init__(self, done: int):
-    self._begin = time.perf_counter()
-    self._data = 0.0
-    self._done = done
-
-  @contextlib.contextmanager
-  def waiting_for_data(self):
-    begin = time.perf_counter()
-    yield
-    self._data += time.perf_counter() - begin
-
-  @contextlib.contextmanager
-  def paused(self):
-    """Evaluations and saves do not count as steps."""
-    begin = time.perf_counter()
-    yield
-    self._begin += time.perf_counter() - begin
-
-  def lap(self, done: int) -> tuple[float, float]:
-    """(seconds a step, seconds of it waiting for data) since the last call."""
-    now = time.perf_counter()
-    steps = done - self._done
-    result = (now - self._begin) / steps, self._data / steps
-    self._begin, self._data, self._done = now, 0.0, done
-    return result
-
-
 def _first_state(program, checkpoints, *, steps, warn):
   """The state to go on from, and a phrase that says where it came from."""
   config = program.config
@@ -393,7 +356,7 @@ def _first_state(program, checkpoints, *, steps, warn):
     return _resume(program, state, steps=steps)
   if config.init is None:
     return state, f"from scratch, seed {config.seed}"
-  loaded = evaluate.load_weights(program, config.init, initial=state.params)
+  loaded = weights.load_weights(program, config.init, initial=state.params)
   fresh = ", ".join(["optimizer", *loaded.absent])
   averages = step.averages_of(config, loaded.params, loaded.rest)
   return dataclasses.replace(state, params=loaded.params, rest=loaded.rest, **averages), (
@@ -432,46 +395,6 @@ def _stop_if_diverged(config: Config, metrics: Mapping[str, jax.Array]) -> None:
       f"optim.max_bad_steps={config.optim.max_bad_steps}). Their updates were skipped; lower "
       "optim.lr, set optim.clip_norm, or look at the data of these steps."
     )
-
-
-def _save_config(config: Config, workdir: str, out: log.Log) -> None:
-  """Writes `config.json`, and the files that make the workdir a model.
-
-  Says what differs from the run that is being continued.
-  """
-  if jax.process_index() != 0:
-    return
-  path = epath.Path(workdir) / "config.json"
-  new = to_dict(config)
-  for name, old, now in _changes(path, new, out):
-    out.line(f"config.{name} was {old!r} before this start and is now {now!r}", level="WARNING")
-  files.write_text(path, json.dumps(new, indent=2, ensure_ascii=False) + "\n")
-  for name, content in config.task.model_files().items():
-    place = epath.Path(workdir) / name
-    if place.exists() and place.read_bytes() == content:
-      continue
-    if place.exists():
-      out.line(f"{name} differs from the one that this run began with", level="WARNING")
-    files.write_bytes(place, content)
-
-
-def _changes(path: epath.Path, new: Any, out: log.Log) -> list[tuple[str, Any, Any]]:
-  """(name, before, now) of the fields that differ from a `config.json` that is there."""
-  if not path.exists():
-    return []
-  try:
-    stored = json.loads(path.read_bytes())
-  except ValueError:  # empty after a full disk, or cut short
-    stored = None
-  if not isinstance(stored, dict):
-    out.line(f"{path} was damaged and is written anew from --config", level="WARNING")
-    return []
-  old, now = trees.flatten(stored), trees.flatten(json.loads(json.dumps(new)))
-  return [
-    (name.replace("/", "."), old.get(name), now.get(name))
-    for name in sorted(old.keys() | now.keys())
-    if old.get(name) != now.get(name)
-  ]
 
 
 def main() -> None:

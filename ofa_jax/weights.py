@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import os
 import pathlib
+import re
+from typing import NamedTuple
 
 import jax
 
@@ -15,9 +17,11 @@ from ofa_jax.convert.cnclip import table as cnclip
 from ofa_jax.convert.family import explain
 from ofa_jax.convert.ofa import table as ofa
 from ofa_jax.convert.params import ModelConfig, place
+from ofa_jax.engine import step
 from ofa_jax.hub import Source, family_of, open_model
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.cnclip import CNCLIPConfig
+from ofa_jax.trees import Tree
 
 
 def open_start(
@@ -108,3 +112,58 @@ def open_towers(
 
   _, config = read()
   return Source(config=config, load=load, form="towers", settings=cnclip_family.FAMILY.settings)
+
+
+class Loaded(NamedTuple):
+  """Weights that were stored, laid out for a program.
+
+  Attributes:
+    params, rest: nested dicts of arrays.
+    absent: paths of the parameters that were not stored.
+    resized: a line on each that was made for another image size or text length.
+  """
+
+  params: Tree
+  rest: Tree
+  absent: list[str]
+  resized: list[str]
+
+
+def load_weights(program: step.Program, name: str, *, initial: Tree | None = None) -> Loaded:
+  """The weights of a stored model.
+
+  Args:
+    program: from `step.build`.
+    name: whatever `hub.open_model` takes: a run or a step of it, a model directory, a released
+      name, a file; also of another image size, see `fitted`.
+    initial: parameters of a fresh model that starts training from it. What the stored one lacks and
+      the config's model calls optional is taken from these; of an OFA see `open_start`.
+      None: all must be there.
+
+  Raises:
+    ValueError: there is no such model, or it has other parameters than the config's; all of them.
+  """
+  config = program.config
+  if initial is None:
+    source = open_model(name)
+  else:
+    source = open_start(name, config=config.model, seed=config.seed)
+  source, resized = fitted(source, config.model)
+  _, params, rest = abstract(source.config)
+  wanted, stored = trees.flatten(program.abstract.params), trees.flatten(params)
+  may = () if initial is None else getattr(config.model, "optional", ())
+  absent = [p for p in wanted if p not in stored and any(re.search(o, p) for o in may)]
+  lines = trees.difference({p: x for p, x in wanted.items() if p not in absent}, stored)
+  lines += trees.difference(program.abstract.rest, rest)
+  if lines:
+    raise ValueError(
+      f"{name} is not of this config, {len(lines)} differences:\n  "
+      + "\n  ".join(lines[:20])
+      + "\nChange config.model, or take other weights."
+    )
+  places = {p: s for p, s in trees.flatten(program.shardings.params).items() if p in stored}
+  params, rest = source.load((trees.unflatten(places), program.shardings.rest))
+  if absent:
+    fresh = trees.flatten(initial)
+    params = trees.unflatten(trees.flatten(params) | {p: fresh[p] for p in absent})
+  return Loaded(params, rest, absent, resized)

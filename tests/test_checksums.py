@@ -148,7 +148,7 @@ def test_all_processes_refuse_what_one_has_found(tmp_path, monkeypatch):
       return np.array([mine, others["faults"]])
 
     monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", gather)
-    assert checkpoints._sums_fault(1, ["model"]) is None
+    assert checkpoints._at(1).fault_of_checksums(["model"]) is None
     others["faults"] = 3
-    assert "another process has read" in checkpoints._sums_fault(1, ["model"])
+    assert "another process has read" in checkpoints._at(1).fault_of_checksums(["model"])
     monkeypatch.setattr(jax, "process_count", lambda: 1)

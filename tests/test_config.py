@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from ofa_jax import cli
+from ofa_jax import cli, validation
 from ofa_jax import config as config_lib
-from ofa_jax.config import Config, Eval, MeshShape, Optim, mesh_sizes, validate
+from ofa_jax.config import Config, Eval, MeshShape, Optim, mesh_sizes
 from ofa_jax.data.pairs import PairData
+from ofa_jax.validation import validate
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -141,13 +142,13 @@ def test_the_best_must_be_evaluated_where_it_is_saved(good):
   config = dataclasses.replace(good, evals=evals, best_metric="valid/t2i_r1", save_every=2)
   size = {"rows": 64, "steps": 6}
   with pytest.raises(ValueError, match=r"save_every=2.*evals\[valid\] has every=3"):
-    config_lib.check_best(config, **size)
-  config_lib.check_best(config, rows=64, steps=7)  # step 6
-  config_lib.check_best(dataclasses.replace(config, save_every_epochs=1.5), **size)  # step 3
-  config_lib.check_best(dataclasses.replace(config, best_metric=None), **size)
-  config_lib.check_best(config, rows=64, steps=2)  # only the end is saved, and evaluated
+    validation.check_best(config, **size)
+  validation.check_best(config, rows=64, steps=7)  # step 6
+  validation.check_best(dataclasses.replace(config, save_every_epochs=1.5), **size)  # step 3
+  validation.check_best(dataclasses.replace(config, best_metric=None), **size)
+  validation.check_best(config, rows=64, steps=2)  # only the end is saved, and evaluated
   without = dataclasses.replace(config, evals=())
-  config_lib.check_best(without, **size)
+  validation.check_best(without, **size)
   validate(without, devices=1)
 
 

@@ -8,9 +8,10 @@ import jax
 import pytest
 
 from ofa_jax import trees
-from ofa_jax.config import MeshShape, mesh_sizes, validate
+from ofa_jax.config import MeshShape, mesh_sizes
 from ofa_jax.engine import sharding, step
 from ofa_jax.models import cnclip
+from ofa_jax.validation import validate
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

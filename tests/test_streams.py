@@ -16,10 +16,11 @@ import rich.console
 
 from ofa_jax import compile_ahead, trees
 from ofa_jax.ahead import topology
-from ofa_jax.config import Config, MeshShape, mesh_sizes, validate
+from ofa_jax.config import Config, MeshShape, mesh_sizes
 from ofa_jax.data import pipeline
 from ofa_jax.engine import log, overview, sharding, step
 from ofa_jax.train import train
+from ofa_jax.validation import validate
 from tests import two_streams
 from tests.test_train import assert_bit_equal, final_state
 from tests.two_streams import TwoStreams, get_config

@@ -17,7 +17,8 @@ from ofa_jax.data import pipeline
 from ofa_jax.data.pairs import PairData
 from ofa_jax.engine import faults, log
 from ofa_jax.tasks.caption import Caption
-from ofa_jax.tasks.contrastive import Contrastive, ZeroShot
+from ofa_jax.tasks.contrastive import Contrastive
+from ofa_jax.tasks.zeroshot import ZeroShot
 from ofa_jax.train import train
 from tests import tiny
 

@@ -12,8 +12,9 @@ from ofa_jax.models.cnclip import CNCLIPConfig
 from ofa_jax.models.ofa import OFAConfig
 from ofa_jax.models.vit import ViTConfig
 from ofa_jax.tasks.caption import Caption
-from ofa_jax.tasks.contrastive import Contrastive, ZeroShot
+from ofa_jax.tasks.contrastive import Contrastive
 from ofa_jax.tasks.vqa import VQA
+from ofa_jax.tasks.zeroshot import ZeroShot
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
 BERT = BertConfig(

@@ -15,28 +15,22 @@ import logging
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ofa_jax import checksums, trees
+from ofa_jax import checksums
 from ofa_jax.engine import faults, log
 from ofa_jax.engine.best import Best, Keep
 from ofa_jax.engine.step import State
+from ofa_jax.engine.stored_step import ITEMS, OPTIONAL, Damaged, StoredStep
 
-ITEMS = ("model", "ema", "ema_rest", "train")
-OPTIONAL = ("ema", "ema_rest")
 LATEST, BEST = "latest", "best"
-
-
-class Damaged(ValueError):  # noqa: N818 (named after what it reports)
-  """A stored checkpoint is not what was written."""
 
 
 class Checkpoints:
@@ -153,7 +147,7 @@ class Checkpoints:
     items = {name: ocp.args.StandardSave(part) for name, part in _parts(state).items()}
     self._manager.save(step, args=ocp.args.Composite(**items))
     self._waiter = threading.Thread(
-      target=self._watch_save, args=(self._local(step),), name="save-outcome", daemon=True
+      target=self._watch_save, args=(self._at(step).local,), name="save-outcome", daemon=True
     )
     self._waiter.start()
 
@@ -204,7 +198,7 @@ class Checkpoints:
 
   def _state(self, step: int, *, abstract: State, shardings: State, verify: bool) -> State:
     parts = _parts(_targets(abstract, shardings))
-    if not self._has(step, "ema_rest"):
+    if not self._at(step).has("ema_rest"):
       parts.pop("ema_rest", None)
     items = self._restore(step, parts, verify=verify)
     averages = {"ema": None, "ema_rest": None}
@@ -229,7 +223,7 @@ class Checkpoints:
     """
     told: dict[int, str] = {}
     for step in reversed(self.steps()):
-      fault = self._sums_fault(step, ITEMS) or self._agreed_fault(step)
+      fault = self._at(step).fault()
       if fault is None:
         try:
           state = self._state(step, abstract=abstract, shardings=shardings, verify=False)
@@ -272,7 +266,7 @@ class Checkpoints:
     if not optimizer:
       del parts["train"]
     for name in OPTIONAL:
-      if not self._has(step, name):
+      if not self._at(step).has(name):
         parts.pop(name, None)
     items = self._restore_advised(step, parts)
     fields = {**items["model"], **items.get("train", {})}
@@ -293,7 +287,7 @@ class Checkpoints:
     parts = {"model": {"params": target.params, "rest": target.rest}}
     if ema:
       parts["ema"] = target.params
-      if self._has(step, "ema_rest"):
+      if self._at(step).has("ema_rest"):
         parts["ema_rest"] = target.rest
     items = self._restore_advised(step, parts)
     if ema:
@@ -302,43 +296,20 @@ class Checkpoints:
 
   def has_ema(self, step: int) -> bool:
     """Does the checkpoint at this step hold a moving average, or was it written with one?"""
-    if self._has(step, "ema"):
+    if self._at(step).has("ema"):
       return True
     try:
-      written = json.loads((self._directory(step) / "_CHECKPOINT_METADATA").read_text())
+      written = json.loads((self._at(step).directory / "_CHECKPOINT_METADATA").read_text())
       return "ema" in written["item_handlers"]
     except (OSError, ValueError, KeyError, TypeError):
       return False
 
-  def _has(self, step: int, item: str) -> bool:
-    return (self._directory(step) / item).exists()
-
-  def _directory(self, step: int) -> epath.Path:
-    return self.workdir / "checkpoints" / str(step)
-
-  def _damaged(self, step: int, reason: str) -> Damaged:
-    return Damaged(f"The checkpoint at step {step} is damaged: {self._directory(step)}/{reason}")
-
-  def _fault(self, step: int) -> str | None:
-    """What shows of damage without reading the arrays."""
-    try:
-      self._metadata(step)
-    except Damaged as error:
-      return str(error)
-    return None
-
-  def _agreed_fault(self, step: int) -> str | None:
-    """`_fault` as process 0 sees it, the same on all."""
-    if jax.process_count() == 1:
-      return self._fault(step)
-    fault = self._fault(step) if jax.process_index() == 0 else None
-    if multihost_utils.broadcast_one_to_all(np.asarray(fault is not None)):
-      return fault or f"The checkpoint at step {step} is damaged (process 0 has the reason)"
-    return None
+  def _at(self, step: int) -> StoredStep:
+    return StoredStep(self._manager, self.workdir / "checkpoints" / str(step), step)
 
   def _set_aside(self, step: int) -> None:
     if jax.process_index() == 0:
-      directory = self._directory(step)
+      directory = self._at(step).directory
       aside = directory.with_name(f"{step}.damaged")
       if aside.exists():
         aside.rmtree()
@@ -347,35 +318,21 @@ class Checkpoints:
       multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
     self._manager.reload()
 
-  def _metadata(self, step: int) -> Mapping[str, Any]:
-    """The items' trees; Damaged where one cannot be read or is gone."""
-    try:
-      metadata = self._manager.item_metadata(step)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-      for name in ITEMS:
-        if not _is_json(self._directory(step) / name / "_METADATA"):
-          raise self._damaged(step, f"{name}/_METADATA cannot be read") from error
-      raise self._damaged(step, faults.unreadable(self._directory(step), error)) from error
-    for name in ITEMS:
-      wanted = name not in OPTIONAL or self._has(step, name)
-      if wanted and (metadata.get(name) is None or metadata[name].tree is None):
-        raise self._damaged(step, f"{name}/_METADATA is missing; was it copied in part?")
-    return metadata
-
   def _restore(
     self, step: int, parts: Mapping[str, Any], *, verify: bool = True
   ) -> Mapping[str, Any]:
-    fault = self._sums_fault(step, parts) if verify else None
+    stored = self._at(step)
+    fault = stored.fault_of_checksums(parts) if verify else None
     if fault:
       raise Damaged(fault)
-    self._check(step, parts)
+    stored.check(parts)
     wanted = {name: ocp.args.StandardRestore(part) for name, part in parts.items()}
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**wanted))
     except jax.errors.JaxRuntimeError:  # memory, or another process
       raise
     except Exception as error:  # Orbax raises bare ones
-      raise self._damaged(step, faults.unreadable(self._directory(step), error)) from error
+      raise stored.damaged(faults.unreadable(stored.directory, error)) from error
 
   def _restore_advised(self, step: int, parts: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
@@ -388,41 +345,6 @@ class Checkpoints:
           f"Others are at {', '.join(map(str, others))}: take one with {self.workdir}@{others[0]}"
         )
       raise Damaged(f"{error}. {advice}") from error
-
-  def _sums_fault(self, step: int, items: Iterable[str]) -> str | None:
-    """What the checksums of these items' files say, on every process; each reads its share."""
-    directory = self._local(step)
-    share = jax.process_index(), jax.process_count()
-    under = [f"{name}/" for name in items]
-    lines = [] if directory is None else checksums.faults(directory, part=share, under=under)
-    if jax.process_count() > 1:
-      total = np.sum(multihost_utils.process_allgather(np.asarray(len(lines))))
-      if total and not lines:
-        lines = ["a file has another content, which another process has read and names"]
-    if not lines:
-      return None
-    return str(self._damaged(step, f"{'; '.join(lines[:5])} ({checksums.ADVICE})"))
-
-  def _local(self, step: int) -> pathlib.Path | None:
-    """The folder of a step; None if it is in a bucket, whose service has checksums of its own."""
-    folder = str(self._manager.directory / str(step))
-    return None if "://" in folder else pathlib.Path(folder)
-
-  def _check(self, step: int, parts: Mapping[str, Any]) -> None:
-    metadata = self._metadata(step)
-    lines = []
-    for name, expected in parts.items():
-      if metadata.get(name) is None:
-        lines.append(f"no {name} in the checkpoint (the run that wrote it had it switched off)")
-        continue
-      lines += [f"{name}/{line}" for line in trees.difference(expected, metadata[name].tree)]
-    if lines:
-      shown = "\n".join(f"  {line}" for line in lines[:20])
-      more = f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else ""
-      raise ValueError(
-        f"The checkpoint at step {step} in {self._manager.directory} is not of this config:\n"
-        f"{shown}{more}\nUse the config that wrote it, or another --workdir."
-      )
 
 
 def split_step(name: str) -> tuple[str, str | None]:
@@ -477,14 +399,6 @@ def open_weights(
       step, abstract=abstract, shardings=shardings, ema=checkpoints.has_ema(step)
     )
   return step, params, rest
-
-
-def _is_json(path: epath.Path) -> bool:
-  try:
-    json.loads(path.read_text())
-  except (OSError, ValueError):
-    return not path.parent.exists()
-  return True
 
 
 def _parts(state: State) -> dict[str, Any]:

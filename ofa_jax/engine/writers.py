@@ -4,16 +4,12 @@ Both take the rows of `metrics.jsonl` under the same names, and a run that is st
 in the same place: rows of steps that it repeats are not there twice.
 """
 
-import difflib
-import importlib.util
 import os
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from etils import epath
-
-PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 
 class Writer(Protocol):
@@ -95,26 +91,10 @@ def open_writers(
   """Opens the writers of a run.
 
   Args:
-    names: of `PACKAGES`.
+    names: of `config.LOG_PACKAGES`.
     workdir: folder of the run.
     start: updates already done; rows of later ones, left by a killed run, are replaced.
     described: the config as JSON-able data.
   """
   kinds = {"tensorboard": TensorBoard, "wandb": WandB}
   return [kinds[name](workdir, start=start, described=described) for name in names]
-
-
-def faults(names: Sequence[str]) -> list[str]:
-  """What keeps these writers from being opened, one line each."""
-  lines = []
-  for name in names:
-    if name not in PACKAGES:
-      near = difflib.get_close_matches(name, PACKAGES, n=1)
-      hint = f"; did you mean {near[0]}?" if near else ""
-      lines.append(f"log_to: expected {' or '.join(PACKAGES)}, found {name!r}{hint}")
-    elif importlib.util.find_spec(PACKAGES[name]) is None:
-      lines.append(
-        f"log_to: {name} needs the package {PACKAGES[name]}, found none; "
-        f'pip install "ofa-jax[{name}]"'
-      )
-  return lines

@@ -1,7 +1,7 @@
 """Contrastive image-text training and its evaluations (Chinese-CLIP, arXiv 2211.01335).
 
 Negatives come from the whole global batch. `Contrastive` trains and scores retrieval over full
-pools; `ZeroShot` scores classification by class names put into templates.
+pools; `zeroshot.ZeroShot` scores classification.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from flax import nnx
 
 from ofa_jax import hub, losses, pictures, trees
 from ofa_jax.convert.cnclip import family as cnclip_family
-from ofa_jax.data import folder, images, pairs, pipeline
+from ofa_jax.data import images, pairs, pipeline
 from ofa_jax.data.augment import AUGMENT
 from ofa_jax.data.protocols import Rows
 from ofa_jax.data.text import normalize_caption
 from ofa_jax.models.clip_resnet import ResNetConfig
 from ofa_jax.models.layers import recomputed
 from ofa_jax.numerics import widened
-from ofa_jax.scoring import retrieval, zeroshot
+from ofa_jax.scoring import retrieval
 from ofa_jax.tasks import in_batch
 from ofa_jax.tasks.base import Batch, Task, normalized
 from ofa_jax.tasks.frozen import Frozen
@@ -32,7 +32,6 @@ from ofa_jax.tokenizers.bert import ChineseBertTokenizer
 
 _STUCK_ROWS = 5  # log rows near ln(batch) before a hint
 _PAGE_TEXTS, _PAGE_IMAGES = 8, 6  # shown of an evaluation
-_TOP5_CLASSES = 10  # of fewer classes, half and more are among the first five anyway
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -97,7 +96,7 @@ class Contrastive(Task):
   unit: ClassVar[str] = "pairs"
 
   def check(self, config: Any) -> list[str]:
-    faults = _check_image_size(self.image_size, config)
+    faults = check_image_size(self.image_size, config)
     if not 0 <= self.mask_ratio < 1:
       faults.append(f"task.mask_ratio: expected 0 <= ratio < 1, found {self.mask_ratio}")
     if not 2 <= self.context_length <= config.model.text.max_positions:
@@ -321,64 +320,6 @@ class Contrastive(Task):
     return [_source(source, split) for source in sources]
 
 
-@dataclasses.dataclass(kw_only=True)
-class ZeroShot(Task):
-  """Zero-shot classification: the class whose averaged prompts lie nearest to the image.
-
-  Attributes:
-    directory: holds `test/<class>/*` and `label_cn.txt`, one class name a line in folder order.
-    templates: prompts with `{}` for the class name.
-    image_size: pixels a side.
-    context_length: tokens of a prompt.
-  """
-
-  directory: str
-  templates: tuple[str, ...]
-  image_size: int = 224
-  context_length: int = 52
-
-  metrics: ClassVar[tuple[str, ...]] = ("zeroshot_top1", "zeroshot_top5")
-
-  def check(self, config: Any) -> list[str]:
-    return _check_image_size(self.image_size, config)
-
-  def streams(self, split: str) -> dict[str, Rows]:
-    table = folder.ImageFolder(Path(self.directory) / split)
-    names = (Path(self.directory) / "label_cn.txt").read_text(encoding="utf-8").split("\n")
-    names = [name.strip() for name in names if name.strip()]
-    if len(names) != len(table.classes):
-      raise ValueError(
-        f"Expected one class name for each folder of {Path(self.directory) / split}, found "
-        f"{len(names)} names in label_cn.txt and {len(table.classes)} folders"
-      )
-    prompts = [template.replace("{}", name) for name in names for template in self.templates]
-    return {
-      "image": folder.FolderRows(table, size=self.image_size),
-      "text": pairs.TextRows(prompts, tokenize=tokenizer(self.context_length)),
-    }
-
-  def predict(self, model, batch, *, rngs, frozen):
-    del rngs, frozen
-    return {"features": encode_either(model, batch)}
-
-  def score(self, predictions, streams):
-    """Top-1, and top-5 of 10 classes and more, as fractions of all images.
-
-    An unreadable image counts as wrong.
-    """
-    prompts = predictions["text"]["features"]
-    prompts = prompts.reshape(-1, len(self.templates), prompts.shape[-1]).mean(1)
-    classifier = prompts / np.linalg.norm(prompts, axis=-1, keepdims=True)
-    image, labels = predictions["image"], streams["image"].labels
-    scores = image["features"] @ classifier.T
-    unreadable = np.flatnonzero(~image["valid"])
-    scores[unreadable, labels[unreadable]] = -np.inf
-    values = {"zeroshot_top1": zeroshot.top1(scores, labels)}
-    if len(classifier) >= _TOP5_CLASSES:
-      values["zeroshot_top5"] = zeroshot.top_k(scores, labels, k=5)
-    return values
-
-
 @functools.cache
 def tokenizer(context_length: int) -> pairs.Tokenize:
   """`caption -> int32[context_length]`, with the caption normalised as in the original's data."""
@@ -456,7 +397,7 @@ def _in_chunks(encode, model, batch, *, rngs, chunks):
   return trees.join_batch(features)
 
 
-def _check_image_size(image_size, config):
+def check_image_size(image_size, config):
   expected = config.model.vision.image_size
   if image_size == expected:
     return []

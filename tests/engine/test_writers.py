@@ -6,9 +6,10 @@ import types
 import pytest
 from etils import epath
 
-from ofa_jax.config import validate
+from ofa_jax import validation
 from ofa_jax.engine import log, writers
 from ofa_jax.train import train
+from ofa_jax.validation import validate
 from tests import tiny
 
 FIRST = [(2, {"train/loss": 2.0}), (4, {"train/loss": 1.0}), (4, {"valid/t2i_r1": 0.5})]
@@ -116,7 +117,7 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
 
 
 def test_what_is_missing_is_told_with_the_config(digits, monkeypatch):
-  monkeypatch.setattr(writers.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(validation.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ValueError) as error:
     validate(tiny.config(digits, log_to=("tensorbord", "wandb")), devices=8)
   assert "found 'tensorbord'; did you mean tensorboard?" in str(error.value)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from ofa_jax.models.layers import BatchNorm
-from ofa_jax.tasks import contrastive, in_batch
+from ofa_jax.tasks import contrastive, in_batch, zeroshot
 from tests import tiny
 
 
@@ -165,7 +165,7 @@ def test_a_page_shows_what_is_found(digits, monkeypatch):
 
 
 def test_zero_shot_takes_the_nearest_class(digits):
-  task = contrastive.ZeroShot(
+  task = zeroshot.ZeroShot(
     directory=str(digits / "zeroshot"), templates=("{}", "数字{}"), image_size=16
   )
   streams = task.streams("test")
@@ -183,7 +183,7 @@ def test_zero_shot_takes_the_nearest_class(digits):
 
 
 def test_the_fifth_class_counts_among_many_only(digits):
-  task = contrastive.ZeroShot(directory=str(digits / "zeroshot"), templates=("{}",), image_size=16)
+  task = zeroshot.ZeroShot(directory=str(digits / "zeroshot"), templates=("{}",), image_size=16)
   streams = task.streams("test")
   labels = streams["image"].labels
   image = np.stack([np.roll(10.0 - np.arange(10.0), label - 4) for label in labels])
@@ -200,9 +200,7 @@ def test_the_fifth_class_counts_among_many_only(digits):
 def test_class_names_must_match_the_folders(digits, tmp_path):
   shutil.copytree(digits / "zeroshot", tmp_path / "zeroshot")
   (tmp_path / "zeroshot" / "label_cn.txt").write_text("零\n一\n")
-  task = contrastive.ZeroShot(
-    directory=str(tmp_path / "zeroshot"), templates=("{}",), image_size=16
-  )
+  task = zeroshot.ZeroShot(directory=str(tmp_path / "zeroshot"), templates=("{}",), image_size=16)
   with pytest.raises(ValueError, match=r"found 2 names in label_cn.txt and 10 folders"):
     task.streams("test")
 

@@ -9,13 +9,14 @@ import pytest
 from flax import nnx
 
 from ofa_jax import hub, losses, trees
-from ofa_jax.config import MeshShape, Optim, validate
+from ofa_jax.config import MeshShape, Optim
 from ofa_jax.data import pipeline
 from ofa_jax.engine import sharding, step
 from ofa_jax.models import cnclip
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.cnclip import layer_rates
 from ofa_jax.tasks.contrastive import to_float
+from ofa_jax.validation import validate
 from tests import tiny
 
 

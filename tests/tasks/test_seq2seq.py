@@ -13,13 +13,14 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from ofa_jax.config import Config, validate
+from ofa_jax.config import Config
 from ofa_jax.data import prompts
 from ofa_jax.data.tsv import BadRow
 from ofa_jax.decode import answers
 from ofa_jax.decode.beam import Search
 from ofa_jax.tasks.answering import Answering
 from ofa_jax.tasks.seq2seq import Seq2Seq
+from ofa_jax.validation import validate
 from tests.ofa_files import write_bpe
 from tests.tiny import OFA
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax.config import validate
 from ofa_jax.data.tsv import BadRow
 from ofa_jax.decode.beam import Search
 from ofa_jax.tasks import choice
 from ofa_jax.tasks.base import normalized
 from ofa_jax.tasks.vqa import VQA
+from ofa_jax.validation import validate
 from tests import tiny, vqa_files
 from tests.ofa_directory import save_micro
 from tests.ofa_files import GOLDEN, write_bpe
