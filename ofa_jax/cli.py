@@ -1,8 +1,6 @@
-"""What the commands share: flags, joining a cluster, errors and interruptions a person can read."""
+"""What the commands share: flags, joining a cluster, errors and stops that a person can read."""
 
-import ast
 import contextlib
-import dataclasses
 import difflib
 import logging
 import os
@@ -13,16 +11,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TextIO
+from typing import TextIO
 
 import jax
 import rich.console
 import rich.progress
 from absl import app, flags
 from ml_collections import config_flags
-from ml_collections.config_flags import tuple_parser
 
-from ofa_jax import cli_help, numerics
+from ofa_jax import cli_help, cli_parsers, numerics
 from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
 from ofa_jax.engine import processes
 from ofa_jax.engine.watchdog import INTERRUPTED
@@ -45,7 +42,7 @@ def define_config(
     "SLURM, MPI). Without it, JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do.",
     flag_values=flag_values,
   )
-  for kind, parser in _PARSERS.items():
+  for kind, parser in cli_parsers.OF_FIELDS.items():
     config_flags.register_flag_parser_for_type(kind, parser)
   flags.DEFINE_integer(
     "start-timeout",
@@ -84,7 +81,12 @@ def define_interrupted_status() -> flags.FlagHolder:
 def define_path(name: str, help_text: str, *, required: bool = False) -> flags.FlagHolder:
   """A flag that is a path, a URL or the name of something; ~ is the home directory."""
   return flags.DEFINE(
-    _PathParser(), name, None, help_text, serializer=flags.ArgumentSerializer(), required=required
+    cli_parsers.Path(),
+    name,
+    None,
+    help_text,
+    serializer=flags.ArgumentSerializer(),
+    required=required,
   )
 
 
@@ -92,7 +94,7 @@ def define_paths(name: str, help_text: str, *, required: bool = False) -> flags.
   """A flag that is several of them, separated by commas."""
   serializer = flags.ListSerializer(",")
   return flags.DEFINE(
-    _PathsParser(), name, None, help_text, serializer=serializer, required=required
+    cli_parsers.Paths(), name, None, help_text, serializer=serializer, required=required
   )
 
 
@@ -168,50 +170,6 @@ def progress(
     yield lambda units: bar.advance(task, units)
 
 
-class _Number(flags.ArgumentParser):
-  """A number, or None where the field may be that (`validation.validate` says where not)."""
-
-  def __init__(self, parser: flags.ArgumentParser):
-    super().__init__()
-    self._parser = parser
-
-  def parse(self, argument):
-    return None if argument in ("None", "none") else self._parser.parse(argument)
-
-  def flag_type(self):
-    return self._parser.flag_type()
-
-
-class _Text(flags.ArgumentParser):
-  """A text, or None."""
-
-  def parse(self, argument):
-    return None if argument in ("None", "none") else argument
-
-
-class _Tuple(tuple_parser.TupleParser):
-  """A Python literal, or texts as they are, with commas between them (but for those in {a,b})."""
-
-  def parse(self, argument):
-    if isinstance(argument, list):  # of a flag that was given once or more
-      return tuple(part for text in argument for part in self.parse(text))
-    if not isinstance(argument, str):
-      return super().parse(argument)
-    try:
-      value = ast.literal_eval(argument)
-    except (ValueError, SyntaxError):
-      return tuple(part.strip() for part in re.split(r",(?![^{]*\})", argument))
-    return value if isinstance(value, tuple) else (value,)
-
-
-_PARSERS = {
-  int: _Number(flags.IntegerParser()),
-  float: _Number(flags.FloatParser()),
-  str: _Text(),
-  tuple: _Tuple(),
-}
-
-
 class _Rate(rich.progress.ProgressColumn):
   def __init__(self, unit: str):
     super().__init__()
@@ -220,41 +178,6 @@ class _Rate(rich.progress.ProgressColumn):
   def render(self, task: rich.progress.Task) -> str:
     done = min(task.completed, task.total)
     return f"{done:,.0f} {self._unit}, {task.finished_speed or task.speed or 0:,.0f}/s"
-
-
-class _PathParser(flags.ArgumentParser):
-  """Expands ~, which shells leave where it does not begin a word."""
-
-  syntactic_help = "a path"
-
-  def parse(self, argument: str) -> str:
-    return expand(argument)
-
-  def flag_type(self) -> str:
-    return "path"
-
-
-class _PathsParser(flags.ListParser):
-  """A list of such paths."""
-
-  def parse(self, argument: str | list[str]) -> list[str]:
-    return [expand(path) for path in super().parse(argument)]
-
-
-def expand(path: str) -> str:
-  """The path with its ~ replaced by the home directory.
-
-  Raises:
-    ValueError: there is none.
-  """
-  if not path.startswith("~"):
-    return path
-  expanded = os.path.expanduser(path)
-  if expanded.startswith("~") and not os.path.lexists(path):
-    raise ValueError(
-      f"Expected a home directory for the ~ of {path}, found none. Set HOME, or write the path out."
-    )
-  return expanded
 
 
 def _start(main, unexpected):
@@ -271,25 +194,9 @@ def _start(main, unexpected):
         _ = config.precision
       except OSError as e:  # raised in the config file, and kept by ml_collections until now
         raise e.__cause__ or e from None
-      _expand_in(config)
+      cli_parsers.expand_in(config)
     numerics.enable(_precision())
     main()
-
-
-def _expand_in(value: Any) -> Any:
-  """Replaces the ~ of the paths in a config, in place."""
-  if isinstance(value, str) and value.startswith("~/"):
-    return expand(value)
-  if dataclasses.is_dataclass(value):
-    for field in dataclasses.fields(value):
-      old = getattr(value, field.name)
-      new = _expand_in(old)
-      if new is not old:
-        object.__setattr__(value, field.name, new)
-  elif type(value) in (tuple, list):
-    new = type(value)(_expand_in(part) for part in value)
-    return new if any(a is not b for a, b in zip(new, value, strict=True)) else value
-  return value
 
 
 def _precision() -> str | None:
@@ -394,7 +301,7 @@ def _with_config_file(argv):
     return argv
   i, value = place
   path, colon, option = value.partition(":")
-  path = expand(path)
+  path = cli_parsers.expand(path)
   if not os.path.isfile(path):
     raise ValueError(f"Expected a Python file in --config, found no file {path}{_near(path)}")
   argv = list(argv)

@@ -10,13 +10,13 @@ PACKAGE = ROOT / "ofa_jax"
 
 # What a part of the package may import of the others, and of its own; arrows go up in this table.
 NUMPY = {"tokenizers", "data", "scoring", "files", "checksums", "pictures"}
-GROUND = {"config", "trees", "numerics"}
+GROUND = {"config", "validation", "trees", "numerics"}
 PURE = {"losses", "models", "decode"}
 STORED = {"convert", "hub", "weights"}
 INFERENCE = {"inference", "api"}
 COMMANDS = {
   *("train", "evaluate", "extract_features", "retrieve", "zeroshot", "compile_ahead"),
-  *("generate", "cli", "cli_help"),
+  *("generate", "cli", "cli_help", "cli_parsers"),
 }
 BELOW = {
   **dict.fromkeys(NUMPY, NUMPY),
@@ -38,6 +38,7 @@ def imports(path):
     id(node)
     for function in ast.walk(tree)
     if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+    or (isinstance(function, ast.If) and ast.unparse(function.test) == "TYPE_CHECKING")
     for node in ast.walk(function)
   }
   for node in ast.walk(tree):
@@ -88,3 +89,31 @@ def test_nothing_runs_code_of_weights():
     calls = {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
     assert not calls & forbidden, path
     assert part(path) != "convert" or "pickle" not in {name for name, _ in imports(path)}
+
+
+def test_there_is_no_circle():
+  """Of what is imported when a file is imported; the names of a package are those of its files."""
+  names = {
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in FILES
+  }
+  arrows = {}
+  for name, path in names.items():
+    targets = {n for n, at_import in imports(path) if at_import and n.startswith("ofa_jax")}
+    targets |= {n.rpartition(".")[0] for n in targets}  # `from module import name`
+    arrows[name] = targets & names.keys() - {name}
+
+  def walk(name, way):
+    assert name not in way, " -> ".join([*way[way.index(name) :], name])
+    if name not in done:
+      for target in sorted(arrows[name]):
+        walk(target, [*way, name])
+      done.add(name)
+
+  done = set()
+  for name in arrows:
+    walk(name, [])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_are_short(path):
+  assert len(path.read_text(encoding="utf-8").splitlines()) <= 450

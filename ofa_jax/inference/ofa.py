@@ -25,7 +25,7 @@ from ofa_jax.decode.beam import Search
 from ofa_jax.decode.trie import Trie
 from ofa_jax.inference import inputs
 from ofa_jax.inference.inputs import Picture
-from ofa_jax.inference.runner import Runner
+from ofa_jax.inference.runner import Runner, as_lists
 from ofa_jax.tasks import caption, free_text, image_classify, refcoco, snli_ve, vqa
 from ofa_jax.tasks.answering import read
 from ofa_jax.tokenizers.ofa import OFATokenizer
@@ -420,22 +420,13 @@ class OFAModel:
     """For each row the hypotheses of `generate_tokens`."""
     if not len(rows["source"]):
       return []
-    found = self._runner.generate(
-      rows, search=search, trie=trie, seed=seed if search.sample else None
-    )
-    return [
-      [
-        {"tokens": x[:length], "score": float(score), "positional_scores": positional[:length]}
-        for x, length, score, positional in zip(*row, strict=True)
-        if length
-      ]
-      for row in zip(*found, strict=True)
-    ]
+    seed = seed if search.sample else None
+    return as_lists(self._runner.generate(rows, search=search, trie=trie, seed=seed))
 
-  def _texts(self, found, return_scores):
+  def _texts(self, answers, return_scores):
     """The text of the best hypothesis of each row; empty where there is none."""
-    texts = [read(self.tokenizer, x[0]["tokens"]) if x else "" for x in found]
-    scores = np.array([x[0]["score"] if x else -np.inf for x in found], np.float32)
+    texts = [read(self.tokenizer, x[0]["tokens"]) if x else "" for x in answers]
+    scores = np.array([x[0]["score"] if x else -np.inf for x in answers], np.float32)
     return (texts, scores) if return_scores else texts
 
   def _choose(self, rows, answers, *, prompt_decoder):

@@ -8,6 +8,7 @@ which decodes its rows alone: no search waits for another device's.
 import collections
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -177,6 +178,18 @@ class Runner:
           found.append(jax.device_get(waiting.popleft()))
     found += jax.device_get(list(waiting))
     return jax.tree.map(lambda *x: np.concatenate(x)[:number], *found)
+
+
+def as_lists(hypotheses: beam.Hypotheses) -> list[list[dict[str, Any]]]:
+  """For each input its hypotheses without padding, see `ofa.OFAModel.generate_tokens`."""
+  return [
+    [
+      {"tokens": tokens[:length], "score": float(score), "positional_scores": positional[:length]}
+      for tokens, length, score, positional in zip(*row, strict=True)
+      if length
+    ]
+    for row in zip(*hypotheses, strict=True)
+  ]
 
 
 def bucket(number: int, least: int) -> int:
