@@ -3,10 +3,11 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ofa_jax import evaluate, step
+from ofa_jax import evaluate, sharding, step
 from ofa_jax.config import Eval, MeshShape
 from ofa_jax.decode.beam import Search
 from ofa_jax.tasks.caption import Caption
@@ -18,14 +19,14 @@ SPLIT = MeshShape(data=2, fsdp=2, tensor=2)  # on which weights are gathered to 
 
 
 @dataclasses.dataclass(kw_only=True)
-class Told(Caption):
+class Kept(Caption):
   """Captions whose predictions are kept."""
 
   page: int = 0
-  told: list = dataclasses.field(default_factory=list, repr=False)
+  kept: list = dataclasses.field(default_factory=list, repr=False)
 
   def score(self, predictions, streams):
-    self.told.append(predictions["examples"])
+    self.kept.append(predictions["examples"])
     return {"rows": float(predictions["examples"]["valid"].sum())}
 
 
@@ -44,21 +45,33 @@ def config(data, search, **changes):
   shapes, path = data
   plain = tiny.caption_config(shapes)
   fields = {f.name: getattr(plain.task, f.name) for f in dataclasses.fields(plain.task)}
-  task = Told(**{**fields, "valid": (str(path),), "search": search, "page": 0})
+  task = Kept(**{**fields, "valid": (str(path),), "search": search, "page": 0})
   evals = (Eval(name="sixteen", task=task, batch_size=16),)
   return dataclasses.replace(plain, evals=evals, max_bad_rate=0.1, **changes), task
 
 
+def weights(program):
+  """Random numbers as parameters, statistics of one: no initialisation has to be compiled."""
+  rng = np.random.default_rng(0)
+
+  def drawn(x):
+    noise = 0.1 * rng.normal(size=x.shape)
+    return (noise if len(x.shape) > 1 else 1 + noise).astype(x.dtype)
+
+  params = jax.tree.map(drawn, program.abstract.params)
+  rest = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), program.abstract.rest)
+  return jax.device_put((params, rest), (program.shardings.params, program.shardings.rest))
+
+
 def predictions(data, search, *, shape=None, devices=1, batch_size=16):
-  """What an evaluation of a fresh model predicts on a mesh."""
+  """What an evaluation predicts on a mesh."""
   shape = shape or MeshShape()
   run, task = config(data, search, mesh=shape)
   run.evals[0].batch_size = batch_size
   program = step.build(run, test_step.make_mesh(shape, devices), steps=1)
-  state = test_step.fresh(program)
   (evaluator,) = evaluate.evaluators(program)
-  assert evaluator(state.params, state.rest) == {"sixteen/rows": ROWS - 1}
-  return task.told[-1]
+  assert evaluator(*weights(program)) == {"sixteen/rows": ROWS - 1}
+  return task.kept[-1]
 
 
 SAMPLED = Search(sample=True, num_beams=2, max_length=6, top_k=5)
@@ -87,13 +100,13 @@ def test_a_sampled_evaluation_runs_and_is_reproducible(data, tmp_path):
   run.evals[0].batch_size = 8
   assert train(run, str(tmp_path)) == {"sixteen/rows": ROWS - 1}
   assert evaluate.run(run, str(tmp_path)) == {"sixteen/rows": ROWS - 1}
-  first, second = task.told
+  first, second = task.kept
   for name, values in first.items():
     np.testing.assert_array_equal(second[name], values, err_msg=name)
   run, task = config(data, SAMPLED, seed=1)
   run.evals[0].batch_size = 8
   evaluate.run(run, str(tmp_path))
-  assert (task.told[0]["tokens"] != first["tokens"]).any()
+  assert (task.kept[0]["tokens"] != first["tokens"]).any()
 
 
 def test_keys_are_of_seed_evaluation_and_stream():
@@ -105,11 +118,34 @@ def test_keys_are_of_seed_evaluation_and_stream():
 
 
 @dataclasses.dataclass(kw_only=True)
-class Faulty(Told):
+class Helped(Kept):
+  """Predictions by an array that nothing trains."""
+
+  def frozen(self, mesh, *, precision, training=True, load=True):
+    assert not training and precision == "fp32"
+    spec = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
+    return jax.device_put(np.float32(7), spec.sharding) if load else spec
+
+  def predict(self, model, batch, *, rngs, frozen):
+    return {"score": jnp.broadcast_to(frozen, batch["weight"].shape)}
+
+
+def test_evaluations_have_frozen_arrays(data):
+  run, task = config(data, BEAMS)
+  fields = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
+  run.evals[0].task = Helped(**fields)
+  program = step.build(run, test_step.make_mesh(devices=8), steps=1)
+  (evaluator,) = evaluate.evaluators(program)
+  evaluator(*weights(program))
+  np.testing.assert_array_equal(task.kept[-1]["score"], np.full(ROWS, 7, np.float32))
+
+
+@dataclasses.dataclass(kw_only=True)
+class Faulty(Kept):
   """Predictions that cannot be made."""
 
   def predict(self, model, batch, *, rngs, frozen):
-    raise self.told[0]
+    raise self.kept[0]
 
 
 def test_what_cannot_be_predicted_is_told_before_anything_is_compiled(data, tmp_path):
@@ -118,12 +154,12 @@ def test_what_cannot_be_predicted_is_told_before_anything_is_compiled(data, tmp_
     (config(data, too_many)[0], "found 1000 beams"),
     (config(data, Search(max_length=2000))[0], "at most 1025 decoder tokens"),
   ):
-    with pytest.raises(ValueError, match=r"evals\[sixteen\]: Told.predict of the stream") as e:
+    with pytest.raises(ValueError, match=r"evals\[sixteen\]: Kept.predict of the stream") as e:
       train(run, str(tmp_path / "run"))
     assert message in str(e.value)
   run, task = config(data, BEAMS)
   fields = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
-  faulty = Faulty(**{**fields, "told": [TypeError("a fault of the program")]})
+  faulty = Faulty(**{**fields, "kept": [TypeError("a fault of the program")]})
   run.evals[0].task = faulty
   with pytest.raises(TypeError, match="a fault of the program") as e:
     train(run, str(tmp_path / "run"))

@@ -1,5 +1,6 @@
 """Runs as users start them: killed at any moment, and on several processes."""
 
+import json
 import os
 import random
 import re
@@ -44,13 +45,14 @@ def start(digits, workdir, *overrides, config="digits", **environment):
   )  # fmt: skip
 
 
-def start_cluster(digits, workdir, *overrides, port, num):
+def start_cluster(digits, workdir, *overrides, port, num, config="digits"):
   """The command on several processes of one job."""
   return [
     start(
       digits,
       workdir,
       *overrides,
+      config=config,
       JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
       JAX_NUM_PROCESSES=str(num),
       JAX_PROCESS_ID=str(i),
@@ -117,6 +119,23 @@ def test_two_processes_are_one(digits, tmp_path, port):
   one, two = one[:5], two[:5]
   for name in ("train/loss", "train/grad_norm"):
     np.testing.assert_allclose([r[name] for r in two], [r[name] for r in one], rtol=1e-9)
+
+
+@pytest.mark.slow  # three processes compile an OFA's steps: minutes
+def test_two_processes_sample_what_one_does(shapes, tmp_path, port):
+  sampled = (
+    "--config.steps=2", "--config.log_every=1", "--config.precision=fp64",
+    "--config.task.search.sample=True", "--config.task.search.num_beams=1", "--config.task.page=0",
+  )  # fmt: skip
+  finish(start(shapes, tmp_path / "one", *sampled, config="ofa"))
+  both = start_cluster(shapes, tmp_path / "two", *sampled, port=port, num=2, config="ofa")
+  for process in both:
+    finish(process)
+  one, two = (
+    (tmp_path / d / "results" / "valid_predict.json").read_bytes() for d in ("one", "two")
+  )
+  assert one == two
+  assert len({row["caption"] for row in json.loads(one)}) > 100  # of 400, of few scenes
 
 
 def wait_for(process, text):

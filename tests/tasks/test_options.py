@@ -150,6 +150,7 @@ def test_a_teacher_is_no_constant_of_the_program(digits, teacher):
   program = make(config)
   spec = config.task.frozen(program.mesh, precision="fp32", load=False)
   loaded = config.task.frozen(program.mesh, precision="fp32")
+  assert config.task.frozen(program.mesh, precision="fp32", training=False) is None
   assert not trees.difference(spec, loaded)
   batch = config.task.batch_spec(32)
   with_teacher = step.train_step(program).lower(program.abstract, batch, spec).as_text()
