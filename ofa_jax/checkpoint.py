@@ -245,11 +245,17 @@ class Checkpoints:
     return items["model"]["params"], items["model"]["rest"]
 
   def has_ema(self, step: int) -> bool:
-    """Does the checkpoint at this step hold a moving average?"""
+    """Does the checkpoint at this step hold a moving average, or was it written with one?"""
     return self._has(step, "ema")
 
   def _has(self, step: int, item: str) -> bool:
-    return (self._directory(step) / item).exists()
+    if (self._directory(step) / item).exists():
+      return True
+    try:
+      written = json.loads((self._directory(step) / "_CHECKPOINT_METADATA").read_text())
+      return item in written["item_handlers"]
+    except (OSError, ValueError, KeyError, TypeError):
+      return False
 
   def _directory(self, step: int) -> epath.Path:
     return self.workdir / "checkpoints" / str(step)

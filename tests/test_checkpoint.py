@@ -210,6 +210,7 @@ DAMAGES = {
   "data filled": (lambda d: fill(largest(d / "train")), r"train\S* cannot be read"),
   "moving average cut": (lambda d: cut(largest(d / "ema")), r"ema\S* cannot be read"),
   "half a copy": (lambda d: shutil.rmtree(d / "model"), "model/_METADATA is missing"),
+  "no moving average": (lambda d: shutil.rmtree(d / "ema"), "ema/_METADATA is missing"),
   "no optimizer": (lambda d: shutil.rmtree(d / "train"), "train/_METADATA is missing"),
   "empty metadata": (lambda d: (d / "model/_METADATA").write_bytes(b""), "model/_METADATA cannot"),
   "no metadata": (lambda d: (d / "ema/_METADATA").unlink(), "ema/_METADATA is missing"),

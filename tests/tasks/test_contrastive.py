@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from ofa_jax.models.layers import BatchNorm
-from ofa_jax.tasks import contrastive
+from ofa_jax.tasks import contrastive, in_batch
 from tests import tiny
 
 
@@ -97,11 +97,47 @@ def test_an_unreadable_image_is_not_found(digits):
   image = np.eye(len(streams["image"]), dtype=np.float32)
   predictions = {
     "image": {"features": image, "valid": np.ones(len(image), bool)},
-    "text": {"features": image[classes], "valid": np.ones(len(classes), bool)},
+    "text": {
+      "features": image[classes],
+      "valid": np.ones(len(classes), bool),
+      "logit_scale": np.full(len(classes), 2.0, np.float32),
+    },
   }
   assert task.score(predictions, streams)["t2i_r1"] == 1.0
   predictions["image"]["valid"] = ~np.isin(np.arange(len(image)), classes[:6])
   assert task.score(predictions, streams)["t2i_r1"] == pytest.approx(0.9)
+  assert task.score(predictions, streams).keys() == {*task.metrics}
+  # Nor is it compared with others of its batch; where no other has a text there is no batch.
+  predictions["image"]["valid"] = np.arange(len(image)) >= len(image) - 1
+  streams["text"].images_of = [images[:1] for images in streams["text"].images_of]
+  values = task.score(predictions, streams)
+  assert values["t2i_r1"] == 0.0 and "loss" not in values
+  assert task.eval_line(values) is None
+
+
+def test_in_batch_scores_are_those_of_the_loss():
+  """Twelve pairs in three batches of five: the last is filled up from the front."""
+  rng = np.random.default_rng(0)
+  image, text = (rng.standard_normal((n, 8)).astype(np.float32) for n in (7, 12))
+  image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
+  edges = [(i % 7, i) for i in range(12)]
+  places = in_batch.order(12, batch_size=5)
+  assert sorted(places) == sorted([*range(12), 0, 1, 2])
+  two = in_batch.order(12, batch_size=5, gpus=2)
+  assert sorted(two) == sorted([*range(12), *range(8)])
+  found = in_batch.scores(
+    image, text, edges=edges, logit_scale=1.5, logit_bias=None, batch_size=5, gpus=1,
+    kind="softmax",
+  )  # fmt: skip
+  losses, hits = [], []
+  for batch in places.reshape(3, 5):
+    logits = np.exp(1.5) * image[batch % 7].astype(np.float64) @ text[batch].T
+    own = np.diag(logits)
+    losses += [np.log(np.exp(logits).sum(axis)) - own for axis in (0, 1)]
+    hits.append((logits.argmax(1) == np.arange(5), logits.argmax(0) == np.arange(5)))
+  expected = {"loss": np.mean(losses)}
+  expected |= dict(zip(("i2t_acc", "t2i_acc"), np.mean(hits, axis=(0, 2)), strict=True))
+  assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_page_shows_what_is_found(digits, monkeypatch):
