@@ -79,16 +79,17 @@ from tests import tiny
 
 def get_config():
   folder = pathlib.Path({folder!r})
-  return tiny.vqa_config(folder, evals=True, precision="fp64", steps=4, log_every=1)
+  return tiny.vqa_config(folder, evals=True, precision="fp64", steps=2, log_every=1)
 """
 
 
 def start(config, workdir, **environment):
-  """The training command on a config file."""
+  """The training command on a config file; compiling is most of its time."""
+  quick = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
   return subprocess.Popen(
     [sys.executable, "-m", "ofa_jax.train", f"--config={config}", f"--workdir={workdir}"],
     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-    env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+    env={**os.environ, **quick, **environment},
   )  # fmt: skip
 
 
@@ -102,8 +103,8 @@ def test_two_processes_are_one(questions, tmp_path, port):  # noqa: F811
   outputs = [finish(process) for process in both]
   assert "on 2 host(s)" in outputs[0]
   one, two = (log.read_metrics(tmp_path / folder) for folder in ("one", "two"))
-  assert len(one) == len(two) == 5 and one[-1].keys() >= {"valid/vqa_score", "beam/vqa_score"}
-  for a, b in zip(one[:4], two[:4], strict=True):
+  assert len(one) == len(two) == 3 and one[-1].keys() >= {"valid/vqa_score", "beam/vqa_score"}
+  for a, b in zip(one[:2], two[:2], strict=True):
     for name in ("train/loss", "train/grad_norm"):
       np.testing.assert_allclose(b[name], a[name], rtol=1e-9)
   assert one[-1] == two[-1]

@@ -296,13 +296,7 @@ class Checkpoints:
 
   def has_ema(self, step: int) -> bool:
     """Does the checkpoint at this step hold a moving average, or was it written with one?"""
-    if self._at(step).has("ema"):
-      return True
-    try:
-      written = json.loads((self._at(step).directory / "_CHECKPOINT_METADATA").read_text())
-      return "ema" in written["item_handlers"]
-    except (OSError, ValueError, KeyError, TypeError):
-      return False
+    return self._at(step).has("ema")
 
   def _at(self, step: int) -> StoredStep:
     return StoredStep(self._manager, self.workdir / "checkpoints" / str(step), step)

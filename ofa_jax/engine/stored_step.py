@@ -43,8 +43,14 @@ class StoredStep:
     return None if "://" in str(self.directory) else pathlib.Path(self.directory)
 
   def has(self, item: str) -> bool:
-    """Is there such an item?"""
-    return (self.directory / item).exists()
+    """Is there such an item, or was the step written with one?"""
+    if (self.directory / item).exists():
+      return True
+    try:
+      written = json.loads((self.directory / "_CHECKPOINT_METADATA").read_text())
+      return item in written["item_handlers"]
+    except (OSError, ValueError, KeyError, TypeError):
+      return False
 
   def damaged(self, reason: str) -> Damaged:
     """The error that says so."""
