@@ -398,8 +398,9 @@ class OFAModel:
         f"Expected an image with each prompt, found {len(missing)} without: numbers "
         f"{', '.join(map(str, missing[:5]))}"
       )
+    chinese = self.tokenizer.chinese
     prompts = [
-      answering.prompt({name: column[i] for name, column in columns.items()}, self.tokenizer.chinese)
+      answering.prompt({name: column[i] for name, column in columns.items()}, chinese)
       for i in range(number)
     ]
     rows = {"source": self._ids("texts", [self._encode(text) for text in prompts] or [[BOS]])}
@@ -437,7 +438,7 @@ class OFAModel:
       return [], np.zeros(0, np.float32)
     rows["decoder"] = np.full((len(rows["source"]), 1), BOS, np.int32)
     if prompt_decoder:
-      rows["decoder"] = inputs.decoderinputs.decoder_prompt(rows["source"])
+      rows["decoder"] = inputs.decoder_prompt(rows["source"])
     scores = self._runner.score(rows, plan=plan)
     return scores.argmax(axis=1), scores.max(axis=1)
 
