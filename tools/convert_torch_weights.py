@@ -52,17 +52,17 @@ def convert(
   Raises:
     ValueError: everything that does not fit, nothing being written then.
   """
-  config = model_config.read(model_config_files) if model_config_files else None
-  if bert:
-    source = weights.open_towers(path, bert, config=config)
-  else:
-    source = hub.open_model(path, config=config, ema=ema)
-  if config and source.form not in ("torch", "towers"):
-    raise ValueError(f"Expected --model-config only for a .pt; {path} describes its own sizes")
-  source = source.with_tokenizer(tokenizer)
-  with written_whole(out) as made:
-    params, rest = source.load()
-    _write(made, source, params, rest, to=to)
+  with cli.sole_writer(out, flag="OUT", new=True):
+    source = _open(
+      path,
+      bert=bert,
+      model_config_files=model_config_files,
+      ema=ema,
+      tokenizer=tokenizer,
+    )
+    with written_whole(out) as made:
+      params, rest = source.load()
+      _write(made, source, params, rest, to=to)
   name = source.config.name or "unnamed sizes"
   print(f"{path} ({source.form}) -> {out} ({to}): {name}, {trees.count(params):,} parameters")
   del params, rest
@@ -74,6 +74,17 @@ def convert(
   if check:
     for line in _check(path, out, source, to=to):
       print(line)
+
+
+def _open(path, *, bert, model_config_files, ema, tokenizer) -> hub.Source:
+  config = model_config.read(model_config_files) if model_config_files else None
+  if bert:
+    source = weights.open_towers(path, bert, config=config)
+  else:
+    source = hub.open_model(path, config=config, ema=ema)
+  if config and source.form not in ("torch", "towers"):
+    raise ValueError(f"Expected --model-config only for a .pt; {path} describes its own sizes")
+  return source.with_tokenizer(tokenizer)
 
 
 def _write(out: pathlib.Path, source: hub.Source, params, rest, *, to: str) -> None:

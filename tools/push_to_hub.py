@@ -54,6 +54,10 @@ def push(
   Raises:
     ValueError: another kind of model, a run without evaluations, or what the hub says.
   """
+  try:
+    huggingface_hub.utils.validate_repo_id(repo)
+  except ValueError as error:
+    raise ValueError(f"Expected REPO as user/name, found {repo!r}: {error}") from error
   source = hub.open_model(path)
   if source.form not in FORMS:
     raise ValueError(
