@@ -28,7 +28,7 @@ def written_whole(path: str | os.PathLike, *, replace: bool = False) -> Iterator
   if not replace:
     _check_free(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  _remove_leftovers(path)
+  remove_leftovers(path)
   made = path.with_name(temporary(path.name))
   try:
     yield made
@@ -64,6 +64,18 @@ def temporary(name: str) -> str:
   return f".{name}.{_writer()}.{secrets.token_hex(4)}"
 
 
+def remove_leftovers(path: pathlib.Path) -> None:
+  """Removes what killed processes of this machine left half-written beside `path`."""
+  host, _ = _writer().rsplit(".", 1)
+  # More than once where one such path is written within another.
+  name = re.compile(rf"\.+{re.escape(path.name)}(?:\.{re.escape(host)}\.(\d+)\.[0-9a-f]{{8}})+")
+  for entry in os.listdir(path.parent):
+    leftover = name.fullmatch(entry)
+    if leftover and not _alive(int(leftover[1])):
+      with contextlib.suppress(OSError):  # another process was faster
+        _remove(path.with_name(entry))
+
+
 def _replace(made: pathlib.Path, path: pathlib.Path) -> None:
   try:
     made.replace(path)
@@ -83,17 +95,6 @@ def _check_free(path: pathlib.Path) -> None:
 def _writer() -> str:
   host = re.sub(r"[^\w-]", "_", socket.gethostname())[:32]
   return f"{host}.{os.getpid()}"
-
-
-def _remove_leftovers(path: pathlib.Path) -> None:
-  host, _ = _writer().rsplit(".", 1)
-  # More than once where one such path is written within another.
-  name = re.compile(rf"\.+{re.escape(path.name)}(?:\.{re.escape(host)}\.(\d+)\.[0-9a-f]{{8}})+")
-  for entry in os.listdir(path.parent):
-    leftover = name.fullmatch(entry)
-    if leftover and not _alive(int(leftover[1])):
-      with contextlib.suppress(OSError):  # another process was faster
-        _remove(path.with_name(entry))
 
 
 def _alive(process: int) -> bool:

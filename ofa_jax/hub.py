@@ -127,9 +127,9 @@ def open_model(
   Raises:
     ValueError: none of these, with near names; or the file's own faults.
   """
-  path = pathlib.Path(name)
+  path = pathlib.Path(name).expanduser()
   if str(name) in RELEASES:
-    root = pathlib.Path(download_root or pathlib.Path.home() / ".cache" / "ofa_jax")
+    root = pathlib.Path(download_root or "~/.cache/ofa_jax").expanduser()
     path = fetch(str(name), root, source=source)
   folder, which = checkpoint.split_step(str(path))
   if which is not None and os.path.isdir(folder):

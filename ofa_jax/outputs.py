@@ -118,6 +118,7 @@ def _check_below(folder: pathlib.Path, name: str, expected: str, *, makes_parent
     raise ValueError(f"{expected} that there is no folder {folder}. Make it first")
   probe = there / files.temporary(name)
   try:
+    files.remove_leftovers(there / name)
     with open(probe, "xb") as file:
       file.write(_PROBE)
       file.flush()

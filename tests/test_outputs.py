@@ -179,6 +179,10 @@ CASES = {
     "no folder",
   ),
   "convert, there": (["tools/convert_torch_weights.py", "M", "{}/folder"], "exists already"),
+  "convert, at home": (
+    ["tools/convert_torch_weights.py", "M", "~/folder"],
+    "/folder exists already",
+  ),
   "convert, held": (["tools/convert_torch_weights.py", "M", "{}/held"], "the only one"),
 }
 
@@ -196,9 +200,9 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def outcomes(place):
   """Status and output of every command."""
-  data = str(place / "data")
+  environment = {"OFA_JAX_DATA": str(place / "data"), "HOME": str(place)}
   cases = [
-    {"command": [part.format(place) for part in command], "environment": {"OFA_JAX_DATA": data}}
+    {"command": [part.format(place) for part in command], "environment": environment}
     for command, _ in CASES.values()
   ]
   with lock.one_writer(place / "held", file=True), lock.one_writer(place / "run"):

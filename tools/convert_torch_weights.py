@@ -27,6 +27,7 @@ import jax
 import numpy as np
 
 from ofa_jax import cli, hub, trees, weights
+from ofa_jax.cli_parsers import expand
 from ofa_jax.convert import torch_files
 from ofa_jax.convert.cnclip import family as cnclip_family
 from ofa_jax.convert.cnclip import model_config
@@ -219,14 +220,14 @@ def main() -> None:
   args = parser.parse_args()
   with cli.readable():
     convert(
-      args.input,
-      args.output,
+      expand(args.input),
+      expand(args.output),
       to=args.to,
-      bert=args.bert,
-      model_config_files=tuple(args.model_config),
+      bert=args.bert and expand(args.bert),
+      model_config_files=tuple(map(expand, args.model_config)),
       check=args.check,
       ema=args.ema,
-      tokenizer=args.tokenizer,
+      tokenizer=args.tokenizer and expand(args.tokenizer),
     )
 
 

@@ -401,8 +401,9 @@ class OFAModel:
         f"Expected an image with each prompt, found {len(missing)} without: numbers "
         f"{', '.join(map(str, missing[:5]))}"
       )
+    chinese = self.tokenizer.chinese
     prompts = [
-      answering.prompt({name: column[i] for name, column in columns.items()}, self.tokenizer.chinese)
+      answering.prompt({name: column[i] for name, column in columns.items()}, chinese)
       for i in range(number)
     ]
     rows = {"source": self._ids("texts", [self._encode(text) for text in prompts] or [[BOS]])}
