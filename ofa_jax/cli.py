@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
 
 import jax
@@ -19,9 +19,9 @@ import rich.progress
 from absl import app, flags
 from ml_collections import config_flags
 
-from ofa_jax import cli_help, cli_parsers, numerics
+from ofa_jax import cli_help, cli_parsers, numerics, outputs
 from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
-from ofa_jax.engine import processes
+from ofa_jax.engine import lock, processes
 from ofa_jax.engine.watchdog import INTERRUPTED
 from ofa_jax.files import written_whole
 
@@ -150,6 +150,37 @@ def writing(path: str | os.PathLike) -> Iterator[TextIO]:
   """Opens a text file that takes its name only when the block ends without an error."""
   with written_whole(path, replace=True) as made, open(made, "w", encoding="utf-8") as file:
     yield file
+
+
+@contextlib.contextmanager
+def sole_writer(
+  path: str | os.PathLike,
+  *,
+  flag: str = "--output",
+  inputs: Iterable[str | os.PathLike | None] = (),
+  new: bool = False,
+) -> Iterator[None]:
+  """Sees that a local file can be written and that no other process writes it during the block.
+
+  Args:
+    path: the file; its parents are made.
+    flag: what a person gave it as.
+    inputs: what the command reads, which must not be the same.
+    new: it may be a folder, too, and must not exist.
+
+  Raises:
+    ValueError: it cannot be written, see `outputs.check_file`; another process writes it.
+  """
+  if not new:
+    outputs.check_file(path, flag=flag, inputs=inputs)
+  elif not os.path.lexists(path):
+    outputs.check_new(path, flag=flag)
+  with lock.one_writer(path, file=True) as note:
+    if note:
+      print(note, file=sys.stderr)
+    if new:  # only now, so that the lock of one that was killed at its very end is cleared away
+      outputs.check_new(path, flag=flag)
+    yield
 
 
 @contextlib.contextmanager

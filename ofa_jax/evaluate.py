@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from ofa_jax import cli, weights
+from ofa_jax import cli, files, outputs, weights
 from ofa_jax.config import Config, Eval, mesh_sizes
 from ofa_jax.data import pipeline
 from ofa_jax.engine import log, processes, sharding, step
@@ -81,7 +81,7 @@ class Evaluator:
     if folder is not None:
       for file, content in task.results(predictions, self._streams).items():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}_{file}").write_bytes(content)
+        files.write_bytes(folder / f"{name}_{file}", content)
     return {k: float(v) for k, v in scores.items()}
 
   def _trace(self):
@@ -226,6 +226,12 @@ def main() -> None:
 
   def command():
     log.quiet_libraries()
+    if jax.process_index() == 0:
+      if output.value is not None:
+        read = (directory.value,)
+        outputs.check_file(output.value, inputs=read, makes_parents=False, buckets=True)
+      if results.value is not None:
+        outputs.check_folder(results.value, flag="--results", buckets=True)
     if tokenizer.value:
       set_tokenizer(config.value, tokenizer.value)
     metrics = run(config.value, directory.value, results=results.value)
@@ -233,7 +239,7 @@ def main() -> None:
       for name, value in metrics.items():
         print(f"{name}: {value}")
       if output.value:
-        epath.Path(output.value).write_text(json.dumps(metrics, indent=2) + "\n")
+        files.write_text(output.value, json.dumps(metrics, indent=2) + "\n")
 
   cli.run(command)
 

@@ -10,20 +10,22 @@ was killed continues where it stopped and ends with the same bytes.
 
 import collections
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
 
-from ofa_jax import api, cli
+from ofa_jax import api, cli, outputs, partial
 from ofa_jax.data import features, pairs, pipeline, tsv
 from ofa_jax.data.lmdb import LmdbImages
 from ofa_jax.data.protocols import Images, Rows
 from ofa_jax.data.text import normalize_caption
-from ofa_jax.engine import lock, log
+from ofa_jax.engine import log
 
 _AT_ONCE = 2  # batches being encoded: one computes, the other is on its way in or out
 
@@ -66,7 +68,7 @@ def extract_images(
     writer=features.FeatureWriter(output, kind="image", width=model.config.embed_dim),
     batch_size=batch_size,
     bad=pipeline.BadRows(max_bad_rate, print),
-    sources=images.files,
+    work=_work(model, images.files, order=order),
   )
 
 
@@ -103,8 +105,13 @@ def extract_texts(
     writer=features.FeatureWriter(output, kind="text", width=model.config.embed_dim),
     batch_size=batch_size,
     bad=pipeline.BadRows(),
-    sources=texts.files,
+    work=_work(model, texts.files, context_length=length),
   )
+
+
+def _work(model: api.CNCLIPModel, files: Sequence[str], **options: str | int) -> dict[str, Any]:
+  """What the features depend on, besides the batch size and the form of the file."""
+  return {"input": partial.fingerprint(files), **model.identity, **options}
 
 
 class _Selected:
@@ -136,7 +143,7 @@ def _extract(
   writer: features.FeatureWriter,
   batch_size: int,
   bad: pipeline.BadRows,
-  sources: Sequence[str],
+  work: Mapping[str, Any],
 ) -> int:
   """Writes the features of `rows[i] for i in order`, whose ids are `ids`; returns how many."""
 
@@ -167,10 +174,9 @@ def _extract(
           yield waiting.popleft().result()
       yield from (future.result() for future in waiting)
 
+  goes_on = partial.taken_up(writer.partial, {**work, "batch size": batch_size})
   with writer:
-    first = []
-    if writer.left_since(max(map(os.path.getmtime, sources))):
-      first = next(encoded(0, batch_size, pipeline.BadRows(1.0)))
+    first = next(encoded(0, batch_size, pipeline.BadRows(1.0))) if goes_on else []
     done = writer.resume(ids, first=first, multiple=batch_size)
     unit = f"{writer.kind}s"
     with cli.progress(unit, total=len(ids), done=done, unit=unit) as advance:
@@ -209,37 +215,40 @@ def main() -> None:
     log.quiet_libraries()
     if not images.value and not texts.value:
       raise ValueError("Expected --images, --texts or both, found neither")
+    outputs.check_folder(output.value)
     folder = pathlib.Path(output.value)
     # Faults of the files come before the model is loaded.
     table = texts_ = None
-    if images.value:
-      table = _open_images(images.value)
-    if texts.value:
-      texts_ = tsv.read_texts([texts.value])
-    model = api.load_clip(name.value, precision=precision.value)
-    if table is not None:
-      path = folder / f"{_stem(images.value)}.img_feat.{format_.value}"
-      with lock.one_writer(path, file=True):
+    inputs = (images.value, texts.value, name.value)
+    with contextlib.ExitStack() as open_:
+      if images.value:
+        image_path = folder / f"{_stem(images.value)}.img_feat.{format_.value}"
+        open_.enter_context(cli.sole_writer(image_path, inputs=inputs))
+        table = _open_images(images.value)
+      if texts.value:
+        text_path = folder / f"{_stem(texts.value)}.txt_feat.{format_.value}"
+        open_.enter_context(cli.sole_writer(text_path, inputs=inputs))
+        texts_ = tsv.read_texts([texts.value])
+      model = api.load_clip(name.value, precision=precision.value)
+      if table is not None:
         count = extract_images(
           model,
           table,
-          output=path,
+          output=image_path,
           batch_size=batch_size.value,
           order=order.value,
           max_bad_rate=max_bad_rate.value,
         )
-      print(f"{count} image features of {len(table)} images are stored in {path}")
-    if texts_ is not None:
-      path = folder / f"{_stem(texts.value)}.txt_feat.{format_.value}"
-      with lock.one_writer(path, file=True):
+        print(f"{count} image features of {len(table)} images are stored in {image_path}")
+      if texts_ is not None:
         count = extract_texts(
           model,
           texts_,
-          output=path,
+          output=text_path,
           batch_size=batch_size.value,
           context_length=context_length.value,
         )
-      print(f"{count} text features are stored in {path}")
+        print(f"{count} text features are stored in {text_path}")
 
   cli.run(command, interrupted="the same command goes on where it stopped")
 

@@ -171,7 +171,7 @@ def to_tr(path: Path, *, output: Path | None = None) -> Path:
   Raises:
     ValueError: faulty lines, or no text has an image.
   """
-  output = output or os.fspath(path).removesuffix(".jsonl") + ".tr.jsonl"
+  output = output or _turned(path)
   texts_of = retrieval.transpose(_read_ids(path, "text")[0])
   if not texts_of:
     raise ValueError(
@@ -182,6 +182,11 @@ def to_tr(path: Path, *, output: Path | None = None) -> Path:
     for image_id, text_ids in texts_of.items():
       file.write(json.dumps({"image_id": image_id, "text_ids": text_ids}) + "\n")
   return output
+
+
+def _turned(path: Path) -> str:
+  """The default name of what `to_tr` writes."""
+  return os.fspath(path).removesuffix(".jsonl") + ".tr.jsonl"
 
 
 def _read(path: str, kind: str) -> Features:
@@ -270,7 +275,8 @@ def _topk_command():
 
   def command():
     log.quiet_libraries()
-    topk(image.value, text.value, output=output.value, k=k.value, direction=direction.value)
+    with cli.sole_writer(output.value, inputs=(image.value, text.value)):
+      topk(image.value, text.value, output=output.value, k=k.value, direction=direction.value)
 
   return command
 
@@ -284,6 +290,10 @@ def _recall_command():
   direction = _direction()
 
   def command():
+    with cli.sole_writer(output.value, inputs=(annotations.value, predictions.value)):
+      work()
+
+  def work():
     try:
       score = recall(annotations.value, predictions.value, direction=direction.value)
     except ValueError as error:
@@ -299,7 +309,13 @@ def _recall_command():
 def _to_tr_command():
   path = cli.define_path("input", "JSONL with text_id and image_ids.", required=True)
   output = cli.define_path("output", "Default: the input's name with .tr.jsonl.")
-  return lambda: print(f"Annotations are in {to_tr(path.value, output=output.value)}")
+
+  def command():
+    place = output.value or _turned(path.value)
+    with cli.sole_writer(place, inputs=(path.value,)):
+      print(f"Annotations are in {to_tr(path.value, output=place)}")
+
+  return command
 
 
 def _direction() -> flags.FlagHolder:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from ofa_jax import cli, evaluate, weights
+from ofa_jax import cli, evaluate, outputs, weights
 from ofa_jax.config import Config, epoch_end, is_due, mesh_sizes, to_dict
 from ofa_jax.data import pipeline
 from ofa_jax.data.streams import Streams, unnamed
@@ -67,7 +67,10 @@ def train(config: Config, workdir: str, *, stop_status: int = 0) -> dict[str, fl
 
 def _open(config, workdir, notice, opened):
   """The run and the state that it goes on from; what they hold is closed with `opened`."""
-  note = opened.enter_context(lock.one_writer(workdir)) if jax.process_index() == 0 else None
+  note = None
+  if jax.process_index() == 0:
+    outputs.check_folder(workdir, flag="--workdir", buckets=True)
+    note = opened.enter_context(lock.one_writer(workdir))
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
   rows = Streams.of(config.task.examples("train"), config.task.batch_sizes(config.batch_size))
   steps = config.steps

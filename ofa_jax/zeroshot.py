@@ -231,6 +231,11 @@ def main() -> None:
 
   def command():
     log.quiet_libraries()
+    inputs = (name.value, label_file.value, index.value)
+    with cli.sole_writer(output.value, inputs=inputs):
+      work()
+
+  def work():
     model = api.load_clip(name.value, precision=precision.value)
     rows, names = open_rows(data.value, split=split.value, size=model.image_size)
     labels_from = label_file.value

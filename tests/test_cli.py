@@ -1,8 +1,6 @@
 """What a person did ends as one message, whatever it was; help is complete."""
 
 import dataclasses
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,38 +8,10 @@ from pathlib import Path
 import pytest
 
 from ofa_jax.config import Config
+from tests import forked
 
 ROOT = Path(__file__).parent.parent
 QUICK = "--config=configs/quickstart.py"
-
-# Every command in a process of its own, which has imported the libraries already.
-DRIVER = """
-import json, os, runpy, sys, tempfile, traceback
-import ofa_jax.train, ofa_jax.evaluate, ofa_jax.generate, ofa_jax.extract_features
-for case in json.loads(sys.argv[1]):
-  with tempfile.TemporaryFile("w+") as output:
-    if not (child := os.fork()):
-      os.dup2(output.fileno(), 1)
-      os.dup2(output.fileno(), 2)
-      for name, value in case["environment"].items():
-        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-      module, *sys.argv[1:] = case["command"]
-      sys.modules.pop(f"ofa_jax.{module}")
-      status = 0
-      try:
-        runpy.run_module(f"ofa_jax.{module}", run_name="__main__", alter_sys=True)
-      except SystemExit as e:
-        status = e.code or 0
-      except BaseException:
-        traceback.print_exc()
-        status = 99
-      sys.stdout.flush()
-      sys.stderr.flush()
-      os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    output.seek(0)
-    print(json.dumps([status, output.read()]))
-"""
 
 
 @dataclasses.dataclass
@@ -96,7 +66,9 @@ CASES = {
   "evals=None": Case(
     ["train", QUICK, "--config.evals=None", "--workdir={tmp}/w"], ("evals: expected Eval(...)",)
   ),
-  "workdir in a file": Case(["train", QUICK, "--workdir=/dev/null/x"], ("Not a directory",)),
+  "workdir in a file": Case(
+    ["train", QUICK, "--workdir=/dev/null/x"], ("is a file, not a folder",)
+  ),
   "workdir too long": Case(
     ["train", QUICK, f"--workdir={{tmp}}/{'x' * 300}"], ("File name too long",)
   ),
@@ -154,13 +126,7 @@ def outcomes(tmp_path_factory):
       (folder / name).write_text(content)
     command = [part.replace("{tmp}", str(folder)) for part in case.command]
     listed.append({"command": command, "environment": {**JOB, **case.environment}})
-  result = subprocess.run(
-    [sys.executable, "-c", DRIVER, json.dumps(listed)],
-    env={**os.environ, "JAX_PLATFORMS": "cpu"}, cwd=ROOT, capture_output=True, text=True,
-    timeout=300,
-  )  # fmt: skip
-  assert result.returncode == 0, result.stderr
-  return dict(zip(CASES, map(json.loads, result.stdout.splitlines()), strict=True))
+  return dict(zip(CASES, forked.run(listed), strict=True))
 
 
 @pytest.mark.parametrize("name", CASES)

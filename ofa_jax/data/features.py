@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import orjson
 
+from ofa_jax import partial
 from ofa_jax.data.tsv import check_files
 
 FORMATS = ("jsonl", "npy")
@@ -70,7 +71,8 @@ def read_features(
 class FeatureWriter:
   """Writes a feature file that a killed run can continue; use as a context manager.
 
-  Rows go to `<path>.partial`, which takes the name `path` in `finish`.
+  Rows go to `<path>.partial`, which takes the name `path` in `finish`. Whether what a killed run
+  has left there is of the same work is for `partial.taken_up` to say, before.
 
   Args:
     path: the file to write, its suffix telling the format.
@@ -80,7 +82,7 @@ class FeatureWriter:
 
   def __init__(self, path: str | os.PathLike, *, kind: str, width: int):
     self.path = pathlib.Path(path)
-    self.partial = self.path.with_name(f"{self.path.name}.partial")
+    self.partial = partial.place_of(self.path)
     self.kind = kind
     self._format, self._width = self.path.suffix[1:], width
     self._file, self._count = None, 0
@@ -110,11 +112,6 @@ class FeatureWriter:
     text = _OTHER_DIGITS.sub(lambda match: repr(float(match[0])).encode(), text)
     line = b'{"%b_id": %%d, "feature": [%%b]}\n' % self.kind.encode()
     return [line % row for row in zip(ids, text.split(b"], ["), strict=True)]
-
-  def left_since(self, time: float) -> bool:
-    """Whether a killed run has left rows, written after `time` (seconds since the epoch)."""
-    stat = self.partial.stat()
-    return stat.st_size > 0 and stat.st_mtime >= time
 
   def resume(self, ids: Sequence[int], *, first: Sequence[bytes], multiple: int) -> int:
     """Keeps what a killed run has left, if it is the beginning of this very run.
@@ -168,8 +165,7 @@ class FeatureWriter:
     self._file.seek(0)
     self._file.write(self._header(rows))
     self._file.flush()
-    os.fsync(self._file.fileno())
-    os.replace(self.partial, self.path)
+    partial.finish(self.partial, self.path)
     return rows
 
   def _header(self, count: int) -> bytes:

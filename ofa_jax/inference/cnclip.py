@@ -15,6 +15,7 @@ from ofa_jax import hub, numerics, trees
 from ofa_jax.data import images
 from ofa_jax.engine import sharding
 from ofa_jax.inference import batches
+from ofa_jax.inference.identity import identity
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.cnclip import CNCLIPConfig
 from ofa_jax.tasks.base import normalized
@@ -42,6 +43,7 @@ class CNCLIPModel:
     logit_scale: logarithm of the factor of the logits, as the original keeps it.
     num_params, num_visual_params: scalars of the whole model and of the image tower.
     precision: what it computes in.
+    identity: what else its features depend on, see `inference.identity`.
   """
 
   def __init__(self, source: hub.Source, *, precision: str = "fp32"):
@@ -51,6 +53,7 @@ class CNCLIPModel:
       source: from `hub.open_model`.
       precision: as for `load_from_name`.
     """
+    self.identity = identity([source], precision=precision)
     self.config: CNCLIPConfig = source.config
     self.image_size = source.config.vision.image_size
     self.context_length = source.settings["context_length"]

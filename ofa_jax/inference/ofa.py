@@ -24,6 +24,7 @@ from ofa_jax.decode import candidates
 from ofa_jax.decode.beam import Search
 from ofa_jax.decode.trie import Trie
 from ofa_jax.inference import inputs
+from ofa_jax.inference.identity import identity
 from ofa_jax.inference.inputs import Picture
 from ofa_jax.inference.runner import Runner, as_lists
 from ofa_jax.tasks import caption, free_text, image_classify, refcoco, snli_ve, vqa
@@ -50,6 +51,7 @@ class OFAModel:
     preprocess: makes a Pillow image float32[S, S, 3], as the model wants it.
     num_params: scalars of all models.
     precision: what they compute in.
+    identity: what else their results depend on, see `inference.identity`.
   """
 
   def __init__(self, *sources: hub.Source, precision: str = "fp32", image_size: int | None = None):
@@ -64,10 +66,11 @@ class OFAModel:
       ValueError: the models' vocabularies differ; faulty files.
     """
     self.precision, self._num_models = precision, len(sources)
+    self.image_size = image_size or sources[0].image_size
+    self.identity = identity(sources, precision=precision, image_size=self.image_size)
     self._runner = Runner(sources, precision=precision)
     self.config, self.num_params = self._runner.config, self._runner.num_params
     self._source = sources[0]
-    self.image_size = image_size or sources[0].image_size
     self.preprocess = functools.partial(
       inputs.preprocess, size=self.image_size, colours=self._runner.colours
     )
