@@ -14,6 +14,7 @@ here is random.
 import collections
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -25,7 +26,7 @@ from ofa_jax import hub, numerics, trees
 from ofa_jax.config import PRECISIONS
 from ofa_jax.convert import releases
 from ofa_jax.convert.ofa import family as ofa_family
-from ofa_jax.data import images
+from ofa_jax.data import given, images
 from ofa_jax.engine import sharding
 from ofa_jax.inference.ofa import OFAModel
 from ofa_jax.models.abstract import abstract
@@ -60,7 +61,7 @@ def load_from_name(
   image_size: int | None = None,
   use_modelscope: bool = False,
   tokenizer: str | os.PathLike | None = None,
-) -> tuple["CNCLIPModel | OFAModel", Callable[[Image.Image], np.ndarray]]:
+) -> tuple["CNCLIPModel | OFAModel", Callable[[given.Picture], np.ndarray]]:
   """Loads a model on all devices of this machine.
 
   Args:
@@ -112,11 +113,19 @@ def load_clip(name: str, *, precision: str) -> "CNCLIPModel":
   return model
 
 
-def preprocess(image: Image.Image, *, size: int) -> np.ndarray:
+def preprocess(image: given.Picture, *, size: int) -> np.ndarray:
   """Resizes and normalises an image as the original does, float32[size, size, 3].
 
   The whole image is squashed to a square in its own mode, and then converted to RGB.
+
+  Args:
+    image: a path, a Pillow image or an array; see `data.given.picture`.
+    size: pixels a side.
+
+  Raises:
+    ValueError: no picture.
   """
+  image = given.picture(image)
   pixels = image.resize((size, size), Image.Resampling.BICUBIC).convert("RGB")
   return images.normalize(np.asarray(pixels))
 
@@ -174,12 +183,21 @@ class CNCLIPModel:
     Raises:
       ValueError: another shape or type.
     """
-    image = np.asarray(image)
+    image = given.as_array(image)
     shape = (self.image_size, self.image_size, 3)
     if image.ndim != 4 or image.shape[1:] != shape or image.dtype not in (np.uint8, np.float32):
       raise ValueError(
-        f"Expected images uint8 or float32 {('N', *shape)}, found {image.dtype} {image.shape}"
+        f"Expected images uint8 or float32 {('N', *shape)}, found {image.dtype} {image.shape}. "
+        "`preprocess` makes one of a picture; colours stand last."
       )
+    if image.dtype == np.float32 and image.size:
+      low, high = float(image.min()), float(image.max())
+      if not np.isfinite([low, high]).all():
+        raise ValueError(f"Expected finite images, found numbers from {low} to {high}")
+      if low >= 0 and high <= 1:
+        warnings.warn(
+          "Took images float32 from 0 to 1 as made by `preprocess`; give uint8 if these are pixels"
+        )
     if self.precision == "fp64" and image.dtype == np.uint8:
       image = images.normalize(image)  # on a device its last digit could be another
     return self._run(self._encode_image, image)
@@ -190,7 +208,10 @@ class CNCLIPModel:
     Raises:
       ValueError: another shape or type, or ids that are not in the vocabulary.
     """
-    tokens = np.asarray(tokens)
+    try:
+      tokens = np.asarray(tokens)
+    except ValueError as error:
+      raise ValueError("Expected tokens ('N', T), found lists of several lengths") from error
     size, longest = self.config.text.vocab_size, self.config.text.max_positions
     if tokens.ndim != 2 or tokens.shape[1] > longest or tokens.dtype.kind not in "iu":
       raise ValueError(
