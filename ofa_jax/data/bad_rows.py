@@ -26,10 +26,11 @@ class Pass(NamedTuple):
 class BadRows:
   """Counts and names the bad rows of a run; may be used from several threads.
 
-  A run stops as soon as more than `max_rate` of the rows seen are bad, the share being taken of at
-  least `min_rows`, so that one bad row among the first ten stops nothing. And it stops after the
-  first pass over a data set when more than `max_rate` of its rows are bad, however few they are:
-  each has been named by then. The first rule is for 10^8 rows, the second for 12.
+  In the first pass over a data set a run stops as soon as more than `max_rate` of the rows seen are
+  bad, the share being taken of at least `min_rows`, so that one bad row among the first ten stops
+  nothing. From the end of that pass on it stops when more than `max_rate` of all rows are bad,
+  however few they are: each has been named by then. The first rule is for 10^8 rows, the second
+  for 12.
 
   Args:
     max_rate: the largest share of bad rows, of each stream.
@@ -109,15 +110,12 @@ class BadRows:
       if self._log is not None:
         self._log(f"Skipped a bad row: {row}")
     carried, done = self._carried
-    if bad and count > self._max_rate * max(seen, self._min_rows):
-      among = f"{seen}"
-    elif (
-      whole is not None
-      and seen - done >= whole.share
-      and different + carried > self._max_rate * (whole.rows + done)
-    ):
-      count, among = different + carried, f"all {whole.rows + done}"
+    if whole is not None and seen - done >= whole.share:
+      count, seen = different + carried, whole.rows + done
+      stop, among = count > self._max_rate * seen, f"all {seen}"
     else:
+      stop, among = bad and count > self._max_rate * max(seen, self._min_rows), f"{seen}"
+    if not stop:
       return
     raise TooManyBadRows(
       f"Expected at most {self._max_rate:.2%} bad rows{of_stream(stream)}, found {count} among "

@@ -188,7 +188,8 @@ def _caption(file: BinaryIO, members: dict[str, list[tarfile.TarInfo]], field: s
   try:
     content = content.decode()
   except UnicodeDecodeError:
-    raise ValueError(f"has a .{kind} that is not UTF-8: {text_files.fault(content)}") from None
+    seems = " (GBK, it seems)" * (text_files.fault(content) or "").startswith("GBK")
+    raise ValueError(f"has a .{kind} that is not UTF-8{seems}") from None
   try:
     text = content if field is None else json.loads(content)[field]
   except (ValueError, RecursionError):

@@ -240,7 +240,7 @@ def read_texts(paths: Sequence[str | os.PathLike]) -> Texts:
   """
   files = tuple(os.path.abspath(path) for path in paths)
   check_files(files)
-  text_ids, texts, image_ids, places, faults, cures = [], [], [], [], [], {}
+  text_ids, texts, image_ids, places, faults, cure = [], [], [], [], [], ""
   for number, path in enumerate(files):
     before = len(texts) + len(faults)
     for line, raw in text_files.lines(path):
@@ -250,8 +250,8 @@ def read_texts(paths: Sequence[str | os.PathLike]) -> Texts:
         text_id, text, images = _caption_of(raw.decode())
       except UnicodeDecodeError:
         reason = text_files.fault(raw) or "a character that is cut off"
-        cures.setdefault(text_files.cure(path, reason))
         faults.append(f"{path}:{line} is not UTF-8: {reason}")
+        cure = cure or text_files.iconv(path, reason)
       except KeyError as error:
         faults.append(f"{path}:{line} has no field {error}")
       except (ValueError, TypeError, RecursionError) as error:  # JSON: ValueError
@@ -266,7 +266,7 @@ def read_texts(paths: Sequence[str | os.PathLike]) -> Texts:
   if faults:
     raise ValueError(
       'Expected one {"text_id": int, "text": str, "image_ids": [int, ...]} a line in UTF-8, found '
-      f"{len(faults)} faults: {'; '.join(faults[:5])}. Correct or remove these lines. {' '.join(list(cures)[:1])}".rstrip()
+      f"{len(faults)} faults: {'; '.join(faults[:5])}. Correct or remove these lines{cure}."
     )
   return Texts(text_ids, texts, image_ids, files, np.array(places, np.int64))
 
