@@ -207,12 +207,9 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
   begin = 0
   while begin is not None:
     file.seek(begin)
-    try:
-      tar = tarfile.TarFile(fileobj=file)  # it does not close what it was given
-    except tarfile.ReadError as error:
-      if not begin:
-        raise
-      raise tarfile.ReadError(f"no tar file follows its end at byte {begin:,}") from error
+    tar = tarfile.TarFile(fileobj=file)  # it does not close what it was given
+    if begin and tar.firstmember is None:
+      raise tarfile.ReadError(f"no tar file follows its end at byte {begin:,}")
     yield from tar
     # A tar file ends with a block of zeros; tarfile accepts any end that lies between members.
     file.seek(tar.offset)

@@ -182,8 +182,10 @@ def check_number(name: str, values: Sequence[Any], *, rows: int) -> None:
     raise ValueError(f"Expected {rows} {name}, found {len(values)}")
 
 
-def check_texts(name: str, texts: Any, *, rows: int | None = None) -> list[str]:
-  """The texts as a list of some length with words in each.
+def check_texts(
+  name: str, texts: Any, *, rows: int | None = None, may_be_empty: bool = False
+) -> list[str]:
+  """The texts as a list of some length with words in each, unless they may be empty.
 
   Raises:
     ValueError: a single text, another number than `rows`, entries that are no or empty texts.
@@ -199,7 +201,7 @@ def check_texts(name: str, texts: Any, *, rows: int | None = None) -> list[str]:
       f"{type(first).__name__}, {shown(first, 40)}"
     )
   empty = [str(i) for i, text in enumerate(texts) if not text.strip()]
-  if empty:
+  if empty and not may_be_empty:
     raise ValueError(
       f"Expected {name} with words in them, found {len(empty)} empty: "
       f"numbers {', '.join(empty[:5])}"
@@ -211,7 +213,10 @@ def joined(name: str, texts: Any, *, rows: int, by: str) -> list[str]:
   """The texts of each of `rows` lists as one; ValueError where they are something else."""
   lists = as_list(name, texts)
   check_number(name, lists, rows=rows)
-  return [by.join(check_texts(name, as_list(f"{name} of each input", x))) for x in lists]
+  return [
+    by.join(check_texts(name, as_list(f"{name} of each input", x), may_be_empty=True))
+    for x in lists
+  ]
 
 
 def _whole_numbers(name: str, number: int, ids: Any) -> np.ndarray:

@@ -94,7 +94,8 @@ def test_an_evaluation_names_all_and_stops_at_its_end(count, bad):
   told, lines = pass_over(Rows(count, range(bad)))
   assert f"found {bad} among all {count}: a.tsv:0: made bad" in told
   assert len(lines) == bad
-  assert pass_over(Rows(count, range(bad)), rate=1.0) == (None, lines)
+  told, others = pass_over(Rows(count, range(bad)), rate=1.0)
+  assert told is None and sorted(others) == sorted(lines)
   assert pass_over(Rows(100, [5]))[0] is None
 
 
