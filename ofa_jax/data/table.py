@@ -60,7 +60,7 @@ def read_table(
       if exists is None:
         exists = images[file] = os.path.isfile(file)
       if not exists:
-        faults["whose image is missing"].append(f"{path}:{line} ({file})")
+        faults["whose image is missing"].append(f"{path}:{line} ({text_files.shown(file, 300)})")
       elif not text:
         faults["without a caption"].append(f"{path}:{line}")
       else:

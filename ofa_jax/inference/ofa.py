@@ -401,16 +401,17 @@ class OFAModel:
         f"Expected an image with each prompt, found {len(missing)} without: numbers "
         f"{', '.join(map(str, missing[:5]))}"
       )
+    chinese = self.tokenizer.chinese
     prompts = [
-      answering.prompt({name: column[i] for name, column in columns.items()}, self.tokenizer.chinese)
+      answering.prompt({name: column[i] for name, column in columns.items()}, chinese)
       for i in range(number)
     ]
     rows = {"source": self._ids("texts", [self._encode(text) for text in prompts] or [[BOS]])}
     if not prompts:
       return {"source": rows["source"][:0]}
     if len(missing) < len(pictures):
-      pictures = inputs.pictures(pictures, self.image_size)
-      rows["image"] = inputs.image_stack(pictures, self.image_size)
+      size = self.image_size
+      rows["image"] = inputs.image_stack(inputs.pictures(pictures, size), size)
       rows["image_mask"] = np.array([image is not None for image in pictures])
     return rows
 
