@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
-from PIL import Image
 
 from ofa_jax import hub, numerics
 from ofa_jax.config import PRECISIONS
 from ofa_jax.convert import releases
 from ofa_jax.convert.ofa import family as ofa_family
+from ofa_jax.data import given
 from ofa_jax.inference.cnclip import CNCLIPModel, preprocess
 from ofa_jax.inference.ofa import OFAModel
 from ofa_jax.tokenizers.bert import CONTEXT_LENGTH, ChineseBertTokenizer
@@ -51,7 +51,7 @@ def load_from_name(
   image_size: int | None = None,
   use_modelscope: bool = False,
   tokenizer: str | os.PathLike | None = None,
-) -> tuple[CNCLIPModel | OFAModel, Callable[[Image.Image], np.ndarray]]:
+) -> tuple[CNCLIPModel | OFAModel, Callable[[given.Picture], np.ndarray]]:
   """Loads a model on all devices of this machine.
 
   Args:

@@ -5,6 +5,7 @@ model.get_similarity(image, text)
 """
 
 import functools
+import warnings
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from flax import nnx
 from PIL import Image
 
 from ofa_jax import hub, numerics, trees
-from ofa_jax.data import images
+from ofa_jax.data import given, images
 from ofa_jax.engine import sharding
 from ofa_jax.inference import batches
 from ofa_jax.inference.identity import identity
@@ -23,11 +24,19 @@ from ofa_jax.tasks.base import normalized
 MAX_BATCH = 256  # rows that one device computes at once
 
 
-def preprocess(image: Image.Image, *, size: int) -> np.ndarray:
+def preprocess(image: given.Picture, *, size: int) -> np.ndarray:
   """Resizes and normalises an image as the original does, float32[size, size, 3].
 
   The whole image is squashed to a square in its own mode, and then converted to RGB.
+
+  Args:
+    image: a path, a Pillow image or an array; see `data.given.picture`.
+    size: pixels a side.
+
+  Raises:
+    ValueError: no picture.
   """
+  image = given.picture(image)
   pixels = image.resize((size, size), Image.Resampling.BICUBIC).convert("RGB")
   return images.normalize(np.asarray(pixels))
 
@@ -87,12 +96,21 @@ class CNCLIPModel:
     Raises:
       ValueError: another shape or type.
     """
-    image = np.asarray(image)
+    image = given.as_array(image)
     shape = (self.image_size, self.image_size, 3)
     if image.ndim != 4 or image.shape[1:] != shape or image.dtype not in (np.uint8, np.float32):
       raise ValueError(
-        f"Expected images uint8 or float32 {('N', *shape)}, found {image.dtype} {image.shape}"
+        f"Expected images uint8 or float32 {('N', *shape)}, found {image.dtype} {image.shape}. "
+        "`preprocess` makes one of a picture; colours stand last."
       )
+    if image.dtype == np.float32 and image.size:
+      low, high = float(image.min()), float(image.max())
+      if not np.isfinite([low, high]).all():
+        raise ValueError(f"Expected finite images, found numbers from {low} to {high}")
+      if low >= 0 and high <= 1:
+        warnings.warn(
+          "Took images float32 from 0 to 1 as made by `preprocess`; give uint8 if these are pixels"
+        )
     if self.precision == "fp64" and image.dtype == np.uint8:
       image = images.normalize(image)  # on a device its last digit could be another
     return self._run(self._encode_image, image)
@@ -103,7 +121,10 @@ class CNCLIPModel:
     Raises:
       ValueError: another shape or type, or ids that are not in the vocabulary.
     """
-    tokens = np.asarray(tokens)
+    try:
+      tokens = np.asarray(tokens)
+    except ValueError as error:
+      raise ValueError("Expected tokens ('N', T), found lists of several lengths") from error
     size, longest = self.config.text.vocab_size, self.config.text.max_positions
     if tokens.ndim != 2 or tokens.shape[1] > longest or tokens.dtype.kind not in "iu":
       raise ValueError(
