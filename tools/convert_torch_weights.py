@@ -1,4 +1,4 @@
-"""`python -m ofa_jax.convert`, as a file of the repository: python tools/convert_torch_weights.py."""
+"""`python -m ofa_jax.convert` as a file of the repository."""
 
 from ofa_jax.convert.__main__ import convert, main
 
