@@ -77,7 +77,12 @@ class PairData:
       return cls((os.fspath(path),), **rest)
     folder = pathlib.Path(path)
     images = sorted(folder.glob(f"{split}_imgs*.tsv"))
-    texts = sorted(p for p in folder.glob(f"{split}_texts*.jsonl") if not p.match("*.tr.jsonl"))
+    # Features and annotations turned round lie there too, as {split}_texts.SOMETHING.jsonl.
+    texts = sorted(
+      path
+      for path in folder.glob(f"{split}_texts*.jsonl")
+      if "." not in path.name.removeprefix(split).removesuffix(".jsonl")
+    )
     if images and texts:
       return cls(tuple(map(str, images)), tuple(map(str, texts)), **rest)
     for lmdb in (folder / "lmdb" / split, folder / split):
