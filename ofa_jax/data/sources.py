@@ -15,14 +15,14 @@ import numpy as np
 
 from ofa_jax.data.folder import EXTENSIONS as PICTURES
 from ofa_jax.data.folder import ImageFiles, image_files
-from ofa_jax.data.lmdb import LmdbImages
-from ofa_jax.data.pairs import expand, is_shard
-from ofa_jax.data.protocols import Images
+from ofa_jax.data.lmdb import LmdbImages, read_lmdb_pairs
+from ofa_jax.data.pairs import PairData, expand, is_shard
+from ofa_jax.data.protocols import Images, TextImages
 from ofa_jax.data.table import EXTENSIONS as TABLES
 from ofa_jax.data.table import IMAGE as FILEPATH
 from ofa_jax.data.table import header, read_columns
-from ofa_jax.data.tar import read_tar_images
-from ofa_jax.data.tsv import IMAGE, ImageTable, Table, check_files
+from ofa_jax.data.tar import TarImages, read_tar_images
+from ofa_jax.data.tsv import IMAGE, ImageTable, Table, Texts, check_files, read_texts
 
 
 def open_images(path: str | os.PathLike) -> Images:
@@ -50,6 +50,25 @@ def open_images(path: str | os.PathLike) -> Images:
     names = (image for (image,) in read_columns(files, [FILEPATH]))
     return ImageFiles(list(dict.fromkeys(names)))
   return ImageTable(files)
+
+
+def open_texts(path: str | os.PathLike) -> Texts:
+  """The captions of a JSONL file, a folder, a table, shards, or an LMDB folder.
+
+  Raises:
+    ValueError: there are none, or the files are faulty.
+  """
+  path = os.fspath(path)
+  if os.path.exists(os.path.join(path, "data.mdb")):
+    return read_lmdb_pairs(path)
+  if path.endswith((".jsonl", ".json")):
+    return read_texts([path])
+  return PairData.of(path).load_texts()
+
+
+def ids_are_paths(images: Images) -> bool:
+  """Whether pictures are named by where they lie, and not by ids of a data set's own."""
+  return isinstance(images, ImageFiles | TarImages)
 
 
 def is_table(path: str) -> bool:
@@ -96,7 +115,7 @@ class PictureTable:
 
 def open_rows(
   paths: Sequence[str], *, columns: Mapping[str, int | str], places: Mapping[str, int]
-) -> Table | PictureTable:
+) -> TextImages:
   """The rows of files whose pictures a model is asked about.
 
   Args:
