@@ -10,9 +10,9 @@ EvalAI has: `R/test_predict.json` is the file to send there.
 Data: `vqa_data/vqa_{train,val,test}.tsv` and the list of 3,129 answers
 `vqa_data/trainval_ans2label.pkl` under OFA_JAX_DATA, which is datasets/ where it is not set, all as
 the original distributes them. The files are read in any order: no copies shuffled beforehand.
-Hardware: the original's 32 GPUs (4 or 8 a node) with 4 rows each and 4 parts an update; the large
-one took 36 hours on 4 x 8 A100. Here any number of devices gives the same updates, and `accum`
-makes them fit. BatchNorm has the statistics of a whole batch (of a part, with `accum`), the
+Hardware: the original's 32 GPUs (4 nodes of 8) with 4 rows each and 4 parts an update; the large
+one is said to take 36 hours on A100s. Here any number of devices gives the same updates, and
+`accum` makes them fit. BatchNorm has the statistics of a whole batch (of a part, with `accum`), the
 original's those of each GPU.
 
 Other evaluations are the same config with other fields:

@@ -139,7 +139,7 @@ def test_fairseqs_checkpoints_there_and_back(command, tmp_path, old):
   assert one.data_ptr() == two.data_ptr() == back["model"][convert.WORDS].data_ptr()
 
 
-def test_the_moving_average_is_read_in_the_precision_there_is(command, tmp_path):
+def test_the_moving_average_is_read_in_the_precision_there_is(command, tmp_path, capsys):
   words = tensors()[convert.WORDS]
   half = {name: (2 * words).half() for name in (convert.WORDS, *convert.TIED)}
   full = {name: 2 * words for name in (convert.WORDS, *convert.TIED)}
@@ -153,8 +153,9 @@ def test_the_moving_average_is_read_in_the_precision_there_is(command, tmp_path)
     np.testing.assert_array_equal(np.asarray(found), expected.numpy())
     command(path, tmp_path / f"{name}-trained")
     assert_same(hub.load_directory(tmp_path / f"{name}-trained")[1:], weights())
-  with pytest.raises(SystemExit, match="expected a moving average"):
+  with pytest.raises(SystemExit):
     command(save_fairseq(tmp_path / "none.pt"), tmp_path / "x", "--ema")
+  assert "expected a moving average" in capsys.readouterr().err
 
 
 def test_options_may_be_in_a_namespace_but_run_no_code(tmp_path):
@@ -328,15 +329,16 @@ def test_a_checkpoint_alone_gives_the_originals_numbers(command, tmp_path):
   assert hub.open_model(tmp_path / "with").tokenizer.vocab_size == 112
 
 
-def test_another_models_dictionary_is_refused(command, tmp_path):
+def test_another_models_dictionary_is_refused(command, tmp_path, capsys):
   path = save_fairseq(tmp_path / "in" / "checkpoint.pt")
   write_words(path.parent)
   listed = path.parent / "dict.txt"
   listed.write_text(f"unused 1\n{listed.read_text()}")
   message = "expected a dictionary of the model's 112 symbols, found 113"
   for to in ("orbax", "hf"):
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SystemExit):
       command(path, tmp_path / "ours", f"--to={to}")
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "ours").exists()
   with pytest.raises(ValueError, match=message):
     ofa_jax.load_from_name(path)[0].caption(np.zeros((1, 64, 64, 3), np.uint8))

@@ -157,17 +157,22 @@ def train_step(program: Program) -> Callable[..., tuple[State, dict[str, jax.Arr
     grads = optim_lib.clip(grads, norm, limit=config.optim.clip_norm)
     updates, opt = program.optimizer.update(grads, state.opt, state.params)
     params = optim_lib.apply(config.optim, state.params, updates, lr=lr)
-    new = {"params": params, "opt": opt, "rest": rest, **_averages(config, state, params, rest)}
-    old = {name: getattr(state, name) for name in new}
+    new = (params, opt, rest, *_averages(config, state, params, rest))
+    old = (state.params, state.opt, state.rest, state.ema, state.ema_rest)
     with jax.named_scope("optimizer"):
       new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+    params, opt, rest, ema, ema_rest = new
     bad = jnp.where(good, state.bad * jnp.array([1, 0], jnp.int32), state.bad + 1)
-    return State(step=state.step + 1, bad=bad, **new), {
-      **metrics,
-      "grad_norm": norm,
-      "lr": lr,
-      "bad": bad,
-    }
+    state = State(
+      step=state.step + 1,
+      params=params,
+      opt=opt,
+      rest=rest,
+      ema=ema,
+      ema_rest=ema_rest,
+      bad=bad,
+    )
+    return state, {**metrics, "grad_norm": norm, "lr": lr, "bad": bad}
 
   whole = sharding.replicated(program.mesh)
   return jax.jit(step, donate_argnums=0, out_shardings=(program.shardings, whole))
@@ -235,9 +240,9 @@ def averages_of(config: Config, params: Tree, rest: Tree) -> dict[str, Tree | No
 
 
 def _averages(config, state, params, rest):
-  """The moving averages after an update, by fairseq's formula: a copy until they start."""
+  """(ema, ema_rest) after an update, by fairseq's formula: a copy until they start."""
   if config.ema is None:
-    return {"ema": None, "ema_rest": None}
+    return None, None
   share, new = config.ema, 1 - config.ema
   if config.ema_start:
     early = state.step + 1 < config.ema_start
@@ -246,10 +251,7 @@ def _averages(config, state, params, rest):
   def average(old, now):
     return share * old + new * now
 
-  return {
-    "ema": jax.tree.map(average, state.ema, params),
-    "ema_rest": jax.tree.map(average, state.ema_rest, rest),
-  }
+  return jax.tree.map(average, state.ema, params), jax.tree.map(average, state.ema_rest, rest)
 
 
 def _gradients(program, state, batch, key, frozen):

@@ -399,7 +399,7 @@ class OFAModel:
         f"{', '.join(map(str, missing[:5]))}"
       )
     prompts = [
-      answering.prompt({name: column[i] for name, column in columns.items()}, self._chinese)
+      answering.prompt({name: column[i] for name, column in columns.items()}, self.tokenizer.chinese)
       for i in range(number)
     ]
     rows = {"source": self._ids("texts", [self._encode(text) for text in prompts] or [[BOS]])}
