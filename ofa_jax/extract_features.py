@@ -7,8 +7,8 @@ writes D/test_imgs.img_feat.jsonl and D/test_texts.txt_feat.jsonl with L2-normal
 Both flags take what training reads, too: a folder of pictures (captions in .txt files of the same
 names), a table (.csv, .tsv), .tar shards, LMDB folders. Pictures that are named by paths are
 numbered in their order: D/NAME.images.jsonl says which is which, D/NAME.texts.jsonl has captions
-with the numbers of their pictures, as `retrieve recall` reads them. Threads decode while the devices
-compute. A run that was killed continues where it stopped and ends with the same bytes.
+with the numbers of their pictures, as `retrieve recall` reads them. Threads decode while the
+devices compute. A run that was killed continues where it stopped and ends with the same bytes.
 """
 
 import collections

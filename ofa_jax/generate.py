@@ -11,8 +11,8 @@ The input is the original's TSV of the task, or one with other `--columns`; or p
 that training reads: a folder, a table (.csv, .tsv) whose columns go by name
 (--columns=image:filepath,text:question), .tar shards, Chinese-CLIP's `_imgs.tsv` or LMDB. The
 output has one JSON object a row, in the order of the rows, with the keys of the original's results
-and a "score", or an "error" where the row cannot be read. Threads decode images while the devices compute. A run that
-was killed continues where it stopped and ends with the same bytes.
+and a "score", or an "error" where the row cannot be read. Threads decode images while the devices
+compute. A run that was killed continues where it stopped and ends with the same bytes.
 """
 
 import contextlib
@@ -371,7 +371,8 @@ def _open_table(paths: Sequence[str], *, task: str, columns: Sequence[str] | Non
   if missing:
     raise ValueError(
       f"Expected the columns {', '.join(places)} for {task}, found no "
-      f"{' and no '.join(missing)} in {', '.join(paths)}. Give their places, or their names in a table with a header: "
+      f"{' and no '.join(missing)} in {', '.join(paths)}. Give their places, or their "
+      "names in a table with a header: "
       f"--columns={','.join(f'{c}:...' for c in missing)}"
     )
   return table

@@ -10,6 +10,7 @@ or another form of pairs that training reads, the captions being the classes. Th
 ELEVATER submission: every image's probabilities of all classes.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ from ofa_jax.data.folder import FolderRows, ImageFolder
 from ofa_jax.data.labelled import LabelledRows
 from ofa_jax.data.pairs import PairData
 from ofa_jax.data.protocols import Rows
+from ofa_jax.data.table import EXTENSIONS
 from ofa_jax.data.text import normalize_caption
 from ofa_jax.data.tfds import TfdsRows
 from ofa_jax.data.tsv import check_files
@@ -55,8 +57,11 @@ def open_rows(data: str, *, split: str, size: int) -> tuple[Rows, list[str]]:
     rows = TfdsRows(data.removeprefix("tfds:"), split=split, size=size)
     return rows, rows.classes
   place = pathlib.Path(data) / split
+  pairs = PairData.of(data) if data.endswith((*EXTENSIONS, ".tar")) else None
   if not place.is_dir() or (place / "imgs" / "data.mdb").exists():
-    pairs = PairData.of(data, split if os.path.isdir(data) else None)
+    with contextlib.suppress(ValueError):  # else class folders are what is missing
+      pairs = pairs or PairData.of(data, split)
+  if pairs is not None:
     rows = LabelledRows(*pairs.load(), size=size)
     return rows, rows.classes
   folder = ImageFolder(place)

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -24,6 +25,7 @@ from ofa_jax.decode import candidates
 from ofa_jax.decode.beam import Search
 from ofa_jax.decode.trie import Trie
 from ofa_jax.inference import inputs
+from ofa_jax.inference.devices import itself
 from ofa_jax.inference.inputs import Picture
 from ofa_jax.inference.runner import Runner, as_lists
 from ofa_jax.tasks import caption, free_text, image_classify, refcoco, snli_ve, vqa
@@ -52,19 +54,26 @@ class OFAModel:
     precision: what they compute in.
   """
 
-  def __init__(self, *sources: hub.Source, precision: str = "fp32", image_size: int | None = None):
+  def __init__(
+    self,
+    *sources: hub.Source,
+    precision: str = "fp32",
+    image_size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+  ):
     """Reads the weights onto the devices.
 
     Args:
       sources: from `hub.open_model`; the probabilities of several are averaged.
       precision: as for `api.load_from_name`.
       image_size: what the model was trained with; None: what it says itself.
+      devices: of this machine; None: all.
 
     Raises:
       ValueError: the models' vocabularies differ; faulty files.
     """
     self.precision, self._num_models = precision, len(sources)
-    self._runner = Runner(sources, precision=precision)
+    self._runner = Runner(sources, precision=precision, devices=devices)
     self.config, self.num_params = self._runner.config, self._runner.num_params
     self._source = sources[0]
     self.image_size = image_size or sources[0].image_size
@@ -390,22 +399,14 @@ class OFAModel:
     pictures = inputs.as_list("images", images)
     columns = {name: list(column) for name, column in (texts or {}).items()}
     number = len(next(iter(columns.values()))) if columns else len(pictures)
-    if len(pictures) != number:
-      raise ValueError(f"Expected {number} images, one for each text, found {len(pictures)}")
-    missing = [i for i, image in enumerate(pictures) if image is None]
-    if missing and image_needed:
-      raise ValueError(
-        f"Expected an image with each prompt, found {len(missing)} without: numbers "
-        f"{', '.join(map(str, missing[:5]))}"
-      )
-    prompts = [
-      answering.prompt({name: column[i] for name, column in columns.items()}, self.tokenizer.chinese)
-      for i in range(number)
-    ]
+    inputs.check_pictures(pictures, rows=number, needed=image_needed)
+    chinese = self.tokenizer.chinese
+    asked = ({name: column[i] for name, column in columns.items()} for i in range(number))
+    prompts = [answering.prompt(texts, chinese) for texts in asked]
     rows = {"source": self._ids("texts", [self._encode(text) for text in prompts] or [[BOS]])}
     if not prompts:
       return {"source": rows["source"][:0]}
-    if len(missing) < len(pictures):
+    if any(image is not None for image in pictures):
       rows["image"] = inputs.image_stack(pictures, self.image_size)
       rows["image_mask"] = np.array([image is not None for image in pictures])
     return rows
@@ -437,10 +438,12 @@ class OFAModel:
       return [], np.zeros(0, np.float32)
     rows["decoder"] = np.full((len(rows["source"]), 1), BOS, np.int32)
     if prompt_decoder:
-      rows["decoder"] = inputs.decoderinputs.decoder_prompt(rows["source"])
+      rows["decoder"] = inputs.decoder_prompt(rows["source"])
     scores = self._runner.score(rows, plan=plan)
     return scores.argmax(axis=1), scores.max(axis=1)
 
   def _make_plan(self, answers):
     space = "" if self.tokenizer.chinese else " "
     return candidates.plan([self.tokenizer.encode(space + text) for text in answers])
+
+  eval = float = to = itself  # last, so that the types above are not meant
