@@ -25,6 +25,8 @@ from ofa_jax.engine import lock, processes
 from ofa_jax.engine.watchdog import INTERRUPTED
 from ofa_jax.files import written_whole
 
+RECIPES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs")
+
 
 def define_config(
   *, flag_values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | None = None
@@ -334,16 +336,28 @@ def _with_config_file(argv):
   path, colon, option = value.partition(":")
   path = cli_parsers.expand(path)
   if not os.path.isfile(path):
-    raise ValueError(f"Expected a Python file in --config, found no file {path}{_near(path)}")
+    recipe = _recipe(path)
+    if recipe is None:
+      raise ValueError(f"Expected a Python file in --config, found no file {path}{_near(path)}")
+    path = recipe
   argv = list(argv)
   argv[i] = f"{argv[i][: len(argv[i]) - len(value)]}{path}{colon}{option}"
   return argv
+
+
+def _recipe(path: str) -> str | None:
+  """Where the package has a recipe configs/NAME.py that the current folder has not."""
+  folder, name = os.path.split(os.path.normpath(path))
+  recipe = os.path.join(RECIPES, name)
+  return recipe if folder == "configs" and os.path.isfile(recipe) else None
 
 
 def _near(path: str) -> str:
   """A hint at the files whose names are alike."""
   folder, name = os.path.split(path)
   names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+  if os.path.normpath(folder) == "configs":
+    names = {*names, *os.listdir(RECIPES)}
   names = sorted(n for n in names if n.endswith(".py"))
   near = difflib.get_close_matches(name, names, n=3) or names[:8]
   if near:

@@ -99,10 +99,16 @@ def family_of(config: ModelConfig) -> Family:
 
 def config_of(name: str) -> ModelConfig:
   """Sizes of a model; those of a public name without its download, where that is possible."""
+  return sizes_of(name)[0]
+
+
+def sizes_of(name: str) -> tuple[ModelConfig, Mapping[str, Any]]:
+  """Sizes of a model as `config_of` gives them, and its `Source.settings`."""
   for family in FAMILIES:
     if name in family.releases and family.released is not None:
-      return family.released(name)
-  return open_model(name).config
+      return family.released(name), family.settings
+  source = open_model(name)
+  return source.config, source.settings
 
 
 def open_model(

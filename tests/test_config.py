@@ -12,6 +12,7 @@ from absl import flags
 from ofa_jax import cli, validation
 from ofa_jax import config as config_lib
 from ofa_jax.config import Config, Eval, MeshShape, Optim, mesh_sizes
+from ofa_jax.data import splits
 from ofa_jax.data.pairs import PairData
 from ofa_jax.validation import validate
 from tests import tiny
@@ -175,7 +176,7 @@ def test_data_and_names_are_given_as_text(digits):
     "--config.evals[0].every_epochs=1",
   )
   assert config.task.train == (str(digits),)
-  assert [*config.task._sources("train")] == [PairData.of(digits, "train")]
+  assert splits.of(config.task.train[0], "train") == PairData.of(digits, "train")
   assert len(config.task.examples("train")) == 8622
   assert config.log_to == ("tensorboard", "wandb") and config.init == "M@8"
   assert (config.save_every, config.save_every_epochs) == (-1, 0.5)
@@ -201,8 +202,7 @@ def test_files_and_none_are_given_as_text(digits, tmp_path):
     digits, "--config.task.train=a", "--config.task.train=b.tar", "--config.optim.clip_norm=None"
   )
   assert config.task.train == ("a", "b.tar") and config.optim.clip_norm is None
-  task = dataclasses.replace(config.task, train=(str(tmp_path / "x.csv"),))
-  assert [*task._sources("train")] == [PairData((str(tmp_path / "x.csv"),))]
+  assert splits.of(str(tmp_path / "x.csv"), "train") == PairData((str(tmp_path / "x.csv"),))
   task = dataclasses.replace(config.task, train=(str(tmp_path),))
   with pytest.raises(ValueError, match=r"Expected train_imgs\.tsv and train_texts\.jsonl"):
     task.examples("train")

@@ -24,6 +24,8 @@ SIZES = {
   ("cnclip_muge.py", "distill"): 188_262_913,
   ("cnclip_flickr30k.py", "ViT-L-14,flip"): 406_233_089,
   ("cnclip_coco.py", "RN50"): 76_989_537,
+  ("cnclip_custom.py", None): 188_262_913,
+  ("cnclip_custom.py", "RN50"): 76_989_537,
   ("quickstart.py", "ofa"): 3_468_680,
   ("ofa_caption.py", "tiny"): 33_488_336,
   ("ofa_caption.py", "medium"): 92_892_000,

@@ -217,7 +217,8 @@ def test_too_many_bad_rows_end_the_run(table, tmp_path):
 def test_columns_are_given_by_name():
   assert generate._columns("vqa", None) == {"id": 0, "image": 5, "text": 2, "objects": 4}
   assert generate._columns("vqa", ["text:1", "image:0"]) == {"text": 1, "image": 0}
-  for bad in ("words:1", "text", "text:x"):
+  assert generate._columns("vqa", ["text:question"]) == {"text": "question"}
+  for bad in ("words:1", "text", "text:"):
     with pytest.raises(ValueError, match="--columns=name:place"):
       generate._columns("vqa", [bad])
 

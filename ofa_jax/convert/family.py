@@ -114,7 +114,7 @@ OTHERS: tuple[tuple[str, tuple[str, ...], str], ...] = (
   (
     "an OpenAI CLIP",
     (r"visual\.", r"transformer\.resblocks\.\d+\.", r"token_embedding\.weight$"),
-    "a Chinese-CLIP starts from it and a BERT: tools/convert_torch_weights.py with --bert",
+    "a Chinese-CLIP starts from it and a BERT: python -m ofa_jax.convert with --bert",
   ),
   (
     "a CLIP of transformers",
@@ -124,7 +124,7 @@ OTHERS: tuple[tuple[str, tuple[str, ...], str], ...] = (
   (
     "a BERT",
     (r"(bert\.)?embeddings\.word_embeddings\.weight$", r"(bert\.)?encoder\.layer\.\d+\."),
-    "a Chinese-CLIP starts from it and an OpenAI CLIP: tools/convert_torch_weights.py with --bert",
+    "a Chinese-CLIP starts from it and an OpenAI CLIP: python -m ofa_jax.convert with --bert",
   ),
   (
     "a BART or another Transformer of fairseq",

@@ -182,6 +182,18 @@ def check_number(name: str, values: Sequence[Any], *, rows: int) -> None:
     raise ValueError(f"Expected {rows} {name}, found {len(values)}")
 
 
+def check_pictures(pictures: Sequence[Picture | None], *, rows: int, needed: bool) -> None:
+  """Raises ValueError for another number of images than of rows, or for missing ones if needed."""
+  if len(pictures) != rows:
+    raise ValueError(f"Expected {rows} images, one for each text, found {len(pictures)}")
+  missing = [str(i) for i, picture in enumerate(pictures) if picture is None]
+  if missing and needed:
+    raise ValueError(
+      f"Expected an image with each prompt, found {len(missing)} without: numbers "
+      f"{', '.join(missing[:5])}"
+    )
+
+
 def check_texts(
   name: str, texts: Any, *, rows: int | None = None, may_be_empty: bool = False
 ) -> list[str]:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -24,6 +25,7 @@ from ofa_jax.decode import candidates
 from ofa_jax.decode.beam import Search
 from ofa_jax.decode.trie import Trie
 from ofa_jax.inference import inputs
+from ofa_jax.inference.devices import itself
 from ofa_jax.inference.identity import identity
 from ofa_jax.inference.inputs import Picture
 from ofa_jax.inference.runner import Runner, as_lists
@@ -55,13 +57,20 @@ class OFAModel:
     identity: what else their results depend on, see `inference.identity`.
   """
 
-  def __init__(self, *sources: hub.Source, precision: str = "fp32", image_size: int | None = None):
+  def __init__(
+    self,
+    *sources: hub.Source,
+    precision: str = "fp32",
+    image_size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+  ):
     """Reads the weights onto the devices.
 
     Args:
       sources: from `hub.open_model`; the probabilities of several are averaged.
       precision: as for `api.load_from_name`.
       image_size: what the model was trained with; None: what it says itself.
+      devices: of this machine; None: all.
 
     Raises:
       ValueError: the models' vocabularies differ; faulty files.
@@ -69,7 +78,7 @@ class OFAModel:
     self.precision, self._num_models = precision, len(sources)
     self.image_size = image_size or sources[0].image_size
     self.identity = identity(sources, precision=precision, image_size=self.image_size)
-    self._runner = Runner(sources, precision=precision)
+    self._runner = Runner(sources, precision=precision, devices=devices)
     self.config, self.num_params = self._runner.config, self._runner.num_params
     self._source = sources[0]
     self.preprocess = functools.partial(
@@ -396,23 +405,14 @@ class OFAModel:
     pictures = inputs.as_list("images", images)
     columns = {name: list(column) for name, column in (texts or {}).items()}
     number = len(next(iter(columns.values()))) if columns else len(pictures)
-    if len(pictures) != number:
-      raise ValueError(f"Expected {number} images, one for each text, found {len(pictures)}")
-    missing = [i for i, image in enumerate(pictures) if image is None]
-    if missing and image_needed:
-      raise ValueError(
-        f"Expected an image with each prompt, found {len(missing)} without: numbers "
-        f"{', '.join(map(str, missing[:5]))}"
-      )
+    inputs.check_pictures(pictures, rows=number, needed=image_needed)
     chinese = self.tokenizer.chinese
-    prompts = [
-      answering.prompt({name: column[i] for name, column in columns.items()}, chinese)
-      for i in range(number)
-    ]
+    asked = ({name: column[i] for name, column in columns.items()} for i in range(number))
+    prompts = [answering.prompt(texts, chinese) for texts in asked]
     rows = {"source": self._ids("texts", [self._encode(text) for text in prompts] or [[BOS]])}
     if not prompts:
       return {"source": rows["source"][:0]}
-    if len(missing) < len(pictures):
+    if any(image is not None for image in pictures):
       size = self.image_size
       rows["image"] = inputs.image_stack(inputs.pictures(pictures, size), size)
       rows["image_mask"] = np.array([image is not None for image in pictures])
@@ -452,3 +452,5 @@ class OFAModel:
   def _make_plan(self, answers):
     space = "" if self.tokenizer.chinese else " "
     return candidates.plan([self.tokenizer.encode(space + text) for text in answers])
+
+  eval = float = to = itself  # last, so that the types above are not meant
