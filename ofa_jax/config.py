@@ -219,24 +219,26 @@ def explain_unknown_field(config: Any, message: str) -> str | None:
   if not found:
     return None
   field, owner = found[1], found[2].split(".")[-1]
-  names = sorted(
-    {
-      f.name
-      for d in _dataclasses(config)
-      if type(d).__name__ == owner
-      for f in dataclasses.fields(d)
-    }
-  )
+  paths = list(_fields(config))
+  names = sorted({path.rpartition(".")[2] for path, holder in paths if holder == owner})
+  places = [path for path, _ in paths if path.rpartition(".")[2] == field]
   near = difflib.get_close_matches(field, names, n=3, cutoff=0.4)
+  if not places and not difflib.get_close_matches(field, names, n=1, cutoff=0.7):
+    every = {path.rpartition(".")[2] for path, _ in paths}
+    other = difflib.get_close_matches(field, every, n=1, cutoff=0.8)
+    places = [path for path, _ in paths if path.rpartition(".")[2] in other]
+  near = [f"--config.{path}" for path in places[:3]] or near
   hint = f"; did you mean {' or '.join(near)}?" if near else ""
   return f"--config: {owner} has no field '{field}'{hint} (it has: {', '.join(names)})"
 
 
-def _dataclasses(value: Any) -> Iterable[Any]:
+def _fields(value: Any, path: str = "") -> Iterable[tuple[str, str]]:
+  """(path, name of the class that has it) of every field of a config and of what is in it."""
   if dataclasses.is_dataclass(value):
-    yield value
     for f in dataclasses.fields(value):
-      yield from _dataclasses(getattr(value, f.name))
+      inner = f"{path}.{f.name}" if path else f.name
+      yield inner, type(value).__name__
+      yield from _fields(getattr(value, f.name), inner)
   elif isinstance(value, (tuple, list)):
-    for v in value:
-      yield from _dataclasses(v)
+    for i, v in enumerate(value):
+      yield from _fields(v, f"{path}[{i}]")

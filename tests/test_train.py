@@ -476,9 +476,21 @@ def test_diverging_runs_stop_and_say_what_to_do(digits, tmp_path, monkeypatch):
   assert "Skipped non-finite steps: 2" in (tmp_path / "log.txt").read_text()
 
 
-def test_advice_when_the_loss_sits_at_ln_batch(digits):
+def test_advice_only_when_the_loss_sits_at_ln_batch(digits):
   task = tiny.config(digits).task
-  flat = [{"step": i, "train/loss": 3.46, "train/chance_loss": np.log(32)} for i in range(5)]
-  assert "sits at ln(batch) = 3.466" in task.advise(flat)
-  assert task.advise(flat[:4]) is None
-  assert task.advise([*flat[:4], flat[4] | {"train/loss": 2.0}]) is None
+  chance = np.log(32)
+
+  def advice(*shares, rates=(1e-3,) * 5):
+    rows = [
+      {"step": i, "train/loss": share * chance, "train/chance_loss": chance, "train/lr": rate}
+      for i, (share, rate) in enumerate(zip(shares, rates, strict=False))
+    ]
+    return task.advise(rows)
+
+  assert "sits at ln(batch) = 3.466" in advice(1, 1.002, 0.998, 1.001, 0.999)
+  assert advice(1, 1, 1, 1) is None  # too early to say
+  assert advice(1, 1, 1, 1, 0.6) is None
+  assert advice(1.5, 1.5, 1.5, 1.5, 1.5) is None  # above it: worse than chance
+  assert advice(1.02, 1.01, 1.0, 0.99, 0.98) is None  # on its way
+  assert advice(1, 1, float("nan"), 1, 1) is None
+  assert advice(1, 1, 1, 1, 1, rates=(1e-5, 2e-5, 3e-5, 4e-5, 5e-5)) is None  # warming up
