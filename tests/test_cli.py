@@ -26,7 +26,7 @@ for case in json.loads(sys.argv[1]):
       for name, value in case["environment"].items():
         os.environ.pop(name, None) if value is None else os.environ.update({name: value})
       module, *sys.argv[1:] = case["command"]
-      sys.modules.pop(f"ofa_jax.{module}")
+      sys.modules.pop(f"ofa_jax.{module}", None)
       status = 0
       try:
         runpy.run_module(f"ofa_jax.{module}", run_name="__main__", alter_sys=True)
