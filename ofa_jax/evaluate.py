@@ -234,6 +234,7 @@ def main() -> None:
         print(f"{name}: {value}")
       if output.value:
         epath.Path(output.value).write_text(json.dumps(metrics, indent=2) + "\n")
+        print(f"Metrics are in {output.value}")
 
   cli.run(command)
 

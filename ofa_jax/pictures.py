@@ -115,10 +115,12 @@ def page(name: str, rows: Sequence[Sequence[Cell]]) -> dict[str, bytes]:
 @functools.cache  # once a page
 def _tell_missing(name: str) -> None:
   _log.warning(
-    "Some characters of %s.png are in no font of this machine: %s.html beside it has them. For "
-    "Chinese install a font (%s), or name a file in %s",
-    name, name, fonts.PACKAGE, fonts.VARIABLE,
-  )  # fmt: skip
+    "Some characters of the page %s are in no font of this machine: the .html beside its .png has "
+    "them. For Chinese install a font (%s), or name a file in %s",
+    name,
+    fonts.PACKAGE,
+    fonts.VARIABLE,
+  )
 
 
 def _html(name: str, rows: Sequence[Sequence[Cell]]) -> bytes:

@@ -96,10 +96,13 @@ def test_evaluate_gives_the_same_numbers(configs, runs, family):
   assert evaluate.run(configs[family](evals=True), str(workdir)) == results
 
 
-def test_a_finished_run_only_evaluates(configs, runs, family):
+def test_a_finished_run_only_evaluates(configs, runs, family, capsys):
   workdir, results = runs(family)
   before = final_state(workdir)
+  capsys.readouterr()
   assert train(configs[family](evals=True), str(workdir)) == results
+  assert "Evaluation at" not in capsys.readouterr().out  # the command prints what is returned
+  assert (workdir / "log.txt").read_text().count("Evaluation at step 6") == 2
   assert_bit_equal(before, final_state(workdir))
   assert [r["step"] for r in log.read_metrics(workdir)] == [2, 4, 6, 6]
 

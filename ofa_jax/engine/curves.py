@@ -39,7 +39,8 @@ def panels(rows: Sequence[Mapping[str, float]]) -> dict[str, list[str]]:
 
 def plot(rows: Sequence[Mapping[str, float]], path: epath.PathLike) -> None:
   """Draws the panels of these metrics over the steps, as PNG; nothing where there are none."""
-  import matplotlib.figure  # slow to import, and needed once a run
+  import matplotlib  # slow to import, and needed once a run
+  import matplotlib.figure
 
   groups = panels(rows)
   if not groups:
@@ -53,11 +54,13 @@ def plot(rows: Sequence[Mapping[str, float]], path: epath.PathLike) -> None:
   for axes in places[len(groups) :]:
     axes.remove()
   for axes, (title, group) in zip(places, groups.items(), strict=False):
+    if len(group) > 10:  # the usual colours
+      axes.set_prop_cycle(color=matplotlib.colormaps["tab20"].colors)
     for name in group:
       points = [(r["step"], r[name]) for r in rows if name in r]
       marker = "o" if len(points) < 30 else None
       axes.plot(*zip(*points, strict=True), label=name, marker=marker, markersize=3, linewidth=1.2)
-    axes.set(title=title, xlabel="step")
+    axes.set(title=title, xlabel="step", xlim=(0, None))
     axes.grid(alpha=0.3)
     if group != [title]:  # beside the curves, never on them
       axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
