@@ -41,8 +41,6 @@ from ofa_jax.engine.best import Best
 from ofa_jax.engine.clock import Clock
 from ofa_jax.validation import check_best, validate
 
-_LONG_TO_COMPILE = 15.0  # seconds, from which on the compilation cache is worth a hint
-
 
 def train(config: Config, workdir: str, *, stop_status: int = 0) -> dict[str, float]:
   """Runs a config to its end and returns the metrics of its evaluations.
@@ -112,11 +110,8 @@ def _open(config, workdir, notice, opened):
     notes += readers.notes
   for text in notes:
     out.line(text, level="WARNING")
-  if config.precision == "bf16" and jax.default_backend() == "cpu":
-    out.line(
-      "precision=bf16 is for accelerators: on a CPU it took 1.4 to 2.5 times as long as "
-      "--config.precision=fp32"
-    )
+  for text in overview.advice(config, backend=jax.default_backend()):
+    out.line(text)
   saver = saving.Saver(checkpoints, say=functools.partial(out.line, level="WARNING"))
   watch = opened.enter_context(watchdog.Watchdog(config.step_timeout))
   run = _Run(program, rows, evaluators, saver, out, watch, notice, steps=steps)
@@ -322,11 +317,8 @@ class _Run:
         f"gradients and activations = {log.human_bytes(held + extra)}"
       )
     self.out.line(text)
-    if seconds > _LONG_TO_COMPILE and not jax.config.jax_compilation_cache_dir:
-      self.out.line(
-        "With JAX_COMPILATION_CACHE_DIR=FOLDER in the environment, the next start takes what is "
-        "compiled from that folder, in seconds"
-      )
+    for text in overview.after_compiling(seconds, cache=jax.config.jax_compilation_cache_dir):
+      self.out.line(text)
     return compiled
 
   def _log(self, metrics, done, clock):

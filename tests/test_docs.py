@@ -47,6 +47,8 @@ def flags_of(path):
   """The flags that a file defines, found without running it."""
   names = set(ANY)
   for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    if isinstance(node, ast.ImportFrom) and "main" in [alias.name for alias in node.names]:
+      names |= flags_of(ROOT.joinpath(*node.module.split(".")).with_suffix(".py"))
     if not isinstance(node, ast.Call):
       continue
     name = ast.unparse(node.func).rpartition(".")[2]
