@@ -93,7 +93,7 @@ def _parameters(config: Config, params: trees.Tree) -> str:
     name: sum(int(np.prod(p.shape)) for path, p in flat.items() if trees.first_match(rule, path))
     for name, rule in ((n, ((pattern, True),)) for n, pattern in config.model.towers.items())
   }
-  inside = ", ".join(f"{k} {v:,}" for k, v in towers.items())
+  inside = ", ".join(f"{k} {v:,}" for k, v in towers.items() if v)
   return f"{trees.count(params):,} parameters" + (f" ({inside})" if inside else "")
 
 
