@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from ofa_jax import cli_help, cli_parsers, numerics, outputs
 from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
-from ofa_jax.engine import lock, processes
+from ofa_jax.engine import lock, log, processes
 from ofa_jax.engine.watchdog import INTERRUPTED
 from ofa_jax.files import written_whole
 
@@ -296,8 +296,7 @@ def _initialize(*job, initialization_timeout):
 
 def _parse(argv):
   if cli_help.asked(argv):
-    print(cli_help.text(argv))
-    raise SystemExit(0)
+    _help(argv)
   argv = _with_config_file(argv)
   try:
     return flags.FLAGS(argv)
@@ -314,6 +313,17 @@ def _parse(argv):
     if os.environ.get("OFA_JAX_TRACEBACK"):
       raise
     _fail(_in_config_file(e, argv))
+
+
+def _help(argv):
+  config = note = None
+  if "config" in flags.FLAGS and _config_place(argv) is not None:
+    try:
+      config = _plain_config(_with_config_file(argv))
+    except Exception as e:
+      note = f"(the fields are not those of --config: {processes.describe(e)})"
+  print(cli_help.text(argv, config=config), *([note] if note else []), sep="\n\n")
+  raise SystemExit(0)
 
 
 def _config_place(argv) -> tuple[int, str] | None:
@@ -406,5 +416,6 @@ def _without_noise(unraisable):
 
 
 def _fail(message):
-  print(f"error: {message}", file=sys.stderr, flush=True)
+  text = log.for_terminal(f"error: {message}", rich.console.Console(stderr=True))
+  print(text, file=sys.stderr, flush=True)
   raise SystemExit(1)

@@ -243,6 +243,6 @@ def _check_log_to(names: Sequence[str]) -> list[str]:
     elif importlib.util.find_spec(LOG_PACKAGES[name]) is None:
       lines.append(
         f"log_to: {name} needs the package {LOG_PACKAGES[name]}, found none; "
-        f'pip install "ofa-jax[{name}]"'
+        f"pip install {LOG_PACKAGES[name]}"
       )
   return lines

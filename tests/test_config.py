@@ -235,6 +235,10 @@ def train(digits, tmp_path, *overrides):
   [
     ("--config.optim.lrr=1", "Optim has no field 'lrr'; did you mean lr"),
     ("--config.batchsize=1", "Config has no field 'batchsize'; did you mean batch_size"),
+    ("--config.lr=1", "Config has no field 'lr'; did you mean --config.optim.lr?"),
+    ("--config.image_size=1", "did you mean --config.model.vision.image_size or --config.task."),
+    ("--config.weight_decy=1", "did you mean --config.optim.weight_decay?"),
+    ("--config.optim.accum=1", "Optim has no field 'accum'; did you mean --config.accum?"),
     ("--config.batch_size=0", "batch_size: expected at least 1, found 0"),
     ("--config.mesh.data=3", "expected data x fsdp x tensor = 1 devices"),
   ],
