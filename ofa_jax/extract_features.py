@@ -13,7 +13,6 @@ import concurrent.futures
 import contextlib
 import os
 import pathlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from ofa_jax import api, cli, outputs, partial
-from ofa_jax.data import features, pairs, pipeline, tsv
+from ofa_jax.data import features, pairs, pipeline, tsv, values
 from ofa_jax.data.lmdb import LmdbImages
 from ofa_jax.data.protocols import Images, Rows
 from ofa_jax.data.text import normalize_caption
@@ -49,15 +48,17 @@ def extract_images(
     output: `.jsonl` or `.npy` file.
     batch_size: images encoded together, on all devices.
     order: "id", the byte order of the ids, in which the original reads its LMDB; or "file".
-    max_bad_rate: the largest share of unreadable images (of at least 1000).
+    max_bad_rate: the largest share of unreadable images; see `pipeline.BadRows`.
 
   Raises:
-    ValueError: ids that are not integers.
+    ValueError: ids that are not integers, or that the format cannot hold.
     TooManyBadRows: more images are unreadable.
   """
   ids = images.ids
-  faults = [images.name(i) for i, text in enumerate(ids) if not _is_integer(text)]
+  faults = [images.name(i) for i, text in enumerate(ids) if not values.is_integer(text)]
   features.raise_faults(faults, "integers as image ids")
+  names = [images.name(i) for i in range(len(ids))]
+  features.check_ids([int(i) for i in ids], names, form=features.form_of(output))
   # UTF-8 keeps the order of code points, so that strings sort as their bytes.
   rows = sorted(range(len(ids)), key=ids.__getitem__) if order == "id" else range(len(ids))
   return _extract(
@@ -94,6 +95,8 @@ def extract_texts(
   """
   faults = [texts.name(i) for i, text_id in enumerate(texts.text_ids) if type(text_id) is not int]
   features.raise_faults(faults, "integers as text ids")
+  names = [texts.name(i) for i in range(len(texts))]
+  features.check_ids(texts.text_ids, names, form=features.form_of(output))
   length = context_length or model.context_length
   return _extract(
     pairs.TextRows(
@@ -181,16 +184,13 @@ def _extract(
     done = writer.resume(ids, first=first, multiple=batch_size)
     if left and not done:
       print(f"Starting anew: of {writer.partial} no whole batch would be the same now")
+    bad.carry(done - writer.count, seen=done)
     unit = f"{writer.kind}s"
     with cli.progress(unit, total=len(ids), done=done, unit=unit) as advance:
       for written in encoded(done, len(ids), bad) if done < len(ids) else ():
         writer.write(written)
         advance(batch_size)
     return writer.finish()
-
-
-def _is_integer(text: str) -> bool:
-  return re.fullmatch("-?[0-9]+", text) is not None
 
 
 def main() -> None:

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from ofa_jax import api, cli, partial
 from ofa_jax.data import answers, pipeline
 from ofa_jax.data.cache import ImageReader
+from ofa_jax.data.given import picture
 from ofa_jax.data.rows import Row
 from ofa_jax.data.text import REFERENCES
 from ofa_jax.data.tsv import IMAGE, BadRow, Table
@@ -177,7 +177,7 @@ def predict_file(
       has left there of the same work is taken up.
     options: how to.
     batch_size: rows predicted together.
-    max_bad_rate: the largest share of unreadable rows (of at least 1000).
+    max_bad_rate: the largest share of unreadable rows; see `pipeline.BadRows`.
 
   Raises:
     ValueError: what the task needs is missing.
@@ -214,6 +214,7 @@ def predict_file(
     with open(left, "r+b") as file:
       file.truncate(sum(map(len, lines[:done])))
   bad = pipeline.BadRows(max_bad_rate, print)
+  bad.carry(sum("error" in json.loads(line) for line in lines[:done]) if done else 0, seen=done)
   with (
     open(left, "ab") as file,
     cli.progress(task, total=len(table), done=done, unit="rows") as advance,
@@ -249,7 +250,7 @@ def _lines(model, task, table, batch, *, begin, options, bad) -> list[bytes]:
       line |= _told(answering, answer, score, scale=scale)
     else:
       name = table.name(row)
-      line["error"] = next(reason for reason in bad.names if reason.startswith(name))
+      line["error"] = f"{name}: {bad.reasons[name]}"
     lines.append(f"{json.dumps(line, ensure_ascii=False)}\n".encode())
   return lines
 
@@ -322,7 +323,7 @@ def main() -> None:
         raise ValueError("Expected --output, and neither --image nor --text, beside --input")
     elif not image.value and not text.value:
       raise ValueError("Expected --input, or --image, --text or both, found none of them")
-    pictures = [_open(image.value)] if image.value else None
+    pictures = [picture(image.value)] if image.value else None
     choices = answers.load(candidates.value) if candidates.value else None
 
     def load():
@@ -386,14 +387,6 @@ def _columns(task: str, given: Sequence[str] | None) -> dict[str, int]:
       raise ValueError(f"Expected --columns=name:place, names {', '.join(known)}; found {part!r}")
     columns[column] = int(place)
   return columns
-
-
-def _open(path: str) -> Image.Image:
-  try:
-    with Image.open(path) as image:
-      return image.convert("RGB")
-  except (OSError, Image.DecompressionBombError) as error:
-    raise ValueError(f"Expected an image in {path}, found: {error}") from error
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ofa_jax import cli
+from ofa_jax import cli, text_files
 from ofa_jax.data.features import Features, raise_faults, read_features
 from ofa_jax.data.tsv import check_files
 from ofa_jax.engine import log
@@ -200,11 +200,10 @@ def _read_ids(path: Path, query: str) -> tuple[dict[int, list[int]], dict[int, i
   check_files([os.fspath(path)])
   ids = retrieval.read_ids(path, query=query)
   lines, faults = {}, []
-  with open(path, "rb") as file:
-    for line, text in enumerate(file, 1):
-      key = json.loads(text)[f"{query}_id"]
-      if lines.setdefault(key, line) != line:
-        faults.append(f"{path}:{line} repeats {query}_id {key} of line {lines[key]}")
+  for line, text in text_files.lines(path):
+    key = json.loads(text)[f"{query}_id"]
+    if lines.setdefault(key, line) != line:
+      faults.append(f"{path}:{line} repeats {query}_id {key} of line {lines[key]}")
   raise_faults(faults, f"every {query}_id once")
   return ids, lines
 

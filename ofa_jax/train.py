@@ -159,9 +159,7 @@ class _Run:
     self._catch_up(state, start)
     if self.told_to_stop:
       return state
-    bad_rows = pipeline.BadRows(
-      max_rate=config.max_bad_rate, log=lambda text: out.line(text, level="WARNING")
-    )
+    bad_rows = pipeline.BadRows(config.max_bad_rate, self._warn)
     batches = pipeline.train_batches(
       unnamed(self.rows.rows),
       batch_size=unnamed(self.rows.sizes),
@@ -234,6 +232,7 @@ class _Run:
         *state.evaluated,
         folder=self.out.folder / "results",
         stop=self.notice.reached,
+        log=self._warn,
       )
     except processes.Stopped:
       self.told_to_stop = True
@@ -252,6 +251,9 @@ class _Run:
       if line:
         self.out.line(line)
     return results
+
+  def _warn(self, text: str) -> None:
+    self.out.line(text, level="WARNING")
 
   def _epoch(self, done: int) -> int:
     """The pass over the data in which an update reads its first row, from 1."""

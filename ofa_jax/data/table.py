@@ -10,11 +10,13 @@ one image, and a caption that stands in several rows belongs to all of their ima
 
 import csv
 import difflib
+import io
 import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ofa_jax import text_files
 from ofa_jax.data.folder import ImageFiles
 from ofa_jax.data.tsv import Texts, check_files
 
@@ -58,7 +60,7 @@ def read_table(
       if exists is None:
         exists = images[file] = os.path.isfile(file)
       if not exists:
-        faults["whose image is missing"].append(f"{path}:{line} ({file})")
+        faults["whose image is missing"].append(f"{path}:{line} ({text_files.shown(file, 300)})")
       elif not text:
         faults["without a caption"].append(f"{path}:{line}")
       else:
@@ -100,32 +102,36 @@ class Captions:
 def _rows(path: str, *, columns: Sequence[str]) -> Iterator[tuple[int, list[str] | str]]:
   """The line and the wanted columns of each row, or what is wrong with it."""
   extension = os.path.splitext(path)[1].lower()
-  try:
-    with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets write a mark first
-      header = file.readline()
-      delimiter = max(_DELIMITERS[extension], key=header.count)
-      names = next(csv.reader([header], delimiter=delimiter), [])
-      at = [_find(name, names, path) for name in columns]
-      rows = csv.reader(file, delimiter=delimiter, strict=True)
-      while True:
-        line = rows.line_num + 2
-        try:
-          row = next(rows)
-        except StopIteration:
-          return
-        except csv.Error as error:
-          yield line, f"{error}; write quotes inside a quoted field twice"
-          continue
-        if not row:
-          continue
-        if len(row) == len(names):
-          yield line, [row[i].strip() for i in at]
-        else:
-          yield line, f"{len(row)} columns instead of {len(names)}"
-  except UnicodeDecodeError as error:
-    raise ValueError(
-      f'Expected {path} in UTF-8, found {error.reason}. Save it again as "CSV UTF-8".'
-    ) from error
+  with text_files.opened(path) as raw:
+    file = io.TextIOWrapper(raw, encoding="utf-8", newline="")
+    try:
+      yield from _parsed(file, path, delimiters=_DELIMITERS[extension], columns=columns)
+    except UnicodeDecodeError as error:
+      reason = text_files.fault(error.object) or error.reason
+      raise ValueError(text_files.cure(path, reason)) from error
+
+
+def _parsed(file: io.TextIOBase, path: str, *, delimiters: str, columns: Sequence[str]):
+  header = file.readline()
+  delimiter = max(delimiters, key=header.count)
+  names = next(csv.reader([header], delimiter=delimiter), [])
+  at = [_find(name, names, path) for name in columns]
+  rows = csv.reader(file, delimiter=delimiter, strict=True)
+  while True:
+    line = rows.line_num + 2
+    try:
+      row = next(rows)
+    except StopIteration:
+      return
+    except csv.Error as error:
+      yield line, f"{error}; write quotes inside a quoted field twice"
+      continue
+    if not row:
+      continue
+    if len(row) == len(names):
+      yield line, [row[i].strip() for i in at]
+    else:
+      yield line, f"{len(row)} columns instead of {len(names)}"
 
 
 def _find(name: str, names: Sequence[str], path: str) -> int:

@@ -40,8 +40,9 @@ Results: TypeAlias = list | tuple[list, np.ndarray]
 class OFAModel:
   """An OFA, or several as an ensemble, on all local devices.
 
-  Images are Pillow images or uint8[h, w, 3], which are resized; or float32[S, S, 3] of one size S,
-  as from `preprocess`, which are taken as they are.
+  Images are whatever `data.given.picture` takes (paths, Pillow images, arrays of 0 to 255 or of
+  floats 0 to 1), which are resized; or float32[S, S, 3] of one size S, as from `preprocess`, which
+  are taken as they are.
 
   Attributes:
     config: sizes of the (first) model.
@@ -216,7 +217,7 @@ class OFAModel:
       max_length=max_length,
       no_repeat_ngram_size=no_repeat_ngram_size,
     )
-    inputs.check_texts("texts", texts)
+    texts = inputs.check_texts("texts", texts)
     rows = self._asked(free_text.ANSWERING, images, {"text": texts}, image_needed=False)
     return self._texts(self._search(rows, search, seed=seed), return_scores)
 
@@ -267,13 +268,13 @@ class OFAModel:
     Raises:
       ValueError: an empty question, no or empty candidates, an image is missing.
     """
-    inputs.check_texts("questions", questions)
-    texts = {"text": questions}
+    texts = {"text": inputs.check_texts("questions", questions)}
     if objects is not None:
-      inputs.check_number("objects", objects, rows=len(questions))
-      texts["objects"] = [REFERENCES.join(names) for names in objects]
+      number = len(texts["text"])
+      texts["objects"] = inputs.joined("objects", objects, rows=number, by=REFERENCES)
     rows = self._asked(vqa.ANSWERING, images, texts)
     if candidates is not None:
+      candidates = inputs.check_texts("candidates", candidates)
       best, scores = self._choose(rows, candidates, prompt_decoder=prompt_decoder)
       answers = [candidates[i] for i in best]
       return (answers, scores) if return_scores else answers
@@ -304,7 +305,8 @@ class OFAModel:
     Raises:
       ValueError: an empty phrase; an image is missing.
     """
-    inputs.check_texts("phrases", phrases)
+    phrases = inputs.check_texts("phrases", phrases)
+    images = inputs.pictures(inputs.as_list("images", images), self.image_size)
     rows = self._asked(refcoco.ANSWERING, images, {"text": phrases})
     rows_of_hypotheses = self._search(rows, search or self.searches["ground"])
     boxes = [np.full(4, np.nan, np.float32) for _ in rows_of_hypotheses]
@@ -338,9 +340,9 @@ class OFAModel:
     Raises:
       ValueError: an empty text; an image is missing.
     """
-    inputs.check_texts("hypotheses", hypotheses)
+    hypotheses = inputs.check_texts("hypotheses", hypotheses)
     if premises is not None:
-      inputs.check_texts("premises", premises, rows=len(hypotheses))
+      premises = inputs.check_texts("premises", premises, rows=len(hypotheses))
     texts = {"text": hypotheses} | ({} if premises is None else {"premise": premises})
     rows = self._asked(snli_ve.ANSWERING, images, texts)
     answers = list(snli_ve.ANSWERING.choices)
@@ -361,6 +363,7 @@ class OFAModel:
       ValueError: no class, one without a name, or an image is missing.
     """
     rows = self._asked(image_classify.ANSWERING, images)
+    classes = inputs.check_texts("classes", classes)
     best, scores = self._choose(rows, classes, prompt_decoder=image_classify.ANSWERING.reads_prompt)
     names = [classes[i] for i in best]
     return (names, scores) if return_scores else names
@@ -410,12 +413,13 @@ class OFAModel:
     if not prompts:
       return {"source": rows["source"][:0]}
     if len(missing) < len(pictures):
-      rows["image"] = inputs.image_stack(pictures, self.image_size)
+      size = self.image_size
+      rows["image"] = inputs.image_stack(inputs.pictures(pictures, size), size)
       rows["image_mask"] = np.array([image is not None for image in pictures])
     return rows
 
   def _encode(self, text):
-    ids = self.tokenizer.encode(text)
+    ids = self.tokenizer.encode(text, most=4 * MAX_TOKENS)
     if len(ids) > MAX_TOKENS - 2:
       warnings.warn(f"Cut a text of {len(ids)} tokens to {MAX_TOKENS - 2}: {text[:40]!r} ...")
     return [BOS, *ids[: MAX_TOKENS - 2], EOS]
@@ -435,13 +439,13 @@ class OFAModel:
 
   def _choose(self, rows, answers, *, prompt_decoder):
     """The number of the best answer for each row, and its score; the first of equal ones."""
-    inputs.check_texts("answers to choose from", answers)
+    answers = inputs.check_texts("answers to choose from", answers)
     plan = self._plan(tuple(answers))
     if not len(rows["source"]):
       return [], np.zeros(0, np.float32)
     rows["decoder"] = np.full((len(rows["source"]), 1), BOS, np.int32)
     if prompt_decoder:
-      rows["decoder"] = inputs.decoderinputs.decoder_prompt(rows["source"])
+      rows["decoder"] = inputs.decoder_prompt(rows["source"])
     scores = self._runner.score(rows, plan=plan)
     return scores.argmax(axis=1), scores.max(axis=1)
 
