@@ -189,7 +189,10 @@ def _extract(
   goes_on = partial.taken_up(writer.partial, {**work, "batch size": batch_size})
   with writer:
     first = next(encoded(0, batch_size, pipeline.BadRows(1.0))) if goes_on else []
+    left = writer.partial.stat().st_size > 0
     done = writer.resume(ids, first=first, multiple=batch_size)
+    if left and not done:
+      print(f"Starting anew: of {writer.partial} no whole batch would be the same now")
     bad.carry(done - writer.count, seen=done)
     unit = f"{writer.kind}s"
     with cli.progress(unit, total=len(ids), done=done, unit=unit) as advance:

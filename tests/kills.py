@@ -75,6 +75,7 @@ def killed(job: str, count: int, folder: pathlib.Path) -> tuple[int, list[str]]:
     else:
       _finish(job, folder, out)  # says so, and clears the lock away
     difference = _in_child(lambda out=out: compare(job, out, straight))
+    print(f"{job} {i + 1}/{count}: {difference or 'equal'}", file=sys.stderr, flush=True)
     if difference:
       faults.append(f"killed{i} after {moments[-1 - i % 2 :]} s: {difference}")
     else:

@@ -163,7 +163,7 @@ def test_resumes_to_the_same_bytes(vit, tmp_path, texts, suffix, monkeypatch):
   assert sum(calls) < 21  # the first batch, to compare it, and what was missing
 
 
-def test_does_not_resume_another_model(vit, tmp_path, texts, monkeypatch):
+def test_does_not_resume_another_model(vit, tmp_path, texts, monkeypatch, capsys):
   path = tmp_path / "a.jsonl"
   extract_features.extract_texts(vit, texts, output=path, batch_size=4)
   expected = path.read_bytes()
@@ -183,6 +183,7 @@ def test_does_not_resume_another_model(vit, tmp_path, texts, monkeypatch):
   place.write_text(left)
   extract_features.extract_texts(vit, texts, output=path, batch_size=4)
   assert path.read_bytes() == expected
+  assert "no whole batch would be the same" in capsys.readouterr().out
   assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl"]
 
 

@@ -81,9 +81,8 @@ class OFAModel:
     self._runner = Runner(sources, precision=precision, devices=devices)
     self.config, self.num_params = self._runner.config, self._runner.num_params
     self._source = sources[0]
-    self.preprocess = functools.partial(
-      inputs.preprocess, size=self.image_size, colours=self._runner.colours
-    )
+    colours = self._runner.colours
+    self.preprocess = functools.partial(inputs.preprocess, size=self.image_size, colours=colours)
     asked = (caption.ANSWERING, vqa.ANSWERING, refcoco.ANSWERING)
     self.searches = {x.searched_as: dataclasses.replace(x.search) for x in asked}
     own = sources[0].settings["generation"]
@@ -407,8 +406,8 @@ class OFAModel:
     number = len(next(iter(columns.values()))) if columns else len(pictures)
     inputs.check_pictures(pictures, rows=number, needed=image_needed)
     chinese = self.tokenizer.chinese
-    asked = ({name: column[i] for name, column in columns.items()} for i in range(number))
-    prompts = [answering.prompt(texts, chinese) for texts in asked]
+    told = ({name: column[i] for name, column in columns.items()} for i in range(number))
+    prompts = [answering.prompt(row, chinese) for row in told]
     rows = {"source": self._ids("texts", [self._encode(text) for text in prompts] or [[BOS]])}
     if not prompts:
       return {"source": rows["source"][:0]}
@@ -443,9 +442,8 @@ class OFAModel:
     plan = self._plan(tuple(answers))
     if not len(rows["source"]):
       return [], np.zeros(0, np.float32)
-    rows["decoder"] = np.full((len(rows["source"]), 1), BOS, np.int32)
-    if prompt_decoder:
-      rows["decoder"] = inputs.decoder_prompt(rows["source"])
+    begin = np.full((len(rows["source"]), 1), BOS, np.int32)
+    rows["decoder"] = inputs.decoder_prompt(rows["source"]) if prompt_decoder else begin
     scores = self._runner.score(rows, plan=plan)
     return scores.argmax(axis=1), scores.max(axis=1)
 
