@@ -24,6 +24,7 @@ from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
 from ofa_jax.engine import processes
 from ofa_jax.engine.watchdog import INTERRUPTED
 from ofa_jax.files import written_whole
+from ofa_jax.text_files import printable
 
 
 def define_config(
@@ -361,5 +362,6 @@ def _without_noise(unraisable):
 
 
 def _fail(message):
+  message = printable(message, but="\n\t")  # it may quote what a file holds
   print(f"error: {message}", file=sys.stderr, flush=True)
   raise SystemExit(1)

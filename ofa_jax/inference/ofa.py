@@ -410,8 +410,7 @@ class OFAModel:
     if not prompts:
       return {"source": rows["source"][:0]}
     if len(missing) < len(pictures):
-      size = self.image_size
-      rows["image"] = inputs.image_stack(inputs.pictures(pictures, size), size)
+      rows["image"] = inputs.image_stack(pictures, self.image_size)
       rows["image_mask"] = np.array([image is not None for image in pictures])
     return rows
 
@@ -425,7 +424,7 @@ class OFAModel:
     """For each row the hypotheses of `generate_tokens`."""
     if not len(rows["source"]):
       return []
-    seed = seed if search.sample else None
+    seed = inputs.check_seed(seed) if search.sample else None
     return as_lists(self._runner.generate(rows, search=search, trie=trie, seed=seed))
 
   def _texts(self, answers, return_scores):
