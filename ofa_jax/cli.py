@@ -24,6 +24,7 @@ from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
 from ofa_jax.engine import lock, log, processes
 from ofa_jax.engine.watchdog import INTERRUPTED
 from ofa_jax.files import written_whole
+from ofa_jax.text_files import printable
 
 RECIPES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs")
 
@@ -416,6 +417,7 @@ def _without_noise(unraisable):
 
 
 def _fail(message):
+  message = printable(message, but="\n\t")  # it may quote what a file holds
   text = log.for_terminal(f"error: {message}", rich.console.Console(stderr=True))
   print(text, file=sys.stderr, flush=True)
   raise SystemExit(1)

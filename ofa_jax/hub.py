@@ -29,6 +29,7 @@ from ofa_jax.convert.params import ModelConfig, Weights, place, placement
 from ofa_jax.convert.releases import Release
 from ofa_jax.engine import checkpoint, faults
 from ofa_jax.engine.step import State
+from ofa_jax.files import written_whole
 from ofa_jax.models.abstract import abstract
 
 FORMAT = 1
@@ -216,7 +217,7 @@ def save_directory(
     **family.settings,
     **(settings or {}),
   }
-  with writtenfaults.readable(directory) as made:
+  with written_whole(directory) as made:
     made.mkdir()
     if family.tokenizers is not None:
       described |= family.tokenizers.save(files, made, config)

@@ -11,7 +11,6 @@ Prompts, searches and the cleaning of texts are the original's.
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -32,7 +31,7 @@ from ofa_jax.inference.runner import Runner, as_lists
 from ofa_jax.tasks import caption, free_text, image_classify, refcoco, snli_ve, vqa
 from ofa_jax.tasks.answering import read
 from ofa_jax.tokenizers.ofa import OFATokenizer
-from ofa_jax.tokenizers.special import BOS, EOS
+from ofa_jax.tokenizers.special import BOS
 
 MAX_TOKENS = 1024  # of a text: the original's --max-source-positions
 
@@ -408,26 +407,22 @@ class OFAModel:
     chinese = self.tokenizer.chinese
     told = ({name: column[i] for name, column in columns.items()} for i in range(number))
     prompts = [answering.prompt(row, chinese) for row in told]
-    rows = {"source": self._ids("texts", [self._encode(text) for text in prompts] or [[BOS]])}
+    rows = {"source": self._ids("texts", self._sentences(prompts) or [[BOS]])}
     if not prompts:
       return {"source": rows["source"][:0]}
     if any(image is not None for image in pictures):
-      size = self.image_size
-      rows["image"] = inputs.image_stack(inputs.pictures(pictures, size), size)
+      rows["image"] = inputs.image_stack(pictures, self.image_size)
       rows["image_mask"] = np.array([image is not None for image in pictures])
     return rows
 
-  def _encode(self, text):
-    ids = self.tokenizer.encode(text, most=4 * MAX_TOKENS)
-    if len(ids) > MAX_TOKENS - 2:
-      warnings.warn(f"Cut a text of {len(ids)} tokens to {MAX_TOKENS - 2}: {text[:40]!r} ...")
-    return [BOS, *ids[: MAX_TOKENS - 2], EOS]
+  def _sentences(self, texts):
+    return [inputs.sentence(self.tokenizer, text, longest=MAX_TOKENS) for text in texts]
 
   def _search(self, rows, search, *, trie=None, seed=0):
     """For each row the hypotheses of `generate_tokens`."""
     if not len(rows["source"]):
       return []
-    seed = seed if search.sample else None
+    seed = inputs.check_seed(seed) if search.sample else None
     return as_lists(self._runner.generate(rows, search=search, trie=trie, seed=seed))
 
   def _texts(self, answers, return_scores):
