@@ -27,6 +27,8 @@ SIZES = {
   ("cnclip_custom.py", None): 188_262_913,
   ("cnclip_custom.py", "RN50"): 76_989_537,
   ("quickstart.py", "ofa"): 3_468_680,
+  ("ofa_custom.py", None): 182_238_536,
+  ("ofa_custom.py", "OFA-tiny"): 33_488_336,
   ("ofa_caption.py", "tiny"): 33_488_336,
   ("ofa_caption.py", "medium"): 92_892_000,
   ("ofa_caption.py", "base"): 182_238_536,
