@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
 
 import jax
@@ -19,11 +19,12 @@ import rich.progress
 from absl import app, flags
 from ml_collections import config_flags
 
-from ofa_jax import cli_help, cli_parsers, numerics
+from ofa_jax import cli_help, cli_parsers, numerics, outputs
 from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
-from ofa_jax.engine import processes
+from ofa_jax.engine import lock, log, processes
 from ofa_jax.engine.watchdog import INTERRUPTED
 from ofa_jax.files import written_whole
+from ofa_jax.text_files import printable
 
 RECIPES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs")
 
@@ -155,6 +156,37 @@ def writing(path: str | os.PathLike) -> Iterator[TextIO]:
 
 
 @contextlib.contextmanager
+def sole_writer(
+  path: str | os.PathLike,
+  *,
+  flag: str = "--output",
+  inputs: Iterable[str | os.PathLike | None] = (),
+  new: bool = False,
+) -> Iterator[None]:
+  """Sees that a local file can be written and that no other process writes it during the block.
+
+  Args:
+    path: the file; its parents are made.
+    flag: what a person gave it as.
+    inputs: what the command reads, which must not be the same.
+    new: it may be a folder, too, and must not exist.
+
+  Raises:
+    ValueError: it cannot be written, see `outputs.check_file`; another process writes it.
+  """
+  if not new:
+    outputs.check_file(path, flag=flag, inputs=inputs)
+  elif not os.path.lexists(path):
+    outputs.check_new(path, flag=flag)
+  with lock.one_writer(path, file=True) as note:
+    if note:
+      print(note, file=sys.stderr)
+    if new:  # only now, so that the lock of one that was killed at its very end is cleared away
+      outputs.check_new(path, flag=flag)
+    yield
+
+
+@contextlib.contextmanager
 def progress(
   text: str, *, total: float, unit: str, done: float = 0
 ) -> Iterator[Callable[[float], None]]:
@@ -265,8 +297,7 @@ def _initialize(*job, initialization_timeout):
 
 def _parse(argv):
   if cli_help.asked(argv):
-    print(cli_help.text(argv))
-    raise SystemExit(0)
+    _help(argv)
   argv = _with_config_file(argv)
   try:
     return flags.FLAGS(argv)
@@ -283,6 +314,17 @@ def _parse(argv):
     if os.environ.get("OFA_JAX_TRACEBACK"):
       raise
     _fail(_in_config_file(e, argv))
+
+
+def _help(argv):
+  config = note = None
+  if "config" in flags.FLAGS and _config_place(argv) is not None:
+    try:
+      config = _plain_config(_with_config_file(argv))
+    except Exception as e:
+      note = f"(the fields are not those of --config: {processes.describe(e)})"
+  print(cli_help.text(argv, config=config), *([note] if note else []), sep="\n\n")
+  raise SystemExit(0)
 
 
 def _config_place(argv) -> tuple[int, str] | None:
@@ -375,5 +417,7 @@ def _without_noise(unraisable):
 
 
 def _fail(message):
-  print(f"error: {message}", file=sys.stderr, flush=True)
+  message = printable(message, but="\n\t")  # it may quote what a file holds
+  text = log.for_terminal(f"error: {message}", rich.console.Console(stderr=True))
+  print(text, file=sys.stderr, flush=True)
   raise SystemExit(1)

@@ -23,9 +23,8 @@ import time
 
 import jax
 from absl import flags
-from etils import epath
 
-from ofa_jax import cli, numerics, validation
+from ofa_jax import cli, files, numerics, outputs, validation
 from ofa_jax import config as config_lib
 from ofa_jax.ahead import apart, cost, flops, hlo, savings, topology
 from ofa_jax.config import Config
@@ -389,6 +388,8 @@ def main() -> None:
   config, name, tries, output = _define_flags()
 
   def command():
+    if output.value is not None:
+      outputs.check_file(output.value, makes_parents=False, buckets=True)
     target = topology.parse(name.value)
     devices = topology.devices(target)
     data, fsdp, tensor = config_lib.mesh_sizes(config.value.mesh, len(devices))
@@ -402,7 +403,7 @@ def main() -> None:
     print(show(report, target=target, num_devices=len(devices)), flush=True)
     if output.value:
       values = {**dataclasses.asdict(report), "total": report.total, "topology": name.value}
-      epath.Path(output.value).write_text(json.dumps(values, indent=2) + "\n")
+      files.write_text(output.value, json.dumps(values, indent=2) + "\n")
     if not report.fits:
       compiled = functools.partial(_compile, argv)
       text = _suggest(

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from ofa_jax import cli, weights
+from ofa_jax import cli, files, outputs, weights
 from ofa_jax.config import Config, Eval, mesh_sizes
 from ofa_jax.data import pipeline
 from ofa_jax.engine import log, processes, sharding, step
@@ -38,6 +38,7 @@ class Evaluator:
     """
     self.evaluation = evaluation
     self._program = program
+    self._told = set()  # bad rows that were named
     self._streams = evaluation.task.streams(evaluation.split)
     self._predict = step.predict_step(program, evaluation.task, evaluation=number)
     self._trace()
@@ -56,21 +57,26 @@ class Evaluator:
     *,
     folder: epath.Path | None = None,
     stop: Callable[[], bool] | None = None,
+    log: Callable[[str], None] | None = None,
   ) -> dict[str, float]:
     """Metrics as `name/metric`, the same on every host.
+
+    Rows that cannot be read are named once and counted every time; see `pipeline.BadRows`.
 
     Args:
       params, rest: the model's weights.
       folder: where the task's result files go, as `name_file`; None: nowhere.
       stop: asked after every batch, by every process; True ends the evaluation.
+      log: gets the lines on unreadable rows; None: they go to the error output.
 
     Raises:
+      pipeline.TooManyBadRows: more rows are unreadable than `config.max_bad_rate`.
       processes.Stopped: `stop` said so.
       processes.PeerError: on the other processes, what failed while process 0 scored.
     """
     predictions = {
-      stream: self._run(rows, params, rest, np.uint32(place), stop)
-      for place, (stream, rows) in enumerate(self._streams.items())
+      stream: self._run(stream, params, rest, np.uint32(place), stop, log or _to_stderr)
+      for place, stream in enumerate(self._streams)
     }
     scores = processes.from_first(lambda: self._score(predictions, folder))
     return {f"{self.evaluation.name}/{k}": v for k, v in scores.items()}
@@ -81,7 +87,7 @@ class Evaluator:
     if folder is not None:
       for file, content in task.results(predictions, self._streams).items():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}_{file}").write_bytes(content)
+        files.write_bytes(folder / f"{name}_{file}", content)
     return {k: float(v) for k, v in scores.items()}
 
   def _trace(self):
@@ -108,15 +114,16 @@ class Evaluator:
   def _batch_size(self):
     return self.evaluation.batch_size or self._program.config.batch_size
 
-  def _run(self, rows, params, rest, stream, stop):
-    config = self._program.config
+  def _run(self, name, params, rest, stream, stop, log):
+    config, rows = self._program.config, self._streams[name]
+    bad = pipeline.BadRows(config.max_bad_rate, log, known=self._told)
     batches = pipeline.eval_batches(
       rows,
       batch_size=self._batch_size,
       host=jax.process_index(),
       hosts=jax.process_count(),
       workers=config.workers,
-      bad=pipeline.BadRows(max_rate=config.max_bad_rate),
+      bad=bad,
     )
     found = {}
     waiting = None
@@ -132,6 +139,14 @@ class Evaluator:
           raise processes.Stopped(f"The evaluation {self.evaluation.name} was told to stop")
     if waiting is not None:
       _collect(found, waiting, len(rows))
+    if bad.count:
+      stream = f"{self.evaluation.name}: {bad.count} of the {bad.seen} rows of {name!r}"
+      if bad.count == bad.seen:
+        raise ValueError(
+          f"{stream} are unreadable, expected some that can be scored: {'; '.join(bad.names[:5])}. "
+          "Repair the data."
+        )
+      log(f"{stream} are unreadable and left out of its scores")
     return found
 
 
@@ -147,11 +162,12 @@ def run_all(
   *,
   folder: epath.Path | None = None,
   stop: Callable[[], bool] | None = None,
+  log: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
   """Metrics of several evaluations, see `Evaluator`; ValueError when two report one name."""
   metrics = {}
   for evaluator in pending:
-    found = evaluator(params, rest, folder=folder, stop=stop)
+    found = evaluator(params, rest, folder=folder, stop=stop, log=log)
     twice = sorted(found.keys() & metrics.keys())
     if twice:
       raise ValueError(f"Expected evals with different metrics, found {twice} twice; rename one")
@@ -195,6 +211,10 @@ def run(config: Config, name: str, *, results: str | None = None) -> dict[str, f
   return run_all(evaluators(program), loaded.params, loaded.rest, folder=folder)
 
 
+def _to_stderr(line: str) -> None:
+  print(line, file=sys.stderr)
+
+
 def _collect(found, outputs, size):
   outputs = {k: np.asarray(v) for k, v in outputs.items()}
   index = outputs.pop("index")
@@ -226,6 +246,12 @@ def main() -> None:
 
   def command():
     log.quiet_libraries()
+    if jax.process_index() == 0:
+      if output.value is not None:
+        read = (directory.value,)
+        outputs.check_file(output.value, inputs=read, makes_parents=False, buckets=True)
+      if results.value is not None:
+        outputs.check_folder(results.value, flag="--results", buckets=True)
     if tokenizer.value:
       set_tokenizer(config.value, tokenizer.value)
     metrics = run(config.value, directory.value, results=results.value)
@@ -233,7 +259,8 @@ def main() -> None:
       for name, value in metrics.items():
         print(f"{name}: {value}")
       if output.value:
-        epath.Path(output.value).write_text(json.dumps(metrics, indent=2) + "\n")
+        files.write_text(output.value, json.dumps(metrics, indent=2) + "\n")
+        print(f"Metrics are in {output.value}")
 
   cli.run(command)
 

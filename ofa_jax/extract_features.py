@@ -13,21 +13,22 @@ devices compute. A run that was killed continues where it stopped and ends with 
 
 import collections
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from ofa_jax import api, cli
-from ofa_jax.data import features, pairs, pipeline, sources, tsv
+from ofa_jax import api, cli, outputs, partial
+from ofa_jax.data import features, pairs, pipeline, sources, tsv, values
 from ofa_jax.data.protocols import Images, Rows
 from ofa_jax.data.text import normalize_caption
-from ofa_jax.engine import lock, log
+from ofa_jax.engine import log
 from ofa_jax.files import write_text
 
 _AT_ONCE = 2  # batches being encoded: one computes, the other is on its way in or out
@@ -52,19 +53,21 @@ def extract_images(
     output: `.jsonl` or `.npy` file.
     batch_size: images encoded together, on all devices.
     order: "id", the byte order of the ids, in which the original reads its LMDB; or "file".
-    max_bad_rate: the largest share of unreadable images (of at least 1000).
+    max_bad_rate: the largest share of unreadable images; see `pipeline.BadRows`.
 
   Images whose ids are paths have their numbers from 0 as ids, and the order of their files.
 
   Raises:
-    ValueError: ids that are not integers.
+    ValueError: ids that are not integers, or that the format cannot hold.
     TooManyBadRows: more images are unreadable.
   """
   ids = images.ids
   if sources.ids_are_paths(images):
     ids, order = [str(i) for i in range(len(ids))], "file"
-  faults = [images.name(i) for i, text in enumerate(ids) if not _is_integer(text)]
+  faults = [images.name(i) for i, text in enumerate(ids) if not values.is_integer(text)]
   features.raise_faults(faults, "integers as image ids")
+  names = [images.name(i) for i in range(len(ids))]
+  features.check_ids([int(i) for i in ids], names, form=features.form_of(output))
   # UTF-8 keeps the order of code points, so that strings sort as their bytes.
   rows = sorted(range(len(ids)), key=ids.__getitem__) if order == "id" else range(len(ids))
   return _extract(
@@ -75,7 +78,7 @@ def extract_images(
     writer=features.FeatureWriter(output, kind="image", width=model.config.embed_dim),
     batch_size=batch_size,
     bad=pipeline.BadRows(max_bad_rate, print),
-    sources=images.files,
+    work=_work(model, images.files, order=order),
   )
 
 
@@ -101,6 +104,8 @@ def extract_texts(
   """
   faults = [texts.name(i) for i, text_id in enumerate(texts.text_ids) if type(text_id) is not int]
   features.raise_faults(faults, "integers as text ids")
+  names = [texts.name(i) for i in range(len(texts))]
+  features.check_ids(texts.text_ids, names, form=features.form_of(output))
   length = context_length or model.context_length
   return _extract(
     pairs.TextRows(
@@ -112,8 +117,13 @@ def extract_texts(
     writer=features.FeatureWriter(output, kind="text", width=model.config.embed_dim),
     batch_size=batch_size,
     bad=pipeline.BadRows(),
-    sources=texts.files,
+    work=_work(model, texts.files, context_length=length),
   )
+
+
+def _work(model: api.CNCLIPModel, files: Sequence[str], **options: str | int) -> dict[str, Any]:
+  """What the features depend on, besides the batch size and the form of the file."""
+  return {"input": partial.fingerprint(files), **model.identity, **options}
 
 
 class _Selected:
@@ -145,7 +155,7 @@ def _extract(
   writer: features.FeatureWriter,
   batch_size: int,
   bad: pipeline.BadRows,
-  sources: Sequence[str],
+  work: Mapping[str, Any],
 ) -> int:
   """Writes the features of `rows[i] for i in order`, whose ids are `ids`; returns how many."""
 
@@ -176,21 +186,20 @@ def _extract(
           yield waiting.popleft().result()
       yield from (future.result() for future in waiting)
 
+  goes_on = partial.taken_up(writer.partial, {**work, "batch size": batch_size})
   with writer:
-    first = []
-    if writer.left_since(max(map(os.path.getmtime, sources))):
-      first = next(encoded(0, batch_size, pipeline.BadRows(1.0)))
+    first = next(encoded(0, batch_size, pipeline.BadRows(1.0))) if goes_on else []
+    left = writer.partial.stat().st_size > 0
     done = writer.resume(ids, first=first, multiple=batch_size)
+    if left and not done:
+      print(f"Starting anew: of {writer.partial} no whole batch would be the same now")
+    bad.carry(done - writer.count, seen=done)
     unit = f"{writer.kind}s"
     with cli.progress(unit, total=len(ids), done=done, unit=unit) as advance:
       for written in encoded(done, len(ids), bad) if done < len(ids) else ():
         writer.write(written)
         advance(batch_size)
     return writer.finish()
-
-
-def _is_integer(text: str) -> bool:
-  return re.fullmatch("-?[0-9]+", text) is not None
 
 
 def main() -> None:
@@ -218,46 +227,49 @@ def main() -> None:
     log.quiet_libraries()
     if not images.value and not texts.value:
       raise ValueError("Expected --images, --texts or both, found neither")
+    outputs.check_folder(output.value)
     folder = pathlib.Path(output.value)
     # Faults of the files come before the model is loaded.
     table = texts_ = None
-    if images.value:
-      table = sources.open_images(images.value)
-    if texts.value:
-      texts_ = sources.open_texts(texts.value)
-    model = api.load_clip(name.value, precision=precision.value)
-    if table is not None:
-      path = folder / f"{_stem(images.value)}.img_feat.{format_.value}"
-      with lock.one_writer(path, file=True):
+    inputs = (images.value, texts.value, name.value)
+    with contextlib.ExitStack() as open_:
+      if images.value:
+        image_path = folder / f"{_stem(images.value)}.img_feat.{format_.value}"
+        open_.enter_context(cli.sole_writer(image_path, inputs=inputs))
+        table = sources.open_images(images.value)
+      if texts.value:
+        text_path = folder / f"{_stem(texts.value)}.txt_feat.{format_.value}"
+        open_.enter_context(cli.sole_writer(text_path, inputs=inputs))
+        texts_ = sources.open_texts(texts.value)
+      model = api.load_clip(name.value, precision=precision.value)
+      if table is not None:
         count = extract_images(
           model,
           table,
-          output=path,
+          output=image_path,
           batch_size=batch_size.value,
           order=order.value,
           max_bad_rate=max_bad_rate.value,
         )
-      print(f"{count} image features of {len(table)} images are stored in {path}")
-      if sources.ids_are_paths(table):
-        path = folder / f"{_stem(images.value)}.images.jsonl"
-        rows = ({"image_id": i, "image": name} for i, name in enumerate(table.ids))
-        _write_lines(path, rows)
-        print(f"Their numbers are in {path}")
-    if texts_ is not None:
-      path = folder / f"{_stem(texts.value)}.txt_feat.{format_.value}"
-      with lock.one_writer(path, file=True):
+        print(f"{count} image features of {len(table)} images are stored in {image_path}")
+        if sources.ids_are_paths(table):
+          path = folder / f"{_stem(images.value)}.images.jsonl"
+          rows = ({"image_id": i, "image": name} for i, name in enumerate(table.ids))
+          _write_lines(path, rows)
+          print(f"Their numbers are in {path}")
+      if texts_ is not None:
         count = extract_texts(
           model,
           texts_,
-          output=path,
+          output=text_path,
           batch_size=batch_size.value,
           context_length=context_length.value,
         )
-      print(f"{count} text features are stored in {path}")
-      if not texts.value.endswith(".jsonl"):
-        path = folder / f"{_stem(texts.value)}.texts.jsonl"
-        _write_lines(path, _annotations(texts_, table))
-        print(f"The texts are in {path}")
+        print(f"{count} text features are stored in {text_path}")
+        if not texts.value.endswith(".jsonl"):
+          path = folder / f"{_stem(texts.value)}.texts.jsonl"
+          _write_lines(path, _annotations(texts_, table))
+          print(f"The texts are in {path}")
 
   cli.run(command, interrupted="the same command goes on where it stopped")
 

@@ -22,17 +22,18 @@ def written_whole(path: str | os.PathLike, *, replace: bool = False) -> Iterator
 
   Raises:
     ValueError: without `replace`: `path` exists, now or at the end.
+    OSError: with `replace`: what is there cannot be replaced; where the new file was put instead.
   """
   path = pathlib.Path(path).resolve()
   if not replace:
     _check_free(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  _remove_leftovers(path)
-  made = path.with_name(f".{path.name}.{_writer()}.{secrets.token_hex(4)}")
+  remove_leftovers(path)
+  made = path.with_name(temporary(path.name))
   try:
     yield made
     if replace:
-      made.replace(path)
+      _replace(made, path)
     else:
       _check_free(path)
       made.rename(path)
@@ -58,6 +59,34 @@ def write_text(path: str | os.PathLike, text: str) -> None:
   write_bytes(path, text.encode())
 
 
+def temporary(name: str) -> str:
+  """A name for what becomes the file or folder `name` beside it; a killed writer's is removed."""
+  return f".{name}.{_writer()}.{secrets.token_hex(4)}"
+
+
+def remove_leftovers(path: pathlib.Path) -> None:
+  """Removes what killed processes of this machine left half-written beside `path`."""
+  host, _ = _writer().rsplit(".", 1)
+  # More than once where one such path is written within another.
+  name = re.compile(rf"\.+{re.escape(path.name)}(?:\.{re.escape(host)}\.(\d+)\.[0-9a-f]{{8}})+")
+  for entry in os.listdir(path.parent):
+    leftover = name.fullmatch(entry)
+    if leftover and not _alive(int(leftover[1])):
+      with contextlib.suppress(OSError):  # another process was faster
+        _remove(path.with_name(entry))
+
+
+def _replace(made: pathlib.Path, path: pathlib.Path) -> None:
+  try:
+    made.replace(path)
+  except OSError as error:
+    if not made.exists():
+      raise
+    kept = made.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    made.rename(kept)  # the work of hours, perhaps
+    raise OSError(f"{path} cannot be replaced ({error.strerror}); it is whole in {kept}") from error
+
+
 def _check_free(path: pathlib.Path) -> None:
   if path.exists():
     raise ValueError(f"{path} exists already; remove it or choose another name")
@@ -66,16 +95,6 @@ def _check_free(path: pathlib.Path) -> None:
 def _writer() -> str:
   host = re.sub(r"[^\w-]", "_", socket.gethostname())[:32]
   return f"{host}.{os.getpid()}"
-
-
-def _remove_leftovers(path: pathlib.Path) -> None:
-  host, _ = _writer().rsplit(".", 1)
-  name = re.compile(re.escape(f".{path.name}.{host}.") + r"(\d+)\.[0-9a-f]{8}")
-  for entry in os.listdir(path.parent):
-    leftover = name.fullmatch(entry)
-    if leftover and not _alive(int(leftover[1])):
-      with contextlib.suppress(OSError):  # another process was faster
-        _remove(path.with_name(entry))
 
 
 def _alive(process: int) -> bool:

@@ -25,17 +25,17 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from PIL import Image
 
-from ofa_jax import api, cli
+from ofa_jax import api, cli, partial
 from ofa_jax.data import answers, pipeline, sources
 from ofa_jax.data.cache import ImageReader
+from ofa_jax.data.given import picture
 from ofa_jax.data.protocols import TextImages
 from ofa_jax.data.rows import Row
 from ofa_jax.data.text import REFERENCES
 from ofa_jax.data.tsv import IMAGE, BadRow
 from ofa_jax.decode.beam import Search
-from ofa_jax.engine import lock, log
+from ofa_jax.engine import log
 from ofa_jax.inference.ofa import OFAModel
 from ofa_jax.tasks import caption, free_text, image_classify, refcoco, snli_ve, vqa
 from ofa_jax.tasks.answering import Answering
@@ -176,18 +176,27 @@ def predict_file(
     model: from `load_from_name`.
     task: one of `TASKS`.
     table: with its columns.
-    output: JSONL file; until it is complete its name ends with ".partial".
+    output: JSONL file; until it is complete its name ends with ".partial", and what a killed run
+      has left there of the same work is taken up.
     options: how to.
     batch_size: rows predicted together.
-    max_bad_rate: the largest share of unreadable rows (of at least 1000).
+    max_bad_rate: the largest share of unreadable rows; see `pipeline.BadRows`.
 
   Raises:
     ValueError: what the task needs is missing.
     TooManyBadRows: more rows are unreadable.
   """
   output = pathlib.Path(output)
-  partial = output.with_name(f"{output.name}.partial")
+  left = partial.place_of(output)
   output.parent.mkdir(parents=True, exist_ok=True)
+  work = {
+    "input": partial.fingerprint(table.files),
+    "columns": dict(table.columns),
+    **model.identity,
+    "task": task,
+    "options": dataclasses.asdict(options),
+    "batch size": batch_size,
+  }
 
   def batches(begin: int, bad: pipeline.BadRows) -> Iterator[list[bytes]]:
     rows = TaskRows(table, size=model.image_size, begin=begin)
@@ -196,25 +205,29 @@ def predict_file(
         yield _lines(model, task, table, batch, begin=begin, options=options, bad=bad)
 
   done = 0
-  if partial.exists():
-    lines = partial.read_bytes().splitlines(keepends=True)
+  if partial.taken_up(left, work):
+    lines = left.read_bytes().splitlines(keepends=True)
     done = sum(line.endswith(b"\n") for line in lines) // batch_size * batch_size
     # What is there is taken up if today's first batch is the same.
     if done:
       with contextlib.closing(batches(0, pipeline.BadRows(1.0))) as first:
-        done *= next(first) == lines[:batch_size]
-    partial.write_bytes(b"".join(lines[:done]))
+        if next(first) != lines[:batch_size]:
+          print(f"Starting anew: the first rows of {left} would be others now")
+          done = 0
+    with open(left, "r+b") as file:
+      file.truncate(sum(map(len, lines[:done])))
   bad = pipeline.BadRows(max_bad_rate, print)
+  bad.carry(sum("error" in json.loads(line) for line in lines[:done]) if done else 0, seen=done)
   with (
-    open(partial, "ab") as file,
+    open(left, "ab") as file,
     cli.progress(task, total=len(table), done=done, unit="rows") as advance,
   ):
     for lines in batches(done, bad) if done < len(table) else ():
       file.writelines(lines)
       file.flush()
       advance(len(lines))
-  written = partial.read_bytes().splitlines()
-  os.replace(partial, output)
+  written = left.read_bytes().splitlines()
+  partial.finish(left, output)
   return sum("error" not in json.loads(line) for line in written)
 
 
@@ -240,7 +253,7 @@ def _lines(model, task, table, batch, *, begin, options, bad) -> list[bytes]:
       line |= _told(answering, answer, score, scale=scale)
     else:
       name = table.name(row)
-      line["error"] = next(reason for reason in bad.names if reason.startswith(name))
+      line["error"] = f"{name}: {bad.reasons[name]}"
     lines.append(f"{json.dumps(line, ensure_ascii=False)}\n".encode())
   return lines
 
@@ -309,31 +322,35 @@ def main() -> None:
 
   def command():
     log.quiet_libraries()
-    table = None
     if input_.value:
       if not output.value or image.value or text.value:
         raise ValueError("Expected --output, and neither --image nor --text, beside --input")
-      table = _open_table(input_.value, task=task.value, columns=columns.value)
     elif not image.value and not text.value:
       raise ValueError("Expected --input, or --image, --text or both, found none of them")
-    pictures = [_open(image.value)] if image.value else None
+    pictures = [picture(image.value)] if image.value else None
     choices = answers.load(candidates.value) if candidates.value else None
-    model, _ = api.load_from_name(
-      name.value,
-      precision=precision.value,
-      image_size=image_size.value,
-      tokenizer=tokenizer.value,
-    )
-    if not isinstance(model, OFAModel):
-      raise ValueError(f"Expected an OFA in --model, found {type(model.config).__name__}")
-    changes = {field: flag.value for field, flag in searched.items() if flag.value is not None}
-    options = Options(
-      search=dataclasses.replace(model.searches[TASKS[task.value].searched_as], **changes),
-      candidates=choices,
-      prompt_decoder=prompt_decoder.value,
-    )
-    if table is not None:
-      with lock.one_writer(output.value, file=True):
+
+    def load():
+      model, _ = api.load_from_name(
+        name.value,
+        precision=precision.value,
+        image_size=image_size.value,
+        tokenizer=tokenizer.value,
+      )
+      if not isinstance(model, OFAModel):
+        raise ValueError(f"Expected an OFA in --model, found {type(model.config).__name__}")
+      changes = {field: flag.value for field, flag in searched.items() if flag.value is not None}
+      return model, Options(
+        search=dataclasses.replace(model.searches[TASKS[task.value].searched_as], **changes),
+        candidates=choices,
+        prompt_decoder=prompt_decoder.value,
+      )
+
+    if input_.value:
+      inputs = (*input_.value, *name.value, candidates.value)
+      with cli.sole_writer(output.value, inputs=inputs):
+        table = _open_table(input_.value, task=task.value, columns=columns.value)
+        model, options = load()
         count = predict_file(
           model,
           task.value,
@@ -345,6 +362,7 @@ def main() -> None:
         )
       print(f"{count} predictions of {len(table)} rows are stored in {output.value}")
       return
+    model, options = load()
     texts = {"text": [text.value or ""]}
     if premise.value:
       texts["premise"] = [premise.value]
@@ -394,14 +412,6 @@ def _columns(task: str, given: Sequence[str] | None) -> dict[str, int | str]:
       raise ValueError(f"Expected --columns=name:place, names {', '.join(known)}; found {part!r}")
     columns[column] = int(place) if place.isdecimal() else place
   return columns
-
-
-def _open(path: str) -> Image.Image:
-  try:
-    with Image.open(path) as image:
-      return image.convert("RGB")
-  except (OSError, Image.DecompressionBombError) as error:
-    raise ValueError(f"Expected an image in {path}, found: {error}") from error
 
 
 if __name__ == "__main__":

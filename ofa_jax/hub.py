@@ -27,13 +27,14 @@ from ofa_jax.convert.family import Family, explain, guess
 from ofa_jax.convert.ofa import family as ofa_family
 from ofa_jax.convert.params import ModelConfig, Weights, place, placement
 from ofa_jax.convert.releases import Release
-from ofa_jax.engine import checkpoint
+from ofa_jax.engine import checkpoint, faults
 from ofa_jax.engine.step import State
 from ofa_jax.files import written_whole
 from ofa_jax.models.abstract import abstract
 
 FORMAT = 1
 TOKENIZER = "tokenizer"  # the folder of an OFA's in a workdir
+WEIGHTS = ("*.safetensors", "*.bin")  # of Hugging Face directories
 FAMILIES: tuple[Family, ...] = (cnclip_family.FAMILY, ofa_family.FAMILY)
 RELEASES: dict[str, Release] = {
   name: release for family in FAMILIES for name, release in family.releases.items()
@@ -50,6 +51,7 @@ class Source:
     form: "directory", "run", "huggingface", "torch" or "towers".
     settings: what it says besides the sizes, such as a Chinese-CLIP's "context_length".
     files: the folder of the tokenizer's files; None: there are none beside the model.
+    stored: the files and folders that the weights are in, looked up when it is called.
   """
 
   config: ModelConfig
@@ -57,6 +59,7 @@ class Source:
   form: str
   settings: Mapping[str, Any]
   files: pathlib.Path | None = None
+  stored: Callable[[], list[pathlib.Path]] = list
 
   @property
   def family(self) -> Family:
@@ -130,9 +133,9 @@ def open_model(
   Raises:
     ValueError: none of these, with near names; or the file's own faults.
   """
-  path = pathlib.Path(name)
+  path = pathlib.Path(name).expanduser()
   if str(name) in RELEASES:
-    root = pathlib.Path(download_root or pathlib.Path.home() / ".cache" / "ofa_jax")
+    root = pathlib.Path(download_root or "~/.cache/ofa_jax").expanduser()
     path = fetch(str(name), root, source=source)
   folder, which = checkpoint.split_step(str(path))
   if which is not None and os.path.isdir(folder):
@@ -304,7 +307,7 @@ def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: Family) 
     stored = path.resolve() / "params"
     checksums.verify(path, under=("params/",))
     with ocp.StandardCheckpointer() as checkpointer:
-      metadata = _whole(stored, checkpointer.metadata, stored).item_metadata
+      metadata = faults.readable(stored, checkpointer.metadata, stored).item_metadata
       if metadata is None or metadata.tree is None:
         raise ValueError(f"{stored}: expected the parameters, found no checkpoint of them")
       problems = trees.difference(target, metadata.tree)
@@ -315,11 +318,16 @@ def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: Family) 
         )
       # After the differences, which tell more of a config.json that was edited.
       checksums.verify(path, but=("params/",))
-      found = _whole(stored, checkpointer.restore, stored, target)
+      found = faults.readable(stored, checkpointer.restore, stored, target)
     return found["params"], found["rest"]
 
   return Source(
-    config=config, load=load, form="directory", settings=family.read_settings(described), files=path
+    config=config,
+    load=load,
+    form="directory",
+    settings=family.read_settings(described),
+    files=path,
+    stored=lambda: [path / "config.json", path / "params"],
   )
 
 
@@ -329,7 +337,14 @@ def _open_huggingface(path: pathlib.Path, described: Mapping[str, Any], family: 
   def load(shardings=None):
     return place(*family.huggingface.load(path, config), shardings)
 
-  return Source(config=config, load=load, form="huggingface", settings=settings, files=path)
+  return Source(
+    config=config,
+    load=load,
+    form="huggingface",
+    settings=settings,
+    files=path,
+    stored=lambda: [path / "config.json", *sorted(x for s in WEIGHTS for x in path.glob(s))],
+  )
 
 
 def _open_run(
@@ -352,12 +367,20 @@ def _open_run(
     )
     return params, rest
 
+  def stored():
+    step = which
+    if step is None:
+      with checkpoint.open_run(str(path)) as checkpoints:
+        step = checkpoints.find(None)
+    return [path / "config.json", path / "checkpoints" / str(step)]
+
   return Source(
     config=config,
     load=load,
     form="run",
     settings=family.read_settings(task),
     files=_files_of_run(path, task.get("tokenizer")),
+    stored=stored,
   )
 
 
@@ -401,7 +424,8 @@ def _open_torch(
 
   beside = family.tokenizers is not None and family.tokenizers.beside_weights
   files = path.parent if beside else None
-  return Source(config=config, load=load, form="torch", settings=settings, files=files)
+  beside = {"settings": settings, "files": files, "stored": lambda: [path]}
+  return Source(config=config, load=load, form="torch", **beside)
 
 
 def _infer(path: pathlib.Path, *, ema: bool) -> tuple[Family, ModelConfig, dict[str, Any]]:
@@ -415,15 +439,3 @@ def _infer(path: pathlib.Path, *, ema: bool) -> tuple[Family, ModelConfig, dict[
     f"{path}: expected the tensors of {' or '.join(f.title for f in FAMILIES)}, found "
     + (guess(tensors) or f"{len(tensors)} others, first {list(tensors)[:3]}")
   )
-
-
-def _whole(path: pathlib.Path, function: Callable[..., Any], *args: Any) -> Any:
-  """Calls a function of Orbax, which raises anything on damaged files."""
-  try:
-    return function(*args)
-  except Exception as error:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise ValueError(
-      f"{path}: expected the parameters of a model, found files that cannot be read "
-      f"({reason:.200}); get the folder again"
-    ) from error

@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ofa_jax import cli
+from ofa_jax import cli, cli_help, text_files
 from ofa_jax.data.features import Features, raise_faults, read_features
 from ofa_jax.data.tsv import check_files
 from ofa_jax.engine import log
@@ -171,7 +171,7 @@ def to_tr(path: Path, *, output: Path | None = None) -> Path:
   Raises:
     ValueError: faulty lines, or no text has an image.
   """
-  output = output or os.fspath(path).removesuffix(".jsonl") + ".tr.jsonl"
+  output = output or _turned(path)
   texts_of = retrieval.transpose(_read_ids(path, "text")[0])
   if not texts_of:
     raise ValueError(
@@ -182,6 +182,11 @@ def to_tr(path: Path, *, output: Path | None = None) -> Path:
     for image_id, text_ids in texts_of.items():
       file.write(json.dumps({"image_id": image_id, "text_ids": text_ids}) + "\n")
   return output
+
+
+def _turned(path: Path) -> str:
+  """The default name of what `to_tr` writes."""
+  return os.fspath(path).removesuffix(".jsonl") + ".tr.jsonl"
 
 
 def _read(path: str, kind: str) -> Features:
@@ -195,11 +200,10 @@ def _read_ids(path: Path, query: str) -> tuple[dict[int, list[int]], dict[int, i
   check_files([os.fspath(path)])
   ids = retrieval.read_ids(path, query=query)
   lines, faults = {}, []
-  with open(path, "rb") as file:
-    for line, text in enumerate(file, 1):
-      key = json.loads(text)[f"{query}_id"]
-      if lines.setdefault(key, line) != line:
-        faults.append(f"{path}:{line} repeats {query}_id {key} of line {lines[key]}")
+  for line, text in text_files.lines(path):
+    key = json.loads(text)[f"{query}_id"]
+    if lines.setdefault(key, line) != line:
+      faults.append(f"{path}:{line} repeats {query}_id {key} of line {lines[key]}")
   raise_faults(faults, f"every {query}_id once")
   return ids, lines
 
@@ -256,8 +260,9 @@ def main() -> None:
   commands = {"topk": _topk_command, "recall": _recall_command, "to-tr": _to_tr_command}
   name = sys.argv[1] if len(sys.argv) > 1 else ""
   if name not in commands:
-    print(__doc__, file=sys.stdout if name.startswith("--help") else sys.stderr)
-    raise SystemExit(0 if name.startswith("--help") else 1)
+    asked = cli_help.asked(sys.argv[:2])
+    print(__doc__, file=sys.stdout if asked else sys.stderr)
+    raise SystemExit(0 if asked else 1)
   cli.run(commands[name](), argv=[sys.argv[0], *sys.argv[2:]])
 
 
@@ -270,7 +275,8 @@ def _topk_command():
 
   def command():
     log.quiet_libraries()
-    topk(image.value, text.value, output=output.value, k=k.value, direction=direction.value)
+    with cli.sole_writer(output.value, inputs=(image.value, text.value)):
+      topk(image.value, text.value, output=output.value, k=k.value, direction=direction.value)
 
   return command
 
@@ -284,6 +290,10 @@ def _recall_command():
   direction = _direction()
 
   def command():
+    with cli.sole_writer(output.value, inputs=(annotations.value, predictions.value)):
+      work()
+
+  def work():
     try:
       score = recall(annotations.value, predictions.value, direction=direction.value)
     except ValueError as error:
@@ -299,7 +309,13 @@ def _recall_command():
 def _to_tr_command():
   path = cli.define_path("input", "JSONL with text_id and image_ids.", required=True)
   output = cli.define_path("output", "Default: the input's name with .tr.jsonl.")
-  return lambda: print(f"Annotations are in {to_tr(path.value, output=output.value)}")
+
+  def command():
+    place = output.value or _turned(path.value)
+    with cli.sole_writer(place, inputs=(path.value,)):
+      print(f"Annotations are in {to_tr(path.value, output=place)}")
+
+  return command
 
 
 def _direction() -> flags.FlagHolder:

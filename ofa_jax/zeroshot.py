@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from ofa_jax import api, cli
-from ofa_jax.data import pipeline
+from ofa_jax import api, cli, text_files
+from ofa_jax.data import pipeline, values
 from ofa_jax.data.folder import FolderRows, ImageFolder
 from ofa_jax.data.labelled import LabelledRows
 from ofa_jax.data.pairs import PairData
@@ -114,9 +114,7 @@ def classify(
   probabilities = np.empty((len(rows), len(weights)))
   labels = np.empty(len(rows), np.int32)
   with (
-    pipeline.eval_batches(
-      rows, batch_size=batch_size, bad=pipeline.BadRows(0.0, min_rows=1)
-    ) as batches,
+    pipeline.eval_batches(rows, batch_size=batch_size, bad=pipeline.BadRows(0.0, print)) as batches,
     cli.progress("images", total=len(rows), unit="images") as advance,
   ):
     for batch in batches:
@@ -184,7 +182,7 @@ def read_names(path: str | os.PathLike, *, count: int) -> list[str]:
     ValueError: not `count` of them.
   """
   check_files([os.fspath(path)])
-  names = [line.strip() for line in pathlib.Path(path).read_text(encoding="utf-8").split("\n")]
+  names = [line.strip() for line in text_files.read(path).split("\n")]
   while names and not names[-1]:
     names.pop()
   if len(names) != count or not all(names):
@@ -203,15 +201,16 @@ def read_index(path: str | os.PathLike, *, count: int) -> list[int]:
   """
   check_files([os.fspath(path)])
   try:
-    index = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-  except ValueError as error:
+    index = json.loads(text_files.read(path))
+  except (ValueError, RecursionError) as error:
     raise ValueError(f"Expected a JSON list of integers in {path}, found: {error}") from error
-  if not isinstance(index, list) or sorted(index) != list(range(count)):
+  numbers = [values.whole(i) for i in index] if isinstance(index, list) else []
+  if None in numbers or sorted(numbers) != list(range(count)) or not isinstance(index, list):
     raise ValueError(
       f"Expected a JSON list in {path} with every number from 0 to {count - 1} once, one for each "
-      f"image; found {str(index)[:80]}"
+      f"image; found {text_files.shown(index)}"
     )
-  return index
+  return numbers
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
@@ -246,6 +245,11 @@ def main() -> None:
 
   def command():
     log.quiet_libraries()
+    inputs = (name.value, label_file.value, index.value)
+    with cli.sole_writer(output.value, inputs=inputs):
+      work()
+
+  def work():
     model = api.load_clip(name.value, precision=precision.value)
     rows, names = open_rows(data.value, split=split.value, size=model.image_size)
     labels_from = label_file.value

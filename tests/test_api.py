@@ -15,6 +15,7 @@ from PIL import Image
 import ofa_jax
 from ofa_jax import api, hub
 from ofa_jax.convert.cnclip import table as convert
+from ofa_jax.inference import cnclip
 from tests import cnclip_files
 from tests.cnclip_golden import MICRO, error, golden, images, micro_config, micro_state_dict
 from tests.ofa_directory import save_micro
@@ -58,7 +59,7 @@ def test_fp16_files_give_what_the_originals_load_from_name_gives(model, tmp_path
 
 def test_any_number_of_rows_gives_the_same_features(micro, monkeypatch):
   arrays, model, _ = micro
-  monkeypatch.setattr(api, "MAX_BATCH", 2)  # on 8 devices: chunks of 16
+  monkeypatch.setattr(cnclip, "MAX_BATCH", 2)  # on 8 devices: chunks of 16
   tokens = np.tile(arrays["token_ids"], (5, 1))
   whole = np.tile(model.encode_text(arrays["token_ids"]), (5, 1))
   for rows in (0, 1, 7, 16, 37):

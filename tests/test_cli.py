@@ -1,47 +1,17 @@
 """What a person did ends as one message, whatever it was; help is complete."""
 
 import dataclasses
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from ofa_jax.config import Config
+from ofa_jax.config import Config, Optim
+from tests import forked
 
 ROOT = Path(__file__).parent.parent
 QUICK = "--config=configs/quickstart.py"
-
-# Every command in a process of its own, which has imported the libraries already.
-DRIVER = """
-import json, os, runpy, sys, tempfile, traceback
-import ofa_jax.train, ofa_jax.evaluate, ofa_jax.generate, ofa_jax.extract_features
-for case in json.loads(sys.argv[1]):
-  with tempfile.TemporaryFile("w+") as output:
-    if not (child := os.fork()):
-      os.dup2(output.fileno(), 1)
-      os.dup2(output.fileno(), 2)
-      for name, value in case["environment"].items():
-        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-      module, *sys.argv[1:] = case["command"]
-      sys.modules.pop(f"ofa_jax.{module}")
-      status = 0
-      try:
-        runpy.run_module(f"ofa_jax.{module}", run_name="__main__", alter_sys=True)
-      except SystemExit as e:
-        status = e.code or 0
-      except BaseException:
-        traceback.print_exc()
-        status = 99
-      sys.stdout.flush()
-      sys.stderr.flush()
-      os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    output.seek(0)
-    print(json.dumps([status, output.read()]))
-"""
 
 
 @dataclasses.dataclass
@@ -96,7 +66,9 @@ CASES = {
   "evals=None": Case(
     ["train", QUICK, "--config.evals=None", "--workdir={tmp}/w"], ("evals: expected Eval(...)",)
   ),
-  "workdir in a file": Case(["train", QUICK, "--workdir=/dev/null/x"], ("Not a directory",)),
+  "workdir in a file": Case(
+    ["train", QUICK, "--workdir=/dev/null/x"], ("is a file, not a folder",)
+  ),
   "workdir too long": Case(
     ["train", QUICK, f"--workdir={{tmp}}/{'x' * 300}"], ("File name too long",)
   ),
@@ -132,11 +104,37 @@ CASES = {
       f"--config.{field.name}"
       for field in dataclasses.fields(Config)
       if field.name not in ("model", "task", "evals")
-    ),
+    )
+    + tuple(f"--config.optim.{field.name}=" for field in dataclasses.fields(Optim))
+    + ("--config.mesh.fsdp=", "--config.evals[0].every="),
     status=0,
   ),
   "help of generate": Case(
-    ["generate", "-h"], ("--precision=bf16|fp32|fp64", "--num-beams="), status=0
+    ["generate", "-h"],
+    ("--precision=bf16|fp32|fp64", "--num-beams=", "\n      What to do.\n"),
+    status=0,
+  ),
+  "help of extract_features": Case(
+    ["extract_features", "--help"], ("--precision=", "--images=", "--max-bad-rate="), status=0
+  ),
+  "help of zeroshot": Case(["zeroshot", "--help"], ("--precision=", "--label-file="), status=0),
+  "help of compile_ahead": Case(
+    ["compile_ahead", "--help"], ("--topology=", "--config.optim.lr=", "--tries="), status=0
+  ),
+  "help of retrieve": Case(["retrieve", "-h"], ("retrieve topk", "retrieve to-tr"), status=0),
+  "help of retrieve topk": Case(
+    ["retrieve", "topk", "--help"], ("--image-feats=", "--top-k="), status=0
+  ),
+  "help of retrieve recall": Case(["retrieve", "recall", "-h"], ("--annotations=",), status=0),
+  "help of a config": Case(
+    ["train", QUICK, "--help"],
+    (
+      "--config.batch_size=128",
+      "--config.model.vision.width=128",
+      "--config.task.multi_positive=True",
+      "--config.evals[1].every=50",
+    ),
+    status=0,
   ),
   "help of evaluate": Case(
     ["evaluate", "--config=x", "--help"], ("--checkpoint=", "--config="), status=0
@@ -154,13 +152,7 @@ def outcomes(tmp_path_factory):
       (folder / name).write_text(content)
     command = [part.replace("{tmp}", str(folder)) for part in case.command]
     listed.append({"command": command, "environment": {**JOB, **case.environment}})
-  result = subprocess.run(
-    [sys.executable, "-c", DRIVER, json.dumps(listed)],
-    env={**os.environ, "JAX_PLATFORMS": "cpu"}, cwd=ROOT, capture_output=True, text=True,
-    timeout=300,
-  )  # fmt: skip
-  assert result.returncode == 0, result.stderr
-  return dict(zip(CASES, map(json.loads, result.stdout.splitlines()), strict=True))
+  return dict(zip(CASES, forked.run(listed), strict=True))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -192,3 +184,18 @@ def test_ctrl_c_ends_a_command_with_one_line():
   )
   expected = "Interrupted; the same command goes on where it stopped\n"
   assert (result.returncode, result.stderr) == (130, expected)
+
+
+def test_every_field_of_the_config_is_explained(outcomes):
+  _, output = outcomes["help"]
+  for line, after in zip(output.splitlines(), [*output.splitlines()[1:], ""], strict=True):
+    if line.startswith("  --"):
+      assert after.startswith("      "), line
+
+
+@pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("*.py")), ids=lambda p: p.name)
+def test_tools_have_help(tool):
+  result = subprocess.run(
+    [sys.executable, tool, "--help"], capture_output=True, text=True, timeout=100, cwd=ROOT
+  )
+  assert result.returncode == 0 and "usage:" in result.stdout, result.stderr

@@ -68,6 +68,9 @@ def test_batches_divide_among_hosts_and_accumulation(good):
   evals = (Eval(name="valid", task=good.task, batch_size=9),)
   with pytest.raises(ValueError, match=r"evals\[valid\].batch_size"):
     validate(dataclasses.replace(good, evals=evals), devices=8)
+  evals = (Eval(name="valid", task=good.task, batch_size=-8),)
+  with pytest.raises(ValueError, match=r"evals\[valid\].batch_size: .* at least 1, found -8"):
+    validate(dataclasses.replace(good, evals=evals), devices=8)
 
 
 def test_mesh_sizes():
@@ -125,6 +128,7 @@ def test_an_epoch_ends_with_the_update_that_reads_its_last_row():
     ({"resume": "a", "init": "b"}, "expected one of them, found 'a' and 'b'"),
     ({"save_every_epochs": float("nan")}, "save_every_epochs: expected a number of epochs"),
     ({"seed": -1}, "seed: expected at least 0, found -1"),
+    ({"seed": 2**32}, r"seed: expected less than 2\^32, found 4294967296"),
     ({"workers": -1}, r"workers: expected None \(one a core\) or at least 1, found -1"),
     ({"batch_size": None}, "config.batch_size: expected int, found None"),
     ({"evals": (None,)}, "evals: expected Eval"),
@@ -235,6 +239,10 @@ def train(digits, tmp_path, *overrides):
   [
     ("--config.optim.lrr=1", "Optim has no field 'lrr'; did you mean lr"),
     ("--config.batchsize=1", "Config has no field 'batchsize'; did you mean batch_size"),
+    ("--config.lr=1", "Config has no field 'lr'; did you mean --config.optim.lr?"),
+    ("--config.image_size=1", "did you mean --config.model.vision.image_size or --config.task."),
+    ("--config.weight_decy=1", "did you mean --config.optim.weight_decay?"),
+    ("--config.optim.accum=1", "Optim has no field 'accum'; did you mean --config.accum?"),
     ("--config.batch_size=0", "batch_size: expected at least 1, found 0"),
     ("--config.mesh.data=3", "expected data x fsdp x tensor = 1 devices"),
   ],

@@ -164,16 +164,81 @@ def test_resumes_to_the_same_bytes(vit, tmp_path, texts, suffix, monkeypatch):
   assert sum(calls) < 21  # the first batch, to compare it, and what was missing
 
 
-def test_does_not_resume_another_model(vit, tmp_path, texts):
+def test_does_not_resume_another_model(vit, tmp_path, texts, monkeypatch, capsys):
   path = tmp_path / "a.jsonl"
   extract_features.extract_texts(vit, texts, output=path, batch_size=4)
   expected = path.read_bytes()
   rows = read_jsonl(path)[:9]
   for row in rows:
     row["feature"][0] += 0.5
-  (tmp_path / "a.jsonl.partial").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  left = "".join(json.dumps(row) + "\n" for row in rows)
+  place = tmp_path / "a.jsonl.partial"
+  place.write_text(left)  # without a note
   extract_features.extract_texts(vit, texts, output=path, batch_size=4)
   assert path.read_bytes() == expected
+  # With the note of this very work, as after a run on another machine.
+  with monkeypatch.context() as patch:
+    patch.setattr(features.FeatureWriter, "write", die)
+    with pytest.raises(KilledError):
+      extract_features.extract_texts(vit, texts, output=path, batch_size=4)
+  place.write_text(left)
+  extract_features.extract_texts(vit, texts, output=path, batch_size=4)
+  assert path.read_bytes() == expected
+  assert "no whole batch would be the same" in capsys.readouterr().out
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl"]
+
+
+def die(writer, rows):
+  raise KilledError
+
+
+def renumbered(lines):
+  return [lines[0].replace(b'"text_id": ', b'"text_id": 9', 1), *lines[1:]]
+
+
+def without_the_third(lines):
+  return lines[:2] + lines[3:]
+
+
+def another_at_the_end(lines):
+  return [*lines, lines[0].replace(b'"text_id": ', b'"text_id": 9', 1)]
+
+
+@pytest.mark.parametrize("edit", [renumbered, without_the_third, another_at_the_end])
+def test_does_not_resume_over_an_edited_file(vit, tmp_path, edit, monkeypatch, capsys):
+  file, path = tmp_path / "texts.jsonl", tmp_path / "a.jsonl"
+  shutil.copy(DATA / "test_texts.jsonl", file)
+  write = features.FeatureWriter.write
+
+  def later(writer, rows):
+    write(writer, rows)
+    if writer.partial.stat().st_size > 3000:
+      raise KilledError
+
+  with monkeypatch.context() as patch:
+    patch.setattr(features.FeatureWriter, "write", later)
+    with pytest.raises(KilledError):
+      extract_features.extract_texts(vit, tsv.read_texts([file]), output=path, batch_size=4)
+  file.write_bytes(b"".join(edit(file.read_bytes().splitlines(keepends=True))))
+  texts = tsv.read_texts([file])
+  extract_features.extract_texts(vit, texts, output=path, batch_size=4)
+  assert "Starting anew" in capsys.readouterr().out
+  assert [row["text_id"] for row in read_jsonl(path)] == texts.text_ids
+  extract_features.extract_texts(vit, texts, output=tmp_path / "straight.jsonl", batch_size=4)
+  assert path.read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
+
+
+def test_a_model_is_known_by_its_files(directories, tmp_path, monkeypatch):
+  folder = tmp_path / "model"
+  shutil.copytree(directories["vit"], folder)
+  a, b = (api.load_from_name(x)[0].identity for x in (directories["vit"], directories["rn50"]))
+  copied = api.load_from_name(folder)[0].identity
+  assert api.load_from_name(directories["vit"])[0].identity == a != b
+  assert a["model"] != b["model"] and a["model"] != copied["model"]
+  json.dumps(a)
+  (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+  monkeypatch.setenv("OFA_JAX_VERIFY", "0")
+  assert api.load_from_name(folder)[0].identity["model"] != copied["model"]
 
 
 def spoilt(tmp_path, change):
@@ -186,7 +251,12 @@ def spoilt(tmp_path, change):
 def test_unreadable_image_is_left_out(vit, tmp_path, capsys):
   table = spoilt(tmp_path, lambda lines: [lines[0][:40] + b"\n", *lines[1:]])
   for name in ("a.jsonl", "a.npy"):
-    assert extract_features.extract_images(vit, table, output=tmp_path / name, batch_size=4) == 17
+    assert (
+      extract_features.extract_images(
+        vit, table, output=tmp_path / name, batch_size=4, max_bad_rate=0.1
+      )
+      == 17
+    )
     found = features.read_features(tmp_path / name, kind="image")
     assert sorted(found.ids) == sorted(int(i) for i in table.ids[1:])
   assert f"{tmp_path / 'bad.tsv'}:1 {table.ids[0]}" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -50,6 +51,32 @@ def test_what_may_be_replaced_is_the_old_or_the_new(tmp_path):
   files.write_text(path, "新")
   assert path.read_bytes() == "新".encode()
   assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_finished_file_is_kept_where_it_cannot_take_its_name(tmp_path):
+  taken = pytest.raises(OSError, match="it is whole in")
+  with taken as error, written_whole(tmp_path / "x", replace=True) as made:
+    made.write_text("hours of work")
+    (tmp_path / "x").mkdir()
+  kept = pathlib.Path(str(error.value).rpartition(" ")[2])
+  assert kept.read_text() == "hours of work"
+  assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_leftovers_within_leftovers_go(tmp_path):
+  script = f"""
+import os, signal
+from ofa_jax.files import written_whole
+with written_whole({str(tmp_path / "x")!r}) as outer, written_whole(outer) as made:
+  made.mkdir()
+  os.kill(os.getpid(), signal.SIGKILL)
+"""
+  root = os.path.dirname(os.path.dirname(files.__file__))
+  subprocess.run([sys.executable, "-c", script], cwd=root, check=False)
+  (tmp_path / ".xy.host.1.00000000").touch()  # of another file
+  assert len(list(tmp_path.iterdir())) == 2
+  files.write_text(tmp_path / "x", "whole")
+  assert {p.name for p in tmp_path.iterdir()} == {"x", ".xy.host.1.00000000"}
 
 
 @pytest.mark.parametrize("folder", [True, False])

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ class Model:
   """Stands for an OFA: says what it was given, and counts the batches."""
 
   image_size = 16
+  identity: ClassVar = {"model": "a stand-in"}
 
   def __init__(self):
     self.batches = 0
@@ -73,10 +75,30 @@ def table(tmp_path):
   return Table([tmp_path / "in.tsv"], columns=COLUMNS)
 
 
-def run(model, task, table, output, **options):
-  count = generate.predict_file(
-    model, task, table, output=output, options=OPTIONS, batch_size=4, **options
-  )
+class Dies(Model):
+  """Is killed at its second batch."""
+
+  def caption(self, images, **options):
+    if self.batches == 1:
+      raise KilledError
+    return super().caption(images, **options)
+
+
+class KilledError(Exception):
+  pass
+
+
+def leave(table, output, lines=None, **options):
+  """What is left of a killed run over a table; `lines` in its place if they are given."""
+  with pytest.raises(KilledError):
+    run(Dies(), "caption", table, output, **options)
+  if lines is not None:
+    output.with_name(f"{output.name}.partial").write_bytes(lines)
+
+
+def run(model, task, table, output, *, max_bad_rate=0.2, **options):
+  options |= {"options": OPTIONS, "batch_size": 4, "max_bad_rate": max_bad_rate}
+  count = generate.predict_file(model, task, table, output=output, **options)
   return count, [json.loads(line) for line in output.read_text().splitlines()]
 
 
@@ -124,16 +146,89 @@ def test_a_run_that_was_killed_goes_on(table, tmp_path):
   for kept, batches in ((0, 3), (2, 3), (4, 3), (6, 3), (9, 2)):
     output.unlink(missing_ok=True)
     lines = whole.splitlines(keepends=True)
-    partial.write_bytes(b"".join(lines[:kept]) + lines[kept][:10])
+    leave(table, output, b"".join(lines[:kept]) + lines[kept][:10])
     model = Model()
     run(model, "caption", table, output)
     assert output.read_bytes() == whole
     assert model.batches == batches
     assert not partial.exists()
-  # What another model wrote is not taken up.
-  partial.write_bytes(b"".join([b'{"image_id": "100", "caption": "black"}\n', *lines[1:9]]))
+  # What the same files give elsewhere, with other digits, is not taken up.
+  leave(table, output, b"".join([b'{"image_id": "100", "caption": "black"}\n', *lines[1:9]]))
   run(Model(), "caption", table, output)
   assert output.read_bytes() == whole
+  assert {p.name for p in tmp_path.iterdir()} == {"in.tsv", "in.tsv.index.npz", output.name}
+
+
+def without_the_sixth(lines):
+  return lines[:5] + lines[6:]
+
+
+def two_changed_places(lines):
+  return [*lines[:1], lines[2], lines[1], *lines[3:]]  # of the same size as before
+
+
+def another_at_the_end(lines):
+  return [*lines, lines[0].replace(b"100", b"999", 1)]
+
+
+@pytest.mark.parametrize("edit", [without_the_sixth, two_changed_places, another_at_the_end])
+def test_what_was_left_of_an_edited_input_is_not_taken_up(table, tmp_path, edit, capsys):
+  file, output = tmp_path / "in.tsv", tmp_path / "caption.jsonl"
+  leave(table, output)
+  file.write_bytes(b"".join(edit(file.read_bytes().splitlines(keepends=True))))
+  table = Table([file], columns=COLUMNS)
+  capsys.readouterr()
+  run(Model(), "caption", table, output)
+  assert "Starting anew" in capsys.readouterr().out
+  straight = tmp_path / "straight.jsonl"
+  run(Model(), "caption", table, straight)
+  assert output.read_bytes() == straight.read_bytes()
+  ids = [json.loads(line)["image_id"] for line in output.read_text().splitlines()]
+  assert ids == [table.text(i, "id") for i in range(len(table))]
+
+
+def test_other_options_and_another_model_start_anew(table, tmp_path, capsys):
+  output = tmp_path / "caption.jsonl"
+  others = Model()
+  others.identity = {"model": "another"}
+  for change, told in (
+    (lambda: run(others, "caption", table, output), "another model"),
+    (
+      lambda: generate.predict_file(
+        Model(), "caption", table, output=output, options=OPTIONS, batch_size=3, max_bad_rate=0.2
+      ),
+      "another batch size",
+    ),
+    (lambda: run(Model(), "refcoco", table, output), "another task"),
+  ):
+    leave(table, output)
+    capsys.readouterr()
+    change()
+    assert told in capsys.readouterr().out
+
+
+def test_each_row_has_its_own_reason(tmp_path):
+  good = io.BytesIO()
+  Image.new("RGB", (40, 20)).save(good, "PNG")
+  good = base64.b64encode(good.getvalue()).decode()
+  images = {0: good[:40], 10: "%", 11: ""}  # lines 1, 11 and 12 begin alike
+  rows = [f"7\t{images.get(i, good)}\twhat?\n" for i in range(12)]
+  (tmp_path / "in.tsv").write_text("".join(rows))
+  table = Table([tmp_path / "in.tsv"], columns=COLUMNS)
+  count, lines = run(Model(), "vqa", table, tmp_path / "x.jsonl", max_bad_rate=0.3)
+  assert count == 9
+  for i, reason in ((0, "not a JPEG"), (10, "broken base64"), (11, "not a JPEG")):
+    assert f"in.tsv:{i + 1} 7: {reason}" in lines[i]["error"]
+
+
+def test_what_an_interrupted_run_left_out_counts(table, tmp_path):
+  output = tmp_path / "x.jsonl"
+  run(Model(), "caption", table, output)
+  lines = output.read_bytes().splitlines(keepends=True)
+  output.unlink()
+  leave(table, output, b"".join(lines[:8]))  # with the broken one
+  with pytest.raises(ValueError, match=f"found 1 among all {ROWS}"):
+    run(Model(), "caption", table, output, max_bad_rate=0.01)
 
 
 def test_too_many_bad_rows_end_the_run(table, tmp_path):
@@ -183,6 +278,7 @@ def test_evaluations_and_the_command_give_the_same_captions(tmp_path):
     output=tmp_path / "captions.jsonl",
     options=generate.Options(search=model.searches["caption"]),
     batch_size=8,
+    max_bad_rate=0.2,
   )
   lines = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
   assert "error" in lines.pop(BROKEN)

@@ -298,3 +298,13 @@ def test_damaged_numbers_are_refused_with_the_files_name(tmp_path):
   with pytest.raises(ValueError, match=r"y\.pt: Expected exactly .* 2 differences") as raised:
     hub.open_model(path, config=micro_config("micro_vit")).load()
   assert "found int32" in str(raised.value) and "found bool" in str(raised.value)
+
+
+def test_a_model_says_which_files_its_weights_are_in(tmp_path, digits):
+  run = tmp_path / "run"
+  for step in (3, 12):
+    (run / "checkpoints" / str(step)).mkdir(parents=True)
+  (run / "config.json").write_text(json.dumps(to_dict(tiny.config(digits))))
+  for name, step in ((run, "12"), (f"{run}@3", "3"), (run / "checkpoints" / "3", "3")):
+    expected = [run / "config.json", run / "checkpoints" / step]
+    assert hub.open_model(name).stored() == expected, name

@@ -9,7 +9,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ofa_jax"
 
 # What a part of the package may import of the others, and of its own; arrows go up in this table.
-NUMPY = {"tokenizers", "data", "scoring", "files", "checksums", "pictures"}
+NUMPY = {
+  *("tokenizers", "data", "scoring"),
+  *("files", "text_files", "checksums", "pictures", "fonts", "partial", "outputs"),
+}
 GROUND = {"config", "validation", "trees", "numerics"}
 PURE = {"losses", "models", "decode"}
 STORED = {"convert", "hub", "weights"}

@@ -18,6 +18,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import huggingface_hub
 
 from ofa_jax import cli, hub, trees
+from ofa_jax.cli_parsers import expand
 from ofa_jax.config import to_dict
 from ofa_jax.engine import log
 from ofa_jax.models.abstract import abstract
@@ -54,6 +55,10 @@ def push(
   Raises:
     ValueError: another kind of model, a run without evaluations, or what the hub says.
   """
+  try:
+    huggingface_hub.utils.validate_repo_id(repo)
+  except ValueError as error:
+    raise ValueError(f"Expected REPO as user/name, found {repo!r}: {error}") from error
   source = hub.open_model(path)
   if source.form not in FORMS:
     raise ValueError(
@@ -140,7 +145,8 @@ def main() -> None:
   parser.add_argument("--private", action="store_true", help="a new repository is private")
   args = parser.parse_args()
   with cli.readable():
-    print(push(args.model, args.repo, run=args.run, license=args.license, private=args.private))
+    model, run = expand(args.model), args.run and expand(args.run)
+    print(push(model, args.repo, run=run, license=args.license, private=args.private))
 
 
 if __name__ == "__main__":

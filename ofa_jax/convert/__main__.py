@@ -27,6 +27,7 @@ import jax
 import numpy as np
 
 from ofa_jax import cli, hub, trees, weights
+from ofa_jax.cli_parsers import expand
 from ofa_jax.convert import torch_files
 from ofa_jax.convert.cnclip import family as cnclip_family
 from ofa_jax.convert.cnclip import model_config
@@ -52,17 +53,17 @@ def convert(
   Raises:
     ValueError: everything that does not fit, nothing being written then.
   """
-  config = model_config.read(model_config_files) if model_config_files else None
-  if bert:
-    source = weights.open_towers(path, bert, config=config)
-  else:
-    source = hub.open_model(path, config=config, ema=ema)
-  if config and source.form not in ("torch", "towers"):
-    raise ValueError(f"Expected --model-config only for a .pt; {path} describes its own sizes")
-  source = source.with_tokenizer(tokenizer)
-  with written_whole(out) as made:
-    params, rest = source.load()
-    _write(made, source, params, rest, to=to)
+  with cli.sole_writer(out, flag="OUT", new=True):
+    source = _open(
+      path,
+      bert=bert,
+      model_config_files=model_config_files,
+      ema=ema,
+      tokenizer=tokenizer,
+    )
+    with written_whole(out) as made:
+      params, rest = source.load()
+      _write(made, source, params, rest, to=to)
   name = source.config.name or "unnamed sizes"
   print(f"{path} ({source.form}) -> {out} ({to}): {name}, {trees.count(params):,} parameters")
   del params, rest
@@ -74,6 +75,17 @@ def convert(
   if check:
     for line in _check(path, out, source, to=to):
       print(line)
+
+
+def _open(path, *, bert, model_config_files, ema, tokenizer) -> hub.Source:
+  config = model_config.read(model_config_files) if model_config_files else None
+  if bert:
+    source = weights.open_towers(path, bert, config=config)
+  else:
+    source = hub.open_model(path, config=config, ema=ema)
+  if config and source.form not in ("torch", "towers"):
+    raise ValueError(f"Expected --model-config only for a .pt; {path} describes its own sizes")
+  return source.with_tokenizer(tokenizer)
 
 
 def _write(out: pathlib.Path, source: hub.Source, params, rest, *, to: str) -> None:
@@ -210,14 +222,14 @@ def main() -> None:
   args = parser.parse_args()
   with cli.readable():
     convert(
-      args.input,
-      args.output,
+      expand(args.input),
+      expand(args.output),
       to=args.to,
-      bert=args.bert,
-      model_config_files=tuple(args.model_config),
+      bert=args.bert and expand(args.bert),
+      model_config_files=tuple(map(expand, args.model_config)),
       check=args.check,
       ema=args.ema,
-      tokenizer=args.tokenizer,
+      tokenizer=args.tokenizer and expand(args.tokenizer),
     )
 
 

@@ -75,8 +75,8 @@ class Family(Generic[C]):
     released: sizes of a public model, for what needs no download; None: they show in its files.
     huggingface: None: there are no such directories.
     tokenizers: None: the family reads no text.
-    complete: (tensors, sizes, seed=) -> all tensors, for starting from a model that lacks some;
-      None: it starts from the same model only.
+    complete: (tensors, sizes, seed=, say=) -> all tensors, for starting from a model that lacks
+      some, of which `say` is told; None: it starts from the same model only.
     fitted: (source, sizes) -> a `hub.Source` for images or texts of other sizes, and a line on each
       change; None: its parameters do not depend on them.
   """

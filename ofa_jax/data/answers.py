@@ -9,6 +9,7 @@ import json
 import pathlib
 from collections.abc import Iterable
 
+from ofa_jax import text_files
 from ofa_jax.data import plain_pickle
 
 PICKLES = (".pkl", ".pickle", ".p")
@@ -22,14 +23,15 @@ def load(path: str | pathlib.Path) -> tuple[str, ...]:
   """
   path = pathlib.Path(path)
   try:
-    data = path.read_bytes()
     if path.suffix in PICKLES:
-      listed = plain_pickle.load(data)
-    elif data.lstrip()[:1] in (b"{", b"["):
-      listed = json.loads(data)
+      listed = plain_pickle.load(path.read_bytes())
     else:
-      listed = [line.strip() for line in data.decode("utf-8").splitlines() if line.strip()]
-  except (OSError, ValueError) as error:  # of which UnicodeDecodeError and JSONDecodeError are
+      text = text_files.read(path)
+      if text.lstrip()[:1] in ("{", "["):
+        listed = json.loads(text)
+      else:
+        listed = [line.strip() for line in text.splitlines() if line.strip()]
+  except (OSError, ValueError, RecursionError) as error:  # of which JSONDecodeError is
     raise ValueError(
       f"Expected answers in {path}: a pickled or JSON object answer -> number, a JSON list, or one "
       f"answer a line; found {error}"

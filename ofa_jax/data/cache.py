@@ -6,11 +6,13 @@ Pixels are written and synced *before* their flag, so a flag never claims pixels
 whenever the process dies. Two processes may fill one file at once: they write the same bytes.
 """
 
+import errno
 import hashlib
 import os
 import pathlib
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Sequence
 
@@ -38,7 +40,11 @@ class DecodeCache:
     key: (what, version) from `cache_key`; files of the same `what` and another version are removed.
     num_rows: rows of the image table.
     size: side of the stored images in pixels.
-    max_bytes: rows beyond this size are not stored, `get` gives None for them.
+    max_bytes: rows beyond this size are not stored, `get` gives None for them. On a disk that is
+      full nothing is stored any more, with one warning.
+
+  Raises:
+    ValueError: the folder cannot be made or written.
   """
 
   def __init__(
@@ -51,7 +57,10 @@ class DecodeCache:
     max_bytes: int = DEFAULT_MAX_BYTES,
   ):
     folder = pathlib.Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise ValueError(f"Expected a folder for the decode cache, found: {error}") from error
     self.path = folder / f"{key[0]}-{key[1]}.pixels"
     for stale in folder.glob(f"{key[0]}-*.pixels"):
       if stale != self.path:
@@ -60,12 +69,20 @@ class DecodeCache:
     self._row_bytes = size * size * 3
     self._offset = -(-num_rows // 4096) * 4096
     self.capacity = max(0, min(num_rows, (max_bytes - self._offset) // self._row_bytes))
-    self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+      self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+      raise ValueError(f"Expected a folder for the decode cache, found: {error}") from error
     # Not in `close`: a thread still reading could meet another file under the same number.
     weakref.finalize(self, os.close, self._file)
-    self._reserve(num_rows)
-    self._on_disk = np.memmap(self.path, np.uint8, mode="r", shape=(num_rows,)).view(np.ndarray)
     self._here = np.zeros(num_rows, bool)  # written by this process, perhaps not yet synced
+    try:
+      self._reserve(num_rows)
+      flags = np.memmap(self.path, np.uint8, mode="r", shape=(num_rows,))
+      self._on_disk = flags.view(np.ndarray)
+    except OSError as error:
+      self._on_disk = np.zeros(num_rows, np.uint8)
+      self._stop(error)
     self._pending = []
     self._synced_at = time.monotonic()
     self._lock = threading.Lock()
@@ -85,9 +102,12 @@ class DecodeCache:
     if i >= self.capacity or self._here[i]:
       return
     try:
-      os.pwrite(self._file, np.ascontiguousarray(image), self._offset + i * self._row_bytes)
-    except OSError:
-      self.capacity = 0  # a full disk must not stop the training
+      place = self._offset + i * self._row_bytes
+      written = os.pwrite(self._file, np.ascontiguousarray(image), place)
+      if written != self._row_bytes:  # the last that the disk had room for
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+      self._stop(error)
       return
     self._here[i] = True
     with self._lock:
@@ -111,17 +131,32 @@ class DecodeCache:
       os.fsync(self._file)
       for i in rows:
         os.pwrite(self._file, b"\1", i)
-    except OSError:
-      self.capacity = 0
+    except OSError as error:
+      self._stop(error)
+
+  def _stop(self, error: OSError) -> None:
+    """Stores no more: a full disk must not stop the training."""
+    if self.capacity:
+      warnings.warn(
+        f"The decode cache {self.path} stores no more images ({error.strerror}); they are decoded "
+        "every time from now on"
+      )
+    self.capacity = 0
 
   def _reserve(self, num_rows: int) -> None:
-    """Makes the file long enough; flags beyond its old end cannot be true."""
+    """Makes the file long enough; flags beyond its old end cannot be true.
+
+    The flags are mapped into memory, so that the disk must have given them room: on a full one
+    reading a hole of the file would end the process by a bus error. OSError where it has none.
+    """
     end = self._offset + self.capacity * self._row_bytes
     length = os.fstat(self._file).st_size
     if length >= end:
+      os.posix_fallocate(self._file, 0, max(self._offset, 1))
       return
     present = max(0, length - self._offset) // self._row_bytes
     os.ftruncate(self._file, end)
+    os.posix_fallocate(self._file, 0, max(self._offset, 1))
     if length:
       os.pwrite(self._file, bytes(num_rows - present), present)
 

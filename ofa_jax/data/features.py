@@ -7,6 +7,7 @@ memory-mapped instead of parsed. A plain [N, E] `.npy` has its row numbers as id
 
 import dataclasses
 import io
+import json
 import os
 import pathlib
 import re
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import orjson
 
+from ofa_jax import partial, text_files
+from ofa_jax.data import values
 from ofa_jax.data.tsv import check_files
 
 FORMATS = ("jsonl", "npy")
@@ -29,7 +32,7 @@ class Features:
 
   Attributes:
     path: the file.
-    ids: int64[N], all different.
+    ids: int64[N], all different; Python integers (dtype object) where one is beyond int64.
     vectors: float[N, E]; memory-mapped for `.npy`.
   """
 
@@ -47,7 +50,7 @@ def read_features(
   """Reads a feature file.
 
   Args:
-    path: a `.jsonl` or `.npy` file.
+    path: a `.jsonl` file, perhaps compressed (`.jsonl.gz`), or a `.npy` file.
     kind: "image" or "text"; JSONL lines hold `image_id` or `text_id`.
     advance: called with the number of bytes read since its last call.
 
@@ -59,7 +62,7 @@ def read_features(
   check_files([path])
   if path.endswith(".npy"):
     ids, vectors = _load_npy(path)
-  elif path.endswith(".jsonl"):
+  elif ".jsonl" in os.path.basename(path):
     ids, vectors = _parse_jsonl(path, f"{kind}_id", advance)
   else:
     raise ValueError(f"Expected a .jsonl or .npy file of features, found {path}.")
@@ -70,20 +73,24 @@ def read_features(
 class FeatureWriter:
   """Writes a feature file that a killed run can continue; use as a context manager.
 
-  Rows go to `<path>.partial`, which takes the name `path` in `finish`.
+  Rows go to `<path>.partial`, which takes the name `path` in `finish`. Whether what a killed run
+  has left there is of the same work is for `partial.taken_up` to say, before.
 
   Args:
     path: the file to write, its suffix telling the format.
     kind: "image" or "text".
     width: E.
+
+  Attributes:
+    count: rows written, those of a killed run included.
   """
 
   def __init__(self, path: str | os.PathLike, *, kind: str, width: int):
     self.path = pathlib.Path(path)
-    self.partial = self.path.with_name(f"{self.path.name}.partial")
+    self.partial = partial.place_of(self.path)
     self.kind = kind
-    self._format, self._width = self.path.suffix[1:], width
-    self._file, self._count = None, 0
+    self._format, self._width = form_of(path), width
+    self._file, self.count = None, 0
 
   def __enter__(self) -> "FeatureWriter":
     self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,11 +117,6 @@ class FeatureWriter:
     text = _OTHER_DIGITS.sub(lambda match: repr(float(match[0])).encode(), text)
     line = b'{"%b_id": %%d, "feature": [%%b]}\n' % self.kind.encode()
     return [line % row for row in zip(ids, text.split(b"], ["), strict=True)]
-
-  def left_since(self, time: float) -> bool:
-    """Whether a killed run has left rows, written after `time` (seconds since the epoch)."""
-    stat = self.partial.stat()
-    return stat.st_size > 0 and stat.st_mtime >= time
 
   def resume(self, ids: Sequence[int], *, first: Sequence[bytes], multiple: int) -> int:
     """Keeps what a killed run has left, if it is the beginning of this very run.
@@ -144,12 +146,12 @@ class FeatureWriter:
     self._file.write(self._header(0))
     self._file.seek(ends[kept - 1] if kept else begin)
     self._file.truncate()
-    self._count = kept
+    self.count = kept
     return done
 
   def write(self, rows: Sequence[bytes]) -> None:
     """Appends rows made by `encode`."""
-    self._count += len(rows)
+    self.count += len(rows)
     self._file.write(b"".join(rows))
     self._file.flush()  # a killed run loses the batch at hand and no more
 
@@ -160,16 +162,15 @@ class FeatureWriter:
       ValueError: it has not the rows that were written, another process having written to it.
     """
     rows = sum(1 for _ in self._whole_rows(len(self._header(0))))
-    if rows != self._count:
+    if rows != self.count:
       raise ValueError(
-        f"Expected {self._count} rows in {self.partial}, found {rows}. Does another run write to "
+        f"Expected {self.count} rows in {self.partial}, found {rows}. Does another run write to "
         "it? Remove it and run again."
       )
     self._file.seek(0)
     self._file.write(self._header(rows))
     self._file.flush()
-    os.fsync(self._file.fileno())
-    os.replace(self.partial, self.path)
+    partial.finish(self.partial, self.path)
     return rows
 
   def _header(self, count: int) -> bytes:
@@ -201,6 +202,31 @@ class FeatureWriter:
       while len(row := self._file.read(dtype.itemsize)) == dtype.itemsize:
         begin += dtype.itemsize
         yield int(np.frombuffer(row, dtype)["id"][0]), begin
+
+
+def form_of(path: str | os.PathLike) -> str:
+  """Which of `FORMATS` a feature file is written in, by its name."""
+  return pathlib.Path(path).suffix[1:]
+
+
+def check_ids(ids: Sequence[int], names: Sequence[str], *, form: str) -> None:
+  """Checks, before anything is computed, that a format can hold all ids.
+
+  Args:
+    ids: of the rows.
+    names: where each stands, for the message.
+    form: one of `FORMATS`; `.npy` holds 64 bits, JSONL any integer.
+
+  Raises:
+    ValueError: ids beyond 64 bits.
+  """
+  if form == "npy":
+    faults = [
+      f"{name} ({text_files.shown(str(i), 40)})"
+      for i, name in zip(ids, names, strict=True)
+      if not -(2**63) <= i < 2**63
+    ]
+    raise_faults(faults, "ids from -2^63 to 2^63 - 1 with the format npy (jsonl holds any)")
 
 
 def raise_faults(faults: Sequence[str], expected: str) -> None:
@@ -239,13 +265,16 @@ def _load_npy(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _parse_jsonl(path, id_field, advance) -> tuple[np.ndarray, np.ndarray]:
-  with open(path, "rb") as file, np.errstate(over="ignore"):  # infinity is found afterwards
+  with text_files.opened(path) as file, np.errstate(over="ignore"):  # infinity is found afterwards
+    begin = file.tell()  # behind a mark
     count = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**24), b"")) + 1
-    file.seek(0)
-    ids, vectors, faults, number, size = np.zeros(count, np.int64), None, [], 0, 0
+    file.seek(begin)
+    ids, vectors, faults, number, size = [0] * count, None, [], 0, 0
     for number, line in enumerate(file, 1):
       try:
         row = orjson.loads(line)
+        if type(row) is dict and type(row.get(id_field)) is float:  # also for one beyond 64 bits
+          row[id_field] = json.loads(line)[id_field]
         ids[number - 1], feature = _integer(row[id_field]), row["feature"]
         if vectors is None:
           vectors = np.zeros((count, len(feature)), np.float32)
@@ -253,11 +282,12 @@ def _parse_jsonl(path, id_field, advance) -> tuple[np.ndarray, np.ndarray]:
           raise ValueError(f"has {len(feature)} numbers, the lines before {vectors.shape[1]}")
         vectors[number - 1] = feature
       except orjson.JSONDecodeError as error:
+        text_files.decode(line, path)
         faults.append(f"{path}:{number} is not JSON: {error.msg}, column {error.colno}")
       except KeyError as error:
         faults.append(f"{path}:{number} has no field {error}")
       except (ValueError, TypeError) as error:
-        faults.append(f"{path}:{number} {error}")
+        faults.append(f"{path}:{number} {text_files.shown(str(error), 200)}")
       size += len(line)
       if size > _ADVANCE:
         advance(size)
@@ -266,7 +296,8 @@ def _parse_jsonl(path, id_field, advance) -> tuple[np.ndarray, np.ndarray]:
   if not number:
     faults.append(f"{path} has no rows")
   raise_faults(faults, f'{{"{id_field}": int, "feature": [floats of one width]}} in every line')
-  return ids[:number], vectors[:number]
+  inside = min(ids) >= -(2**63) and max(ids) < 2**63
+  return np.array(ids[:number], np.int64 if inside else object), vectors[:number]
 
 
 def _check(path: str, ids: np.ndarray, vectors: np.ndarray) -> None:
@@ -283,6 +314,7 @@ def _check(path: str, ids: np.ndarray, vectors: np.ndarray) -> None:
 
 
 def _integer(value) -> int:
-  if type(value) is not int:
-    raise ValueError(f"has the id {value!r}, not an integer")
-  return value
+  number = values.whole(value)
+  if number is None:
+    raise ValueError(f"has the id {text_files.shown(repr(value))}, not an integer")
+  return number

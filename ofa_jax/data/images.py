@@ -55,21 +55,36 @@ def decode(encoded: bytes, *, size: int, exact: bool = True, rgb_first: bool = F
     image = _decode_jpeg(encoded, size)
     if image is not None:
       return image
-  with _opened(encoded) as image:
+  with opened(encoded) as image:
     picture = image.convert("RGB") if rgb_first else image
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC).convert("RGB"))
 
 
 def open_rgb(encoded: bytes) -> Image.Image:
   """The whole picture in RGB. Raises BadImage as `decode`."""
-  with _opened(encoded) as image:
+  with opened(encoded) as image:
     return image.convert("RGB")
 
 
 def size(encoded: bytes) -> tuple[int, int]:
   """Width and height in pixels, out of the header alone. Raises BadImage as `decode`."""
-  with _opened(encoded) as image:
+  with opened(encoded) as image:
     return image.size
+
+
+@contextlib.contextmanager
+def opened(encoded: bytes, *, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
+  """An image of which only the header is read yet; what goes wrong inside is BadImage."""
+  try:
+    with Image.open(io.BytesIO(encoded), formats=formats) as image:
+      _check_size(*image.size)
+      yield image
+  except BadImage:
+    raise
+  except Image.UnidentifiedImageError:
+    raise BadImage(f"not a {', '.join(formats)} file, or its header is damaged") from None
+  except Exception as error:  # on hostile bytes decoders raise anything from OSError to IndexError
+    raise BadImage(f"cannot be decoded: {error}") from error
 
 
 def random_crop_flip(
@@ -126,21 +141,6 @@ def _decode_jpeg(encoded: bytes, size: int) -> np.ndarray | None:
       small = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC, box=box)
       return np.asarray(small)
   return None
-
-
-@contextlib.contextmanager
-def _opened(encoded: bytes) -> Iterator[Image.Image]:
-  """An image of which only the header is read yet; what goes wrong inside is BadImage."""
-  try:
-    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-      _check_size(*image.size)
-      yield image
-  except BadImage:
-    raise
-  except Image.UnidentifiedImageError:
-    raise BadImage(f"not a {', '.join(FORMATS)} file, or its header is damaged") from None
-  except Exception as error:  # on hostile bytes decoders raise anything from OSError to IndexError
-    raise BadImage(f"cannot be decoded: {error}") from error
 
 
 def _check_size(width: int, height: int) -> None:

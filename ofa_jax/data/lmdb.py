@@ -8,6 +8,7 @@ run anything.
 
 import binascii
 import os
+import struct
 import weakref
 from collections.abc import Sequence
 
@@ -28,7 +29,7 @@ class LmdbImages:
     directory: the folder with `data.mdb`.
 
   Raises:
-    ValueError: no such folder, or no images in it.
+    ValueError: no such folder, a file that is cut short, or no images in it.
     ImportError: the `lmdb` package is not installed.
   """
 
@@ -139,8 +140,9 @@ def _open(directory: str):
   try:
     import lmdb
   except ImportError as error:
-    raise ImportError('Reading LMDB folders needs `pip install "ofa-jax[lmdb]"`.') from error
+    raise ImportError("Reading LMDB folders needs `pip install lmdb`.") from error
   check_files([os.path.join(directory, "data.mdb")])
+  _check_length(os.path.join(directory, "data.mdb"))
   environment = _ENVIRONMENTS.get(directory)
   if environment is None:
     try:
@@ -151,3 +153,35 @@ def _open(directory: str):
       ) from error
     _ENVIRONMENTS[directory] = environment
   return environment
+
+
+def _check_length(path: str) -> None:
+  """The file is mapped into memory: a page behind its end would end the process by a bus error.
+
+  Raises:
+    ValueError: it is shorter than its own header says.
+  """
+  size = os.path.getsize(path)
+  with open(path, "rb") as file:
+    first = file.read(_META.size)
+    if len(first) < _META.size or _META.unpack(first)[0] != _MAGIC:
+      raise ValueError(
+        f"Expected an LMDB environment, found another file: {path}. Build the LMDB again, or use "
+        "the TSV files."
+      )
+    page = _META.unpack(first)[1]
+    file.seek(page)
+    second = file.read(_META.size)
+  metas = [_META.unpack(x) for x in (first, second) if len(x) == _META.size]
+  metas = [x for x in metas if x[0] == _MAGIC]  # of the two, the later transaction's counts
+  needed = (max(metas, key=lambda meta: meta[3])[2] + 1) * page
+  if size < max(needed, 2 * page):
+    raise ValueError(
+      f"Expected {needed:,} bytes of the LMDB environment in {path}, found {size:,}: it was cut "
+      "short. Copy it again."
+    )
+
+
+# Behind the 16 bytes of a page's header: magic; size of a page; last page; transaction.
+_META = struct.Struct("<16xI20xI92xQQ")
+_MAGIC = 0xBEEFC0DE

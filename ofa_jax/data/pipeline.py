@@ -18,13 +18,14 @@ then a dictionary of batches. The order of a stream depends on the seed and its 
 import concurrent.futures
 import functools
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Union
 
 import grain
 import numpy as np
 
+from ofa_jax.data.bad_rows import BadRows, Pass, of_stream
+from ofa_jax.data.bad_rows import TooManyBadRows as TooManyBadRows
 from ofa_jax.data.protocols import Rows
 from ofa_jax.data.streams import Streams, unnamed
 from ofa_jax.data.tsv import BadRow
@@ -36,66 +37,6 @@ _FOREVER = 2**62  # steps of training data
 Batch = Mapping[str, Union[np.ndarray, "Batch"]]
 # The fields that come with a batch, and its slots: (row or -1 for padding, key of its generator).
 Plan = Callable[[int], tuple[dict[str, np.ndarray], list[tuple[int, tuple | None]]]]
-
-
-class TooManyBadRows(ValueError):  # noqa: N818 (named after what it reports)
-  """More rows are bad than the run allows."""
-
-
-class BadRows:
-  """Counts and names the bad rows of a run; may be used from several threads.
-
-  Args:
-    max_rate: the run stops when more than this share of the rows seen of a stream is bad.
-    log: called with one message for each bad row, the first time it is met.
-    min_rows: the share is taken of at least so many rows, so that one bad row among the first ten
-      does not stop a run.
-
-  Attributes:
-    count: bad rows met so far, repetitions included.
-    seen: rows met so far.
-    names: the distinct bad rows, as `name: reason`.
-  """
-
-  def __init__(
-    self,
-    max_rate: float = 0.01,
-    log: Callable[[str], None] | None = None,
-    *,
-    min_rows: int = 1000,
-  ):
-    self.count = 0
-    self.seen = 0
-    self.names = []
-    self._max_rate = max_rate
-    self._min_rows = min_rows
-    self._log = log
-    self._known = set()
-    self._of_stream = {}  # name -> (bad rows, rows seen)
-    self._lock = threading.Lock()
-
-  def add(self, bad: Sequence[BadRow], *, seen: int, stream: str | None = None) -> None:
-    """Notes `seen` rows of a stream, among them the bad ones.
-
-    Raises:
-      TooManyBadRows: the allowed rate is exceeded.
-    """
-    with self._lock:
-      self.seen += seen
-      self.count += len(bad)
-      new = [row for row in bad if row.name not in self._known]
-      self._known.update(row.name for row in new)
-      self.names += map(str, new)
-      count, before = self._of_stream.get(stream, (0, 0))
-      count, seen = self._of_stream[stream] = count + len(bad), before + seen
-    for row in new:
-      if self._log is not None:
-        self._log(f"Skipped a bad row: {row}")
-    if bad and count > self._max_rate * max(seen, self._min_rows):
-      raise TooManyBadRows(
-        f"Expected at most {self._max_rate:.2%} bad rows{_of(stream)}, found {count} among {seen}: "
-        f"{'; '.join(self.names[:5])}. Repair the data, or allow a higher rate."
-      )
 
 
 class Mixture:
@@ -215,7 +156,11 @@ def train_batches(
   """
   streams = Streams.of(rows, batch_size)
   planned = {
-    name: _Stream(streams.rows[name], _train_plan(streams, name, seed, (host, hosts)))
+    name: _Stream(
+      streams.rows[name],
+      _train_plan(streams, name, seed, (host, hosts)),
+      Pass(len(streams.rows[name]), -(-len(streams.rows[name]) // hosts)),
+    )
     for name in streams.sizes
   }
   source = _BatchSource(planned, length=_FOREVER, workers=workers, bad=bad)
@@ -250,7 +195,10 @@ def eval_batches(
     return {"index": index.astype(np.int32)}, [(row, None) for row in index.tolist()]
 
   length = -(-len(rows) // batch_size)
-  source = _BatchSource({None: _Stream(rows, plan)}, length=length, workers=workers, bad=bad)
+  own = (length - 1) * len(block)
+  own += int(((length - 1) * batch_size + block < len(rows)).sum())
+  stream = _Stream(rows, plan, Pass(len(rows), own))
+  source = _BatchSource({None: stream}, length=length, workers=workers, bad=bad)
   return Batches(source, start=0, prefetch=prefetch)
 
 
@@ -277,17 +225,12 @@ def _block(
   """The positions of this host within a global batch: int64[batch_size // hosts]."""
   if batch_size % hosts or batch_size < 1:
     raise ValueError(
-      f"Expected a batch size{_of(name)} that {hosts} hosts divide, found {batch_size}. It counts "
-      "the rows of all hosts together."
+      f"Expected a batch size{of_stream(name)} that {hosts} hosts divide, found {batch_size}. It "
+      "counts the rows of all hosts together."
     )
   if not len(rows):
-    raise ValueError(f"Expected a data set with rows, found an empty one{_of(name)}.")
+    raise ValueError(f"Expected a data set with rows, found an empty one{of_stream(name)}.")
   return np.arange(host * batch_size // hosts, (host + 1) * batch_size // hosts)
-
-
-def _of(stream: str | None) -> str:
-  """The stream's name as the end of a phrase."""
-  return "" if stream is None else f" of the stream {stream!r}"
 
 
 def _order(rows: Rows, seed: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -331,6 +274,7 @@ class _Stream(NamedTuple):
 
   rows: Rows
   plan: Plan
+  whole: Pass
 
 
 class _BatchSource:
@@ -366,13 +310,14 @@ class _BatchSource:
 
   def _begin(self, name: str | None, step: int) -> tuple[Batch, list[concurrent.futures.Future]]:
     """A stream's batch, and the work that is going to fill it."""
-    rows, plan = self._streams[name]
+    rows, plan, whole = self._streams[name]
     blank = self._blanks[name]
     fields, slots = plan(step)
     # New memory for each batch: JAX on a CPU may use an aligned array without copying it.
     batch = {k: np.empty((len(slots), *v.shape), v.dtype) for k, v in blank.items()}
     batch |= fields | {"weight": np.ones(len(slots), np.float32)}
-    known = {"rows": rows, "blank": blank, "bad": self._bad, "stream": name}
+    note = functools.partial(self._bad.add, stream=name, whole=whole)
+    known = {"rows": rows, "blank": blank, "note": note, "stream": name}
     fill = functools.partial(_fill, batch, slots, **known)
     return batch, [self._pool.submit(fill, begin=begin) for begin in range(0, len(slots), CHUNK)]
 
@@ -384,11 +329,11 @@ def _fill(
   begin: int,
   rows: Rows,
   blank: dict[str, np.ndarray],
-  bad: BadRows,
+  note: Callable[..., None],
   stream: str | None,
 ) -> None:
   """Reads the rows of `CHUNK` slots into their places of the batch."""
-  faults, seen = [], 0
+  faults, numbers, seen = [], [], 0
   for place in range(begin, min(begin + CHUNK, len(slots))):
     row, key = slots[place]
     example = blank
@@ -398,6 +343,7 @@ def _fill(
         example = rows.example(row, None if key is None else np.random.default_rng(key))
       except BadRow as fault:
         faults.append(fault)
+        numbers.append(row)
     if example is blank:
       batch["weight"][place] = 0
     for field, like in blank.items():
@@ -405,7 +351,7 @@ def _fill(
       if value.shape != like.shape or value.dtype != like.dtype:  # numpy would broadcast or cast
         raise ValueError(
           f"Expected {field}: {like.dtype}{list(like.shape)} as in `blank()`, found "
-          f"{value.dtype}{list(value.shape)} in row {row}{_of(stream)}."
+          f"{value.dtype}{list(value.shape)} in row {row}{of_stream(stream)}."
         )
       batch[field][place] = value
-  bad.add(faults, seen=seen, stream=stream)
+  note(faults, seen=seen, rows=numbers)

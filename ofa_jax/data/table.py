@@ -10,11 +10,13 @@ one image, and a caption that stands in several rows belongs to all of their ima
 
 import csv
 import difflib
+import io
 import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ofa_jax import text_files
 from ofa_jax.data.folder import ImageFiles
 from ofa_jax.data.tsv import Texts, check_files
 
@@ -152,7 +154,7 @@ def _records(
       if exists[file]:
         yield (number, line), file, texts
       else:
-        faults["whose image is missing"].append(f"{path}:{line} ({file})")
+        faults["whose image is missing"].append(f"{path}:{line} ({text_files.shown(file, 300)})")
 
 
 def _delimiter(path: str, line: str) -> str:
@@ -161,32 +163,36 @@ def _delimiter(path: str, line: str) -> str:
 
 def _rows(path: str, *, columns: Sequence[str]) -> Iterator[tuple[int, list[str] | str]]:
   """The line and the wanted columns of each row, or what is wrong with it."""
-  try:
-    with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets write a mark first
-      first = file.readline()
-      delimiter = _delimiter(path, first)
-      names = next(csv.reader([first], delimiter=delimiter), [])
-      at = [_find(name, names, path) for name in columns]
-      rows = csv.reader(file, delimiter=delimiter, strict=True)
-      while True:
-        line = rows.line_num + 2
-        try:
-          row = next(rows)
-        except StopIteration:
-          return
-        except csv.Error as error:
-          yield line, f"{error}; write quotes inside a quoted field twice"
-          continue
-        if not row:
-          continue
-        if len(row) == len(names):
-          yield line, [row[i].strip() for i in at]
-        else:
-          yield line, f"{len(row)} columns instead of {len(names)}"
-  except UnicodeDecodeError as error:
-    raise ValueError(
-      f'Expected {path} in UTF-8, found {error.reason}. Save it again as "CSV UTF-8".'
-    ) from error
+  with text_files.opened(path) as raw:
+    file = io.TextIOWrapper(raw, encoding="utf-8", newline="")
+    try:
+      yield from _parsed(file, path, columns=columns)
+    except UnicodeDecodeError as error:
+      reason = text_files.fault(error.object) or error.reason
+      raise ValueError(text_files.cure(path, reason)) from error
+
+
+def _parsed(file: io.TextIOBase, path: str, *, columns: Sequence[str]):
+  header = file.readline()
+  delimiter = _delimiter(path, header)
+  names = next(csv.reader([header], delimiter=delimiter), [])
+  at = [_find(name, names, path) for name in columns]
+  rows = csv.reader(file, delimiter=delimiter, strict=True)
+  while True:
+    line = rows.line_num + 2
+    try:
+      row = next(rows)
+    except StopIteration:
+      return
+    except csv.Error as error:
+      yield line, f"{error}; write quotes inside a quoted field twice"
+      continue
+    if not row:
+      continue
+    if len(row) == len(names):
+      yield line, [row[i].strip() for i in at]
+    else:
+      yield line, f"{len(row)} columns instead of {len(names)}"
 
 
 def _find(name: str, names: Sequence[str], path: str) -> int:

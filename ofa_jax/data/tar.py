@@ -13,23 +13,19 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 import numpy as np
 
-from ofa_jax.data import index
+from ofa_jax import text_files
+from ofa_jax.data import index, values
 from ofa_jax.data.table import Captions
 from ofa_jax.data.tsv import BadRow, Texts, check_files
 
 IMAGES = ("jpg", "jpeg", "png", "webp")  # the first of these that a sample has
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 _WITHOUT = "\0"  # in place of the captions' field: nothing but images is read
-_COMPRESSED = (
-  (b"\x1f\x8b", "gzip"),
-  (b"BZh", "bzip2"),
-  (b"\xfd7zXZ", "xz"),
-  (b"(\xb5/\xfd", "zstd"),
-)
 
 
 class TarImages(index.Shards):
@@ -95,7 +91,8 @@ def read_tar(
     try:
       shards.append(index.load(path, form=_Index, scan=scan, version=version, index_dir=index_dir))
     except (tarfile.TarError, ValueError, OSError) as error:
-      damaged.append(f"{path} ({_compression(path) or error})")
+      packed = text_files.compression(path)
+      damaged.append(f"{path} ({f'compressed with {packed}' if packed else error})")
   if damaged:
     raise ValueError(
       f"Expected whole tar files that are not compressed, found {len(damaged)} others: "
@@ -153,20 +150,19 @@ def _id(shard: int, key: str) -> str:
 
 def _scan(path: str, *, caption: str | None) -> _Index:
   samples = {}  # key -> extension -> its members; keys in the order of their first one
-  with tarfile.open(path, "r:") as tar:
-    for member in tar:
+  with open(path, "rb") as file:
+    for member in _members(file):
       folder, _, name = member.name.removeprefix("./").rpartition("/")
       key, dot, extension = name.partition(".")
       if member.isreg() and not member.issparse() and dot and key:
         members = samples.setdefault(f"{folder}/{key}" if folder else key, {})
         members.setdefault(extension.lower(), []).append(member)
-    _check_end(tar)
     keys, starts, sizes, texts, faults = [], [], [], [], []
     for key, members in samples.items():
       key = key.encode(errors="backslashreplace")
       try:
         image = _member(members, IMAGES)
-        text = b"" if caption == _WITHOUT else _caption(tar, members, caption).encode()
+        text = b"" if caption == _WITHOUT else _caption(file, members, caption).encode()
       except ValueError as error:
         faults.append(b"%s %s" % (key.replace(b"\n", b" "), str(error).encode()))
         continue
@@ -195,36 +191,51 @@ def _member(members: dict[str, list[tarfile.TarInfo]], kinds: Sequence[str]) -> 
   raise ValueError(f"has no .{', .'.join(kinds)}")
 
 
-def _caption(
-  tar: tarfile.TarFile, members: dict[str, list[tarfile.TarInfo]], field: str | None
-) -> str:
+def _caption(file: BinaryIO, members: dict[str, list[tarfile.TarInfo]], field: str | None) -> str:
   """The caption of a sample; ValueError where it has none."""
   kind = "txt" if field is None else "json"
-  content = tar.extractfile(_member(members, [kind])).read()
+  member = _member(members, [kind])
+  file.seek(member.offset_data)
+  content = file.read(member.size).removeprefix(text_files.MARK)
   try:
-    text = content.decode() if field is None else json.loads(content)[field]
+    content = content.decode()
   except UnicodeDecodeError:
-    raise ValueError(f"has a .{kind} that is not UTF-8") from None
+    seems = " (GBK, it seems)" * (text_files.fault(content) or "").startswith("GBK")
+    raise ValueError(f"has a .{kind} that is not UTF-8{seems}") from None
+  try:
+    text = content if field is None else json.loads(content)[field]
   except (ValueError, RecursionError):
     raise ValueError("has a .json that is none") from None
   except (KeyError, TypeError):
     raise ValueError(f"has no field {field!r} in its .json") from None
-  if not isinstance(text, str) or not text.strip():
+  text = values.caption(text).strip()
+  if not text:
     raise ValueError("has an empty caption")
-  return text.strip()
+  return text
 
 
-def _check_end(tar: tarfile.TarFile) -> None:
-  """A tar file ends with a block of zeros; tarfile accepts any end that lies between members."""
-  tar.fileobj.seek(tar.offset)
-  if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-    raise tarfile.ReadError(f"cut short at byte {tar.offset:,}")
+def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+  """The members of a file, which may be several tar files one behind the other."""
+  begin = 0
+  while begin is not None:
+    file.seek(begin)
+    tar = tarfile.TarFile(fileobj=file)  # it does not close what it was given
+    if begin and tar.firstmember is None:
+      raise tarfile.ReadError(f"no tar file follows its end at byte {begin:,}")
+    yield from tar
+    # A tar file ends with a block of zeros; tarfile accepts any end that lies between members.
+    file.seek(tar.offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+      raise tarfile.ReadError(f"cut short at byte {tar.offset:,}")
+    begin = _next_block(file, tar.offset)
 
 
-def _compression(path: str) -> str | None:
-  """What a file is compressed with, for the message that it is no plain tar file."""
-  with open(path, "rb") as file:
-    begin = file.read(8)
-  return next(
-    (f"compressed with {name}" for magic, name in _COMPRESSED if begin.startswith(magic)), None
-  )
+def _next_block(file: BinaryIO, begin: int) -> int | None:
+  """Where the first block from `begin` on lies that is not zeros; None: there is none."""
+  file.seek(begin)
+  while chunk := file.read(tarfile.RECORDSIZE):
+    zeros = len(chunk) - len(chunk.lstrip(b"\0"))
+    if zeros < len(chunk):
+      return begin + zeros // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+    begin += len(chunk)
+  return None

@@ -18,11 +18,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pybase64
 
-from ofa_jax.data import index
+from ofa_jax import text_files
+from ofa_jax.data import index, values
+from ofa_jax.text_files import shown
 
 IMAGE = "image"  # what the column of base64 images is called
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 MAX_COLUMNS = 16
 MAX_ID_BYTES = 256  # more means that the columns are swapped
 
@@ -36,7 +38,7 @@ class BadRow(Exception):  # noqa: N818 (a fault of the data, not of the program)
     self.reason = reason
 
   def __str__(self) -> str:
-    return f"{self.name}: {self.reason}"
+    return text_files.printable(f"{self.name}: {self.reason}")
 
 
 class Table(index.Shards):
@@ -51,7 +53,8 @@ class Table(index.Shards):
       directory cannot be written.
 
   Raises:
-    ValueError: a file is missing or has no rows, or rows have fewer columns than are read.
+    ValueError: a file is missing, has no rows or is no text; or rows have fewer columns than are
+      read, or no tab.
   """
 
   def __init__(
@@ -79,13 +82,14 @@ class Table(index.Shards):
     self._widths = np.concatenate([shard.widths for shard in shards])
     self.width = int(np.bincount(self._widths).argmax()) if width is None else width
     self._ends = np.concatenate([_to_width(shard.ends, self.width) for shard in shards])
+    self._check_tabs(least=max([1, *(n + 1 for n in self.columns.values())]))
     self._check_columns()
 
   def name(self, i: int) -> str:
     """`file:line id` of a row, for messages; the id is the first column."""
     shard = self._shard(i)
     place = f"{self.files[shard]}:{self._lines[i]}"
-    return f"{place} {self._ids[i].decode('utf-8', 'replace')}".rstrip()
+    return f"{place} {shown(self._ids[i].decode('utf-8', 'replace'))}".rstrip()
 
   def text(self, i: int, column: str) -> str:
     """One column of row `i`.
@@ -93,10 +97,12 @@ class Table(index.Shards):
     Raises:
       BadRow: the line has a wrong number of columns, or the text is not UTF-8.
     """
+    raw = self._column(i, column)
     try:
-      return self._column(i, column).decode("utf-8")
+      return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-      raise BadRow(self.name(i), f"{column} is not UTF-8: {error.reason}") from error
+      reason = text_files.fault(raw) or error.reason
+      raise BadRow(self.name(i), f"{column} is not UTF-8: {reason}") from error
 
   def encoded(self, i: int) -> bytes:
     """The bytes of image file `i`; base64 in the standard or the url-safe alphabet.
@@ -120,6 +126,21 @@ class Table(index.Shards):
   def _expected(self, i: int) -> str:
     width = f"{self._widths[i]}{' or more' if self._widths[i] > MAX_COLUMNS else ''}"
     return f"expected {self.width} columns separated by tabs, found {width}"
+
+  def _check_tabs(self, *, least: int) -> None:
+    """Files whose rows have no tab at all where columns are read behind one."""
+    for shard, path in enumerate(self.files):
+      rows = slice(self._begins[shard], self._begins[shard + 1])
+      if least > 1 and (self._widths[rows] == 1).all():
+        first = int(self._begins[shard])
+        with open(path, "rb") as file:
+          line = os.pread(file.fileno(), 64, int(self._starts[first]))
+        raise ValueError(
+          f"Expected columns separated by tabs in {path}, found no tab in any of its "
+          f"{self._begins[shard + 1] - first} rows; line {self._lines[first]} begins "
+          f"{shown(line.splitlines()[0], 40)!r}. Write a tab (one character, 0x09) between the "
+          "columns."
+        )
 
   def _check_columns(self) -> None:
     outside = [f"{n} ({name})" for name, n in self.columns.items() if not 0 <= n < self.width]
@@ -210,56 +231,75 @@ def read_texts(paths: Sequence[str | os.PathLike]) -> Texts:
   """Reads captions from JSONL files.
 
   Args:
-    paths: JSONL files, in order, with the fields `text_id`, `text` and `image_ids` in each line.
+    paths: JSONL files, perhaps compressed, in order, with the fields `text_id`, `text` and
+      `image_ids` in each line. A number as text is the text that it is written as.
 
   Raises:
-    ValueError: a file is missing or empty, or a line is not such an object (all are counted, the
-      first five named).
+    ValueError: a file is missing, empty or not in UTF-8, or a line is not such an object (all are
+      counted, the first five named).
   """
   files = tuple(os.path.abspath(path) for path in paths)
   check_files(files)
-  text_ids, texts, image_ids, places, faults = [], [], [], [], []
+  text_ids, texts, image_ids, places, faults, cure = [], [], [], [], [], ""
   for number, path in enumerate(files):
     before = len(texts) + len(faults)
-    with open(path, "rb") as lines:
-      for line, raw in enumerate(lines, start=1):
-        if not raw.strip():
-          continue
-        try:
-          row = json.loads(raw)
-          text_id, text, images = row["text_id"], row["text"], row["image_ids"]
-          if not isinstance(images, list):
-            raise TypeError(f"image_ids is {type(images).__name__}, not a list")
-          if not isinstance(text_id, int | str) or text is None:
-            raise TypeError("text_id is neither a number nor a string, or text is null")
-        except KeyError as error:
-          faults.append(f"{path}:{line} has no field {error}")
-        except (ValueError, TypeError, RecursionError) as error:  # JSON and UTF-8: ValueError
-          faults.append(f"{path}:{line} {error}")
-        else:
-          text_ids.append(text_id)
-          texts.append(str(text))
-          image_ids.append(tuple(str(i) for i in images))
-          places.append((number, line))
+    for line, raw in text_files.lines(path):
+      if not raw.strip():
+        continue
+      try:
+        text_id, text, images = _caption_of(raw.decode())
+      except UnicodeDecodeError:
+        reason = text_files.fault(raw) or "a character that is cut off"
+        faults.append(f"{path}:{line} is not UTF-8: {reason}")
+        cure = cure or text_files.iconv(path, reason)
+      except KeyError as error:
+        faults.append(f"{path}:{line} has no field {error}")
+      except (ValueError, TypeError, RecursionError) as error:  # JSON: ValueError
+        faults.append(f"{path}:{line} {shown(str(error), 200)}")
+      else:
+        text_ids.append(text_id)
+        texts.append(text)
+        image_ids.append(images)
+        places.append((number, line))
     if len(texts) + len(faults) == before:
       faults.append(f"{path} has no rows")
   if faults:
     raise ValueError(
       'Expected one {"text_id": int, "text": str, "image_ids": [int, ...]} a line in UTF-8, found '
-      f"{len(faults)} faults: {'; '.join(faults[:5])}. Correct or remove these lines."
+      f"{len(faults)} faults: {'; '.join(faults[:5])}. Correct or remove these lines{cure}."
     )
   return Texts(text_ids, texts, image_ids, files, np.array(places, np.int64))
+
+
+def _caption_of(line: str) -> tuple[int | str, str, tuple[str, ...]]:
+  """text_id, text and image_ids of a line; KeyError, TypeError or ValueError where they are not."""
+  row = json.loads(line)
+  if not isinstance(row, dict):
+    raise TypeError(f"is {type(row).__name__}, not an object")
+  text_id, text, images = row["text_id"], row["text"], row["image_ids"]
+  if not isinstance(images, list):
+    raise TypeError(f"image_ids is {type(images).__name__}, not a list")
+  ids = tuple(str(values.identifier(i, "an entry of image_ids")) for i in images)
+  return values.identifier(text_id, "text_id"), values.caption(text), ids
 
 
 def decode_base64(text: bytes) -> bytes:
   """The bytes behind a base64 string in the standard or the url-safe alphabet.
 
+  White space in it or around it is left out, as by the original's decoder.
+
   Raises:
     binascii.Error: a character outside the alphabet, or wrong padding.
   """
   if b"-" in text or b"_" in text:
-    return pybase64.b64decode(text.translate(_FROM_URL_SAFE), validate=True)
-  return pybase64.b64decode(text, validate=True)
+    text = text.translate(_FROM_URL_SAFE)
+  try:
+    return pybase64.b64decode(text, validate=True)
+  except binascii.Error:
+    without = text.translate(None, _SPACE)
+    if len(without) == len(text):
+      raise
+    return pybase64.b64decode(without, validate=True)
 
 
 def check_files(paths: Sequence[str]) -> None:
@@ -272,6 +312,7 @@ def check_files(paths: Sequence[str]) -> None:
     )
 
 
+_SPACE = b" \t\r\n\v\f"
 _FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
@@ -290,13 +331,14 @@ def _load_index(path: str, index_dir: str | None) -> _Index:
 
 
 def _scan(path: str) -> _Index:
+  text_files.check(path)
   starts, ends, lines, ids = [], [], [], []
   with open(path, "rb") as file:
     if not os.fstat(file.fileno()).st_size:
       none = np.zeros(0, np.int64)
       return _Index(none, none.reshape(0, 1), none, none, np.zeros(0, "S1"))
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-      begin, line = 0, 0
+      begin, line = len(text_files.MARK) * (data[:3] == text_files.MARK), 0
       while begin < len(data):
         line += 1
         newline = data.find(b"\n", begin)
@@ -311,7 +353,9 @@ def _scan(path: str) -> _Index:
           lines.append(line)
           ids.append(data[begin : columns[0]] if columns[0] - begin <= MAX_ID_BYTES else b"")
         begin = following
-  widths = np.array([len(row) for row in ends])
+  widths = np.array([len(row) for row in ends], np.int64)
+  if not len(widths):  # nothing but empty lines
+    return _Index(widths, widths.reshape(0, 1), widths, widths, np.zeros(0, "S1"))
   places = np.zeros((len(ends), min(widths.max(), MAX_COLUMNS)), np.int64)
   for row, columns in zip(places, ends, strict=True):
     row[: len(columns)] = columns[:MAX_COLUMNS]

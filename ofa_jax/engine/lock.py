@@ -35,7 +35,8 @@ def one_writer(
   no locks, are not guarded.
 
   Args:
-    path: the folder, which is made if it is missing, or the file.
+    path: the folder, which is made if it is missing and goes again if nothing comes into it, or the
+      file.
     file: it is a file.
     beat: seconds between two signs of life.
 
@@ -48,7 +49,7 @@ def one_writer(
     return
   path = pathlib.Path(path)
   place = path.with_name(f"{path.name}.{NAME}") if file else path / NAME
-  place.parent.mkdir(parents=True, exist_ok=True)
+  new = [p for p in (place.parent, *place.parent.parents) if not p.exists()]
   handle, note = _acquire(place, what=path, beat=beat)
   done = threading.Event()
   thread = threading.Thread(target=_keep_alive, args=(handle, done, beat), daemon=True)
@@ -60,13 +61,20 @@ def one_writer(
     thread.join()
     with contextlib.suppress(OSError):
       place.unlink()  # before it is unlocked: who opened it meanwhile sees that it is gone
+    with contextlib.suppress(OSError):
+      for folder in new:  # nothing came of it
+        folder.rmdir()
     os.close(handle)
 
 
 def _acquire(place: pathlib.Path, *, what: pathlib.Path, beat: float) -> tuple[int, str | None]:
   """The open, locked lock file, and a note where it was left behind."""
   while True:
-    file = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      file = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
+    except FileNotFoundError:  # its last holder has just removed the folder
+      continue
     try:
       if not _lock(file):
         raise HeldError(_held(what, _holder(file), place))

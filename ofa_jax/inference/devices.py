@@ -34,7 +34,7 @@ def choose(device: Any = None) -> list[jax.Device]:
     devices = jax.local_devices()
     warnings.warn(
       f"device={str(device)!r}: JAX has {len(devices)} {devices[0].platform.upper()} devices here; "
-      'the model goes there. For GPUs: pip install "ofa-jax[cuda]"'
+      'the model goes there. For GPUs: pip install -e ".[cuda]"'
     )
     return devices
 

@@ -1,15 +1,18 @@
 """What users hand to an OFA: checked, and made the arrays that it runs on."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from ofa_jax.data import images
-from ofa_jax.tokenizers.special import EOS, PAD
-
-Picture: TypeAlias = Image.Image | np.ndarray
+from ofa_jax.data import given, images
+from ofa_jax.data.given import Picture
+from ofa_jax.text_files import shown
+from ofa_jax.tokenizers.ofa import OFATokenizer
+from ofa_jax.tokenizers.special import BOS, EOS, PAD
 
 
 class Colours(NamedTuple):
@@ -19,48 +22,96 @@ class Colours(NamedTuple):
   std: tuple[float, ...] = images.HALF_STD
 
 
-def preprocess(image: Image.Image, *, size: int, colours: Colours) -> np.ndarray:
-  """Resizes and normalises an image as the original does, float32[size, size, 3].
+def preprocess(image: Picture, *, size: int, colours: Colours) -> np.ndarray:
+  """Resizes and normalises a picture as the original does, float32[size, size, 3].
 
   It is converted to RGB, and the whole of it is squashed to a square.
-  """
-  return images.normalize(resized(image, size), **colours._asdict())
 
-
-def resized(image: Picture, size: int) -> np.ndarray:
-  """The pixels uint8[size, size, 3] of a Pillow image or of uint8[h, w, 3].
+  Args:
+    image: see `data.given.picture`.
+    size: pixels a side.
+    colours: what to take out.
 
   Raises:
-    ValueError: something else.
+    ValueError: no picture.
   """
-  if isinstance(image, np.ndarray):
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-      raise ValueError(f"Expected an image uint8[h, w, 3], found {image.dtype} {image.shape}")
-    image = Image.fromarray(image)
-  elif not isinstance(image, Image.Image):
-    raise ValueError(f"Expected a Pillow image or an array, found {type(image).__name__}")
+  return images.normalize(resized(given.picture(image), size), **colours._asdict())
+
+
+def resized(image: Image.Image, size: int) -> np.ndarray:
+  """The pixels uint8[size, size, 3]."""
   return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
 
 
-def image_stack(pictures: Sequence[Picture | None], size: int) -> np.ndarray:
-  """Images resized to uint8[N, size, size, 3], or float32[N, S, S, 3] as they are; None is black.
+def pictures(values: Sequence[Picture | None], size: int) -> list[Image.Image | np.ndarray | None]:
+  """Pictures as Pillow images; arrays as from `preprocess` and None stay as they are.
+
+  Such an array is float32[S, S, 3]: with S = `size`, or with numbers outside 0 to 1; other floats
+  are pixels from 0 to 1.
 
   Raises:
-    ValueError: float32 images of several sizes, or mixed with others.
+    ValueError: something that is no picture, by its number.
   """
-  given = [x for x in pictures if x is not None]
-  ready = [isinstance(x, np.ndarray) and x.dtype == np.float32 for x in given]
+  made, faults = [], []
+  for number, value in enumerate(values):
+    try:
+      made.append(value if value is None else _picture(value, size))
+    except ValueError as error:
+      faults.append((number, error))
+  if faults:
+    number, error = faults[0]
+    more = f" ({len(faults)} of {len(values)} are none)" if len(faults) > 1 else ""
+    raise ValueError(f"images: number {number}{more}: {error}") from error
+  return made
+
+
+def _picture(value, size):
+  if isinstance(value, Image.Image) or not hasattr(value, "__array__"):
+    return given.picture(value)
+  array = given.as_array(value)
+  if array.dtype != np.float32 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+    return given.picture(array)
+  low, high, shape = float(array.min()), float(array.max()), f"float32{list(array.shape)}"
+  if low >= 0 and high <= 1:
+    if array.shape[:2] != (size, size):
+      return given.picture(array)
+    warnings.warn(
+      f"Took an array {shape} from 0 to 1 as made by `preprocess`; give uint8 if these are pixels"
+    )
+  elif _is_bytes(array, low, high) or not np.isfinite([low, high]).all():
+    return given.picture(array)
+  elif array.shape[0] != array.shape[1]:
+    raise ValueError(
+      "Expected normalised arrays to be square, as from `preprocess`, found "
+      f"{shape} from {low:.3g} to {high:.3g}"
+    )
+  return array
+
+
+def _is_bytes(array, low, high):
+  return low >= 0 and 2 < high <= 255 and bool((array == np.floor(array)).all())
+
+
+def image_stack(values: Sequence[Picture | None], size: int) -> np.ndarray:
+  """Pictures resized to uint8[N, size, size, 3], or float32[N, S, S, 3] as they are; None: black.
+
+  Raises:
+    ValueError: as `pictures`; or float32 arrays of several sizes, or mixed with pictures.
+  """
+  values = pictures(values, size)
+  filled = [x for x in values if x is not None]
+  ready = [isinstance(x, np.ndarray) for x in filled]
   if any(ready):
-    shapes = sorted({np.shape(x) for x in given})
-    if not all(ready) or len(shapes) > 1 or len(shapes[0]) != 3 or shapes[0][2] != 3:
+    shapes = sorted({np.shape(x) for x in filled})
+    if not all(ready) or len(shapes) > 1:
       raise ValueError(
-        "Expected Pillow images, arrays uint8[h, w, 3], or arrays float32[S, S, 3] all of one "
-        f"size, found float32 among shapes {shapes}"
+        "Expected pictures, or arrays float32[S, S, 3] as from `preprocess` all of one size, found "
+        f"float32 among shapes {shapes}"
       )
     blank = np.zeros(shapes[0], np.float32)
-    return np.stack([blank if x is None else x for x in pictures])
+    return np.stack([blank if x is None else x for x in values])
   blank = np.zeros((size, size, 3), np.uint8)
-  return np.stack([blank if x is None else resized(x, size) for x in pictures])
+  return np.stack([blank if x is None else resized(x, size) for x in values])
 
 
 def image_array(array: Any, *, rows: int) -> np.ndarray:
@@ -69,7 +120,7 @@ def image_array(array: Any, *, rows: int) -> np.ndarray:
   Raises:
     ValueError: another shape or type.
   """
-  array = np.asarray(array)
+  array = given.as_array(array)
   right = array.ndim == 4 and array.shape[0] == rows and array.shape[3] == 3
   if not right or array.dtype not in (np.uint8, np.float32):
     raise ValueError(
@@ -87,8 +138,8 @@ def token_array(
     ValueError: another shape or type, another N than `rows`, ids that are not in the vocabulary.
   """
   if not hasattr(tokens, "__array__"):
-    lists = list(tokens)
-    tokens = np.full((len(lists), max(map(len, lists), default=1)), PAD, np.int32)
+    lists = [_whole_numbers(name, number, ids) for number, ids in enumerate(as_list(name, tokens))]
+    tokens = np.full((len(lists), max(map(len, lists), default=1)), PAD, np.int64)
     for row, ids in zip(tokens, lists, strict=True):
       row[: len(ids)] = ids
   tokens = np.asarray(tokens)
@@ -119,10 +170,11 @@ def mask(name: str, values: Any, *, rows: int) -> np.ndarray:
 
 
 def as_list(name: str, values: Any) -> list:
-  """Makes a list; ValueError for a single text or image, or none."""
-  if values is None or isinstance(values, str | Image.Image):
-    found = "none" if values is None else f"one {type(values).__name__}"
-    raise ValueError(f"Expected a list of {name}, found {found}")
+  """Makes a list; ValueError for a single text or image, or what has no order or no entries."""
+  one = isinstance(values, str | bytes | os.PathLike | Image.Image)
+  if values is None or one or isinstance(values, Set | Mapping) or not isinstance(values, Iterable):
+    kind = "none" if values is None else f"{'one ' * one}{type(values).__name__}"
+    raise ValueError(f"Expected a list of {name}, found {kind}")
   return list(values)
 
 
@@ -144,21 +196,67 @@ def check_pictures(pictures: Sequence[Picture | None], *, rows: int, needed: boo
     )
 
 
-def check_texts(name: str, texts: Any, *, rows: int | None = None) -> None:
-  """Checks that texts are a list of some length with words in each.
+def check_texts(
+  name: str, texts: Any, *, rows: int | None = None, may_be_empty: bool = False
+) -> list[str]:
+  """The texts as a list of some length with words in each, unless they may be empty.
 
   Raises:
-    ValueError: a single text, another number than `rows`, empty texts.
+    ValueError: a single text, another number than `rows`, entries that are no or empty texts.
   """
   texts = as_list(name, texts)
   if rows is not None:
     check_number(name, texts, rows=rows)
+  others = [i for i, text in enumerate(texts) if not isinstance(text, str)]
+  if others:
+    first = texts[others[0]]
+    raise ValueError(
+      f"Expected {name} to be texts, found {len(others)} others: number {others[0]} is "
+      f"{type(first).__name__}, {shown(first, 40)}"
+    )
   empty = [str(i) for i, text in enumerate(texts) if not text.strip()]
-  if empty:
+  if empty and not may_be_empty:
     raise ValueError(
       f"Expected {name} with words in them, found {len(empty)} empty: "
       f"numbers {', '.join(empty[:5])}"
     )
+  return texts
+
+
+def sentence(tokenizer: OFATokenizer, text: str, *, longest: int) -> list[int]:
+  """The ids of a text between 0 and 2, `longest` at most; what is cut is warned of."""
+  ids, room = tokenizer.encode(text, most=4 * longest), longest - 2
+  if len(ids) > room:
+    warnings.warn(f"Cut a text of {len(ids)} tokens to {room}: {text[:40]!r} ...")
+  return [BOS, *ids[:room], EOS]
+
+
+def check_seed(seed: Any) -> int:
+  """The seed; ValueError for what is no whole number from 0 to 2^32 - 1."""
+  whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+  if not whole or not 0 <= seed < 2**32:  # JAX would take another, silently
+    raise ValueError(f"Expected a seed from 0 to 2^32 - 1, found {shown(seed, 40)}")
+  return int(seed)
+
+
+def joined(name: str, texts: Any, *, rows: int, by: str) -> list[str]:
+  """The texts of each of `rows` lists as one; ValueError where they are something else."""
+  lists = as_list(name, texts)
+  check_number(name, lists, rows=rows)
+  return [
+    by.join(check_texts(name, as_list(f"{name} of each input", x), may_be_empty=True))
+    for x in lists
+  ]
+
+
+def _whole_numbers(name: str, number: int, ids: Any) -> np.ndarray:
+  """One list of ids as int64[n]."""
+  ids = as_list(f"ids in {name}", ids) if not hasattr(ids, "__array__") else np.asarray(ids)
+  if any(isinstance(i, bool | np.bool_) or not isinstance(i, int | np.integer) for i in ids):
+    raise ValueError(f"Expected whole numbers in {name}, found number {number}: {shown(ids, 60)}")
+  if any(abs(int(i)) >= 2**31 for i in ids):
+    raise ValueError(f"Expected ids below 2^31 in {name}, found number {number}: {shown(ids, 60)}")
+  return np.array([int(i) for i in ids], np.int64)
 
 
 def decoder_prompt(source: np.ndarray) -> np.ndarray:

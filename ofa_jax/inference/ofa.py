@@ -11,7 +11,6 @@ Prompts, searches and the cleaning of texts are the original's.
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -26,12 +25,13 @@ from ofa_jax.decode.beam import Search
 from ofa_jax.decode.trie import Trie
 from ofa_jax.inference import inputs
 from ofa_jax.inference.devices import itself
+from ofa_jax.inference.identity import identity
 from ofa_jax.inference.inputs import Picture
 from ofa_jax.inference.runner import Runner, as_lists
 from ofa_jax.tasks import caption, free_text, image_classify, refcoco, snli_ve, vqa
 from ofa_jax.tasks.answering import read
 from ofa_jax.tokenizers.ofa import OFATokenizer
-from ofa_jax.tokenizers.special import BOS, EOS
+from ofa_jax.tokenizers.special import BOS
 
 MAX_TOKENS = 1024  # of a text: the original's --max-source-positions
 
@@ -41,8 +41,9 @@ Results: TypeAlias = list | tuple[list, np.ndarray]
 class OFAModel:
   """An OFA, or several as an ensemble, on all local devices.
 
-  Images are Pillow images or uint8[h, w, 3], which are resized; or float32[S, S, 3] of one size S,
-  as from `preprocess`, which are taken as they are.
+  Images are whatever `data.given.picture` takes (paths, Pillow images, arrays of 0 to 255 or of
+  floats 0 to 1), which are resized; or float32[S, S, 3] of one size S, as from `preprocess`, which
+  are taken as they are.
 
   Attributes:
     config: sizes of the (first) model.
@@ -52,6 +53,7 @@ class OFAModel:
     preprocess: makes a Pillow image float32[S, S, 3], as the model wants it.
     num_params: scalars of all models.
     precision: what they compute in.
+    identity: what else their results depend on, see `inference.identity`.
   """
 
   def __init__(
@@ -73,13 +75,13 @@ class OFAModel:
       ValueError: the models' vocabularies differ; faulty files.
     """
     self.precision, self._num_models = precision, len(sources)
+    self.image_size = image_size or sources[0].image_size
+    self.identity = identity(sources, precision=precision, image_size=self.image_size)
     self._runner = Runner(sources, precision=precision, devices=devices)
     self.config, self.num_params = self._runner.config, self._runner.num_params
     self._source = sources[0]
-    self.image_size = image_size or sources[0].image_size
-    self.preprocess = functools.partial(
-      inputs.preprocess, size=self.image_size, colours=self._runner.colours
-    )
+    colours = self._runner.colours
+    self.preprocess = functools.partial(inputs.preprocess, size=self.image_size, colours=colours)
     asked = (caption.ANSWERING, vqa.ANSWERING, refcoco.ANSWERING)
     self.searches = {x.searched_as: dataclasses.replace(x.search) for x in asked}
     own = sources[0].settings["generation"]
@@ -222,7 +224,7 @@ class OFAModel:
       max_length=max_length,
       no_repeat_ngram_size=no_repeat_ngram_size,
     )
-    inputs.check_texts("texts", texts)
+    texts = inputs.check_texts("texts", texts)
     rows = self._asked(free_text.ANSWERING, images, {"text": texts}, image_needed=False)
     return self._texts(self._search(rows, search, seed=seed), return_scores)
 
@@ -273,13 +275,13 @@ class OFAModel:
     Raises:
       ValueError: an empty question, no or empty candidates, an image is missing.
     """
-    inputs.check_texts("questions", questions)
-    texts = {"text": questions}
+    texts = {"text": inputs.check_texts("questions", questions)}
     if objects is not None:
-      inputs.check_number("objects", objects, rows=len(questions))
-      texts["objects"] = [REFERENCES.join(names) for names in objects]
+      number = len(texts["text"])
+      texts["objects"] = inputs.joined("objects", objects, rows=number, by=REFERENCES)
     rows = self._asked(vqa.ANSWERING, images, texts)
     if candidates is not None:
+      candidates = inputs.check_texts("candidates", candidates)
       best, scores = self._choose(rows, candidates, prompt_decoder=prompt_decoder)
       answers = [candidates[i] for i in best]
       return (answers, scores) if return_scores else answers
@@ -310,7 +312,8 @@ class OFAModel:
     Raises:
       ValueError: an empty phrase; an image is missing.
     """
-    inputs.check_texts("phrases", phrases)
+    phrases = inputs.check_texts("phrases", phrases)
+    images = inputs.pictures(inputs.as_list("images", images), self.image_size)
     rows = self._asked(refcoco.ANSWERING, images, {"text": phrases})
     rows_of_hypotheses = self._search(rows, search or self.searches["ground"])
     boxes = [np.full(4, np.nan, np.float32) for _ in rows_of_hypotheses]
@@ -344,9 +347,9 @@ class OFAModel:
     Raises:
       ValueError: an empty text; an image is missing.
     """
-    inputs.check_texts("hypotheses", hypotheses)
+    hypotheses = inputs.check_texts("hypotheses", hypotheses)
     if premises is not None:
-      inputs.check_texts("premises", premises, rows=len(hypotheses))
+      premises = inputs.check_texts("premises", premises, rows=len(hypotheses))
     texts = {"text": hypotheses} | ({} if premises is None else {"premise": premises})
     rows = self._asked(snli_ve.ANSWERING, images, texts)
     answers = list(snli_ve.ANSWERING.choices)
@@ -367,6 +370,7 @@ class OFAModel:
       ValueError: no class, one without a name, or an image is missing.
     """
     rows = self._asked(image_classify.ANSWERING, images)
+    classes = inputs.check_texts("classes", classes)
     best, scores = self._choose(rows, classes, prompt_decoder=image_classify.ANSWERING.reads_prompt)
     names = [classes[i] for i in best]
     return (names, scores) if return_scores else names
@@ -401,9 +405,9 @@ class OFAModel:
     number = len(next(iter(columns.values()))) if columns else len(pictures)
     inputs.check_pictures(pictures, rows=number, needed=image_needed)
     chinese = self.tokenizer.chinese
-    asked = ({name: column[i] for name, column in columns.items()} for i in range(number))
-    prompts = [answering.prompt(texts, chinese) for texts in asked]
-    rows = {"source": self._ids("texts", [self._encode(text) for text in prompts] or [[BOS]])}
+    told = ({name: column[i] for name, column in columns.items()} for i in range(number))
+    prompts = [answering.prompt(row, chinese) for row in told]
+    rows = {"source": self._ids("texts", self._sentences(prompts) or [[BOS]])}
     if not prompts:
       return {"source": rows["source"][:0]}
     if any(image is not None for image in pictures):
@@ -411,17 +415,14 @@ class OFAModel:
       rows["image_mask"] = np.array([image is not None for image in pictures])
     return rows
 
-  def _encode(self, text):
-    ids = self.tokenizer.encode(text)
-    if len(ids) > MAX_TOKENS - 2:
-      warnings.warn(f"Cut a text of {len(ids)} tokens to {MAX_TOKENS - 2}: {text[:40]!r} ...")
-    return [BOS, *ids[: MAX_TOKENS - 2], EOS]
+  def _sentences(self, texts):
+    return [inputs.sentence(self.tokenizer, text, longest=MAX_TOKENS) for text in texts]
 
   def _search(self, rows, search, *, trie=None, seed=0):
     """For each row the hypotheses of `generate_tokens`."""
     if not len(rows["source"]):
       return []
-    seed = seed if search.sample else None
+    seed = inputs.check_seed(seed) if search.sample else None
     return as_lists(self._runner.generate(rows, search=search, trie=trie, seed=seed))
 
   def _texts(self, answers, return_scores):
@@ -432,13 +433,12 @@ class OFAModel:
 
   def _choose(self, rows, answers, *, prompt_decoder):
     """The number of the best answer for each row, and its score; the first of equal ones."""
-    inputs.check_texts("answers to choose from", answers)
+    answers = inputs.check_texts("answers to choose from", answers)
     plan = self._plan(tuple(answers))
     if not len(rows["source"]):
       return [], np.zeros(0, np.float32)
-    rows["decoder"] = np.full((len(rows["source"]), 1), BOS, np.int32)
-    if prompt_decoder:
-      rows["decoder"] = inputs.decoder_prompt(rows["source"])
+    begin = np.full((len(rows["source"]), 1), BOS, np.int32)
+    rows["decoder"] = inputs.decoder_prompt(rows["source"]) if prompt_decoder else begin
     scores = self._runner.score(rows, plan=plan)
     return scores.argmax(axis=1), scores.max(axis=1)
 

@@ -5,7 +5,6 @@ Inputs are cut into batches of 1, 2, 4, ... rows for each device, and their text
 which decodes its rows alone: no search waits for another device's.
 """
 
-import collections
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +19,8 @@ from ofa_jax.data import images
 from ofa_jax.decode import answers, beam, candidates
 from ofa_jax.decode.trie import Trie
 from ofa_jax.engine import sharding
+from ofa_jax.inference import batches
+from ofa_jax.inference.batches import bucket
 from ofa_jax.inference.inputs import Colours
 from ofa_jax.models.abstract import abstract
 from ofa_jax.tasks.base import normalized
@@ -27,7 +28,6 @@ from ofa_jax.tasks.choice import MAX_POSITIONS
 from ofa_jax.tokenizers.special import EOS, PAD
 
 MAX_BATCH = 16  # rows that one device computes at once
-_AHEAD = 2  # batches on their way to the device before the first result is awaited
 
 # What has one row for each input: "source" int32[N, S]; and perhaps "image", "image_mask" bool[N],
 # "decoder" int32[N, T], "code_mask" bool[N], "prefix" and "prompt" int32[N, P].
@@ -170,21 +170,15 @@ class Runner:
     length = bucket(length, 16) if length <= 64 else -(-length // 64) * 64
     rows = {**rows, "source": widened(rows["source"], length)}
     rows |= {"active": np.ones(number, bool), "index": np.arange(number, dtype=np.int32)}
-    devices = self._mesh.size
-    largest = devices * (1 << (min(max(most, 1), MAX_BATCH).bit_length() - 1))
-    place = sharding.batch_sharding(self._mesh)
-    waiting, found = collections.deque(), []
-    with jax.set_mesh(self._mesh), jax.default_matmul_precision(self._matmul):
-      for start in range(0, number, largest):
-        part = {name: x[start : start + largest] for name, x in rows.items()}
-        part = _filled(part, devices * bucket(-(-len(part["source"]) // devices), 1))
-        waiting.append(
-          function(self._weights, jax.device_put(part, place), shared or {}, static=static)
-        )
-        if len(waiting) > _AHEAD:
-          found.append(jax.device_get(waiting.popleft()))
-    found += jax.device_get(list(waiting))
-    return jax.tree.map(lambda *x: np.concatenate(x)[:number], *found)
+    shared = shared or {}
+    with jax.default_matmul_precision(self._matmul):
+      return batches.run(
+        lambda batch: function(self._weights, batch, shared, static=static),
+        rows,
+        mesh=self._mesh,
+        most=min(most, MAX_BATCH),
+        filled=_filled,
+      )
 
 
 def as_lists(hypotheses: beam.Hypotheses) -> list[list[dict[str, Any]]]:
@@ -199,11 +193,6 @@ def as_lists(hypotheses: beam.Hypotheses) -> list[list[dict[str, Any]]]:
   ]
 
 
-def bucket(number: int, least: int) -> int:
-  """The next power of two."""
-  return max(least, 1 << (number - 1).bit_length())
-
-
 def widened(tokens: np.ndarray, length: int) -> np.ndarray:
   """Tokens int32[N, T] filled up to `length`."""
   return np.pad(tokens, ((0, 0), (0, length - tokens.shape[1])), constant_values=PAD)
@@ -212,10 +201,7 @@ def widened(tokens: np.ndarray, length: int) -> np.ndarray:
 def _filled(rows: Rows, number: int) -> dict[str, np.ndarray]:
   """A batch filled up with rows that are not active; they have the text of an empty sentence."""
   missing = number - len(rows["source"])
-  filled = {
-    name: np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)])
-    for name, x in rows.items()
-  }
+  filled = batches.with_zeros(dict(rows), number)
   for name in ("source", "decoder", "prefix", "prompt"):
     if name in rows and missing:
       filled[name][-missing:] = PAD

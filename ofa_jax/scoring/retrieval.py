@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from ofa_jax import text_files
+
 KS = (1, 5, 10)
 METRICS = (*(f"r{k}" for k in KS), "mean_recall", "median_rank", "mean_rank")
 MISS = np.iinfo(np.int64).max  # the rank of a query without right answers
@@ -178,21 +180,21 @@ def read_ids(path: str | os.PathLike, *, query: str = "text") -> dict[int, list[
   """
   one, many = {"text": ("text_id", "image_ids"), "image": ("image_id", "text_ids")}[query]
   ids, faults = {}, []
-  with open(path, encoding="utf-8") as lines:
-    for number, line in enumerate(lines, 1):
-      try:
-        row = json.loads(line)
-      except json.JSONDecodeError as error:
-        faults.append(f"line {number} is not JSON ({error})")
-        continue
-      if not isinstance(row, dict) or not {one, many} <= row.keys():
-        faults.append(f'line {number} lacks "{one}" or "{many}"')
-      elif type(row[one]) is not int or not isinstance(row[many], list):
-        faults.append(f'line {number}: "{one}" is not an integer or "{many}" not a list')
-      elif any(type(i) is not int for i in row[many]):
-        faults.append(f'line {number}: "{many}" of {row[one]} has ids that are not integers')
-      else:
-        ids[row[one]] = row[many]
+  for number, line in text_files.lines(path):
+    text = text_files.decode(line, path)
+    try:
+      row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+      faults.append(f"line {number} is not JSON ({error})")
+      continue
+    if not isinstance(row, dict) or not {one, many} <= row.keys():
+      faults.append(f'line {number} lacks "{one}" or "{many}"')
+    elif type(row[one]) is not int or not isinstance(row[many], list):
+      faults.append(f'line {number}: "{one}" is not an integer or "{many}" not a list')
+    elif any(type(i) is not int for i in row[many]):
+      faults.append(f'line {number}: "{many}" of {row[one]} has ids that are not integers')
+    else:
+      ids[row[one]] = row[many]
   _raise(faults, f'{path}: expected lines like {{"{one}": 1, "{many}": [7, 8]}}')
   return ids
 

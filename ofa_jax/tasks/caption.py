@@ -111,13 +111,13 @@ class Caption(Seq2Seq):
     }
 
   def results(self, predictions, streams):
-    """`predict.json`, as coco-caption reads it, and `captions.png`, a page of pictures."""
+    """`predict.json`, as coco-caption reads it, and `captions`, a page of pictures."""
     files = super().results(predictions, streams)
     if self.page:
       rows = streams["examples"]
       shown = self._captions(predictions, streams)[: self.page]
       images = [rows.image(i, size=_PAGE_PIXELS) for i, _, _ in shown]
-      files["captions.png"] = pictures.captions(images, *([c[k] for c in shown] for k in (1, 2)))
+      files |= pictures.captions("captions", images, *([c[k] for c in shown] for k in (1, 2)))
     return files
 
   @property

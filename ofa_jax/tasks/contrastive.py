@@ -30,6 +30,7 @@ from ofa_jax.tasks.frozen import Frozen
 from ofa_jax.tokenizers.bert import ChineseBertTokenizer
 
 _STUCK_ROWS = 5  # log rows near ln(batch) before a hint
+_NEAR, _STILL = 0.03, 0.02  # how near, and how far apart, as shares of it
 _PAGE_TEXTS, _PAGE_IMAGES = 8, 6  # shown of an evaluation
 
 
@@ -278,19 +279,19 @@ class Contrastive(Task):
     return in_batch.line(values, batch_size=self.valid_batch_size) if "loss" in values else None
 
   def results(self, predictions, streams):
-    """`retrieval.png`: texts from all over the evaluation with the images that rank highest."""
+    """A page, `retrieval`: texts from all over the evaluation with the images that rank highest."""
     image, text = predictions["image"], predictions["text"]
     texts, rows = streams["text"], streams["image"]
     chosen = np.unique(np.linspace(0, len(texts) - 1, _PAGE_TEXTS).astype(int))
     readable = np.flatnonzero(image["valid"])
     scores = text["features"][chosen] @ image["features"][readable].T
     best = readable[np.argsort(-scores, axis=1, kind="stable")[:, :_PAGE_IMAGES]]
-    page = pictures.retrieval(
+    return pictures.retrieval(
+      "retrieval",
       [texts.texts[t] for t in chosen],
       [[rows.example(i, None)["image"] for i in ranked.tolist()] for ranked in best],
       [np.isin(ranked, texts.images_of[t]) for t, ranked in zip(chosen, best, strict=True)],
     )
-    return {"retrieval.png": page}
 
   def log_line(self, values):
     return (
@@ -305,11 +306,16 @@ class Contrastive(Task):
     if self.loss_kind != "softmax":
       return None
     logged = [r for r in history if "train/loss" in r]
-    last = logged[-_STUCK_ROWS:]
-    stuck = all(r["train/loss"] > 0.97 * r["train/chance_loss"] for r in last)
-    if len(last) < _STUCK_ROWS or len(logged) % _STUCK_ROWS or not stuck:
+    if len(logged) < _STUCK_ROWS or len(logged) % _STUCK_ROWS:
       return None
+    last = logged[-_STUCK_ROWS:]
     chance = last[-1]["train/chance_loss"]
+    away = [r["train/loss"] / r["train/chance_loss"] - 1 for r in last]
+    rates = [r.get("train/lr", 0.0) for r in last]
+    if rates[-1] > rates[0]:  # it is warming up
+      return None
+    if not (all(abs(x) <= _NEAR for x in away) and max(away) - min(away) <= _STILL):
+      return None
     return (
       f"The loss sits at ln(batch) = {chance:.3f}: the model tells no pair from another. Try a "
       "lower optim.lr (a fine-tune wants about 1e-5 at small batches) with more optim.warmup; "

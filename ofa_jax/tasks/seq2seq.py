@@ -140,8 +140,8 @@ class Seq2Seq(Task):
     return load_tokenizer(self.tokenizer)
 
   def encode(self, text: str) -> list[int]:
-    """Token ids of a text; prompts and answers begin with a space."""
-    return self.words.encode(text)
+    """Token ids of a text, more than any sequence holds; prompts, answers begin with a space."""
+    return self.words.encode(text, most=4 * MAX_POSITIONS)
 
   def model_files(self) -> dict[str, bytes]:
     """The tokenizer's files, so that a workdir is a model wherever it is moved to."""

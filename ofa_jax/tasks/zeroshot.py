@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ofa_jax import text_files
 from ofa_jax.data import folder, pairs
 from ofa_jax.data.protocols import Rows
 from ofa_jax.scoring import zeroshot
@@ -38,7 +39,7 @@ class ZeroShot(Task):
 
   def streams(self, split: str) -> dict[str, Rows]:
     table = folder.ImageFolder(Path(self.directory) / split)
-    names = (Path(self.directory) / "label_cn.txt").read_text(encoding="utf-8").split("\n")
+    names = text_files.read(Path(self.directory) / "label_cn.txt").split("\n")
     names = [name.strip() for name in names if name.strip()]
     if len(names) != len(table.classes):
       raise ValueError(

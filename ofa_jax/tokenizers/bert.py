@@ -33,6 +33,7 @@ _CJK = (
 # Rust has no strings with lone surrogates. This private-use character takes their place: like them
 # it is in no vocabulary, so that the word becomes [UNK] as in the original.
 _UNKNOWN = "\ue000"
+_LONG = 4096  # characters of a text that is cut before its words are looked up
 
 
 class ChineseBertTokenizer:
@@ -52,7 +53,7 @@ class ChineseBertTokenizer:
   def __init__(self, vocab: str | pathlib.Path | None = None, *, max_word: int = MAX_WORD):
     self.vocab = pathlib.Path(vocab or _VOCAB)
     self.max_word = max_word
-    with self.vocab.open(encoding="utf-8") as lines:  # `splitlines` would also cut at U+2028
+    with self.vocab.open(encoding="utf-8-sig") as lines:  # `splitlines` would also cut at U+2028
       ids = {line.strip(): i for i, line in enumerate(lines)}
     missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if token not in ids]
     if missing:
@@ -90,16 +91,40 @@ class ChineseBertTokenizer:
     if not isinstance(text, str):
       raise TypeError(f"expected a text (str), found {type(text).__name__}: {text!r:.80}")
     _check_context_length(context_length)
-    pieces = self.pieces(text)[: context_length - 2]
+    pieces = self.pieces(text, most=context_length - 2)
     tokens = np.full(context_length, self.pad, np.int32)
     tokens[0] = self.cls
     tokens[1 : len(pieces) + 1] = pieces
     tokens[len(pieces) + 1] = self.sep
     return tokens
 
-  def pieces(self, text: str) -> list[int]:
-    """Returns the ids of all pieces of a text, without [CLS] and [SEP]."""
-    return self._pieces.encode(self.normalize(text)).ids
+  def pieces(self, text: str, *, most: int | None = None) -> list[int]:
+    """Returns the ids of the pieces of a text, without [CLS] and [SEP].
+
+    Args:
+      text: of any length; what cannot come into the first `most` pieces is not looked at.
+      most: the first so many; None: all.
+    """
+    if most is None or len(text) <= _LONG:
+      return self._pieces.encode(self.normalize(text)).ids[:most]
+    return self._pieces.encode(" ".join(self._first_words(text, most))).ids[:most]
+
+  def _first_words(self, text: str, most: int) -> list[str]:
+    """The first words of a long text, at least one piece each, so that `most` words are enough.
+
+    Characters are cleaned one by one; lower case looks past others up to the next space, accents up
+    to the next letter. A text cut at a space of the cleaned one therefore has the very words of the
+    whole. Words beyond `max_word` are unknown however long they are.
+    """
+    size = _LONG
+    while True:
+      part = text[:size].translate(self._clean)
+      if size < len(text):
+        part = part[: part.rfind(" ") + 1]
+      words = unicodedata.normalize("NFD", part.lower()).translate(self._split).split(None, most)
+      if len(words) > most or size >= len(text):
+        return [word[: self.max_word + 1] for word in words[:most]]
+      size *= 4
 
   def normalize(self, text: str) -> str:
     """Returns the text in lower case, without accents, its words separated by spaces."""

@@ -35,6 +35,8 @@ LAYOUTS = {
   "huggingface": ("vocab.json", "merges.txt"),
 }
 
+_LONG = 64  # characters for each wanted piece; of more the beginning is tokenised first
+_WORD_END = re.compile(r"(?s)(?<=\S) (?=\S)")  # in a text that is read backwards
 _BERT_SPECIALS = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
 _BERT_MAX_WORD = 100
 
@@ -149,13 +151,17 @@ class OFATokenizer:
     (directory / "dict.txt").write_text(lines, encoding="utf-8", newline="\n")
     self._pieces.save(directory)
 
-  def encode(self, text: str) -> list[int]:
+  def encode(self, text: str, *, most: int | None = None) -> list[int]:
     """Returns the ids of a text, without `<s>` and `</s>`.
 
     Prompts and targets begin with a space, as the first word of a sentence has no other mark. What
     looks like a symbol inside the text ("<mask>") is text like any other; see `lookup`.
+
+    Args:
+      text: of any length; what cannot come into the first `most` ids is hardly looked at.
+      most: the first so many; None: all.
     """
-    return [self._table[piece] for piece in self._pieces.encode(text)]
+    return [self._table[piece] for piece in self._pieces.encode(text, most=most)]
 
   def lookup(self, symbols: str) -> list[int]:
     """Returns the ids of symbols separated by spaces, such as "<bin_3> <bin_7>"; others: unk."""
@@ -215,9 +221,20 @@ class ByteLevelBPE:
     except ValueError as error:
       raise ValueError(f"{encoder} and {merges}: {error}") from error
 
-  def encode(self, text: str) -> list[int]:
+  def encode(self, text: str, *, most: int | None = None) -> list[int]:
     """Returns the numbers of the pieces of a text; half an emoji (from broken JSON) becomes "?"."""
-    return self._bpe.encode(text.encode(errors="replace").decode()).ids
+    text = text.encode(errors="replace").decode()
+    size = _LONG * (most or 0)
+    while size and size < len(text):
+      # No piece goes from a word into the space behind it, so that a text cut there has the very
+      # pieces of the whole. One without spaces is cut inside, far behind what is kept.
+      place = _WORD_END.search(text[size - 1 :: -1])
+      end, room = (size - place.end(), most) if place else (size, 4 * most)
+      numbers = self._bpe.encode(text[:end]).ids
+      if len(numbers) >= room:
+        return numbers[:most]
+      size *= 4
+    return self._bpe.encode(text).ids[:most]
 
   def decode(self, symbols: Sequence[str]) -> str:
     """Returns the text of dictionary symbols; those that are no piece's number stay as they are."""
@@ -247,14 +264,17 @@ class ChineseBert:
     with pathlib.Path(vocab).open(encoding="utf-8") as lines:
       self.symbols = [line.strip() for line in lines]
 
-  def encode(self, text: str) -> list[int]:
-    """Returns the numbers of the pieces of a text."""
+  def encode(self, text: str, *, most: int | None = None) -> list[int]:
+    """Returns the numbers of the pieces of a text, or the first `most` of them."""
     numbers = []
     for part in _BERT_SPECIAL.split(text):
+      room = None if most is None else most - len(numbers)
+      if room is not None and room <= 0:
+        break
       if part in _BERT_SPECIALS:
         numbers.append(self.symbols.index(part))
       else:
-        numbers += self._bert.pieces("".join(map(_bert_char, part)))
+        numbers += self._bert.pieces("".join(map(_bert_char, part)), most=room)
     return numbers
 
   def decode(self, symbols: Sequence[str]) -> str:

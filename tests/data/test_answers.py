@@ -36,7 +36,7 @@ def test_the_order_is_that_of_the_file(tmp_path, name, content):
     ("a.pkl", b"\x80\x02}q", "found not a plain pickle"),
     ("a.pkl", pickle.dumps(["no", 2]), "found list of other things"),
     ("a.json", b'{"no": 0', "found Expecting"),
-    ("a.txt", b"\xff\xfe", "can't decode byte"),
+    ("a.txt", b"\xff\xfe", "found UTF-16"),
     ("a.json", b'["no", "no", " "]', "found 1 empty: numbers 2"),
     ("a.txt", b"\n", "found none"),
     ("missing.pkl", None, "No such file"),

@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 
 import numpy as np
@@ -214,3 +215,57 @@ def test_reader_augments_in_training_only(tmp_path, table):
   assert crops <= allowed
   np.testing.assert_array_equal(reader.read(0, None), decode(table.encoded(0), size=32))
   reader.close()
+
+
+@pytest.mark.parametrize("call", ["posix_fallocate", "ftruncate"])
+def test_a_disk_without_room_for_the_flags_is_not_mapped(tmp_path, monkeypatch, call):
+  def full(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(os, call, full)
+  with pytest.warns(UserWarning, match="stores no more images .No space left"):
+    opened = open_cache(tmp_path)
+  opened.put(0, picture(0))
+  assert opened.get(0) is None
+  opened.close()
+
+
+def test_a_row_written_in_part_is_not_claimed(tmp_path, monkeypatch):
+  opened = open_cache(tmp_path)
+  opened.put(0, picture(0))
+  write = os.pwrite
+  with monkeypatch.context() as patched:
+    patched.setattr(os, "pwrite", lambda file, data, at: write(file, bytes(data)[:9], at))
+    with pytest.warns(UserWarning, match="stores no more images"):
+      opened.put(1, picture(1))
+  assert opened.get(1) is None
+  opened.close()
+  assert stored(tmp_path) == [0]
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ValueError, match="Expected a folder for the decode cache"):
+    open_cache(tmp_path / "file" / "c")
+
+
+def fill_large(folder):
+  opened = open_cache(folder, rows=200_000)
+  for i in range(ROWS):
+    opened.put(i, picture(i))
+    assert opened.get(199_999 - i) is None
+  opened.close()
+  os._exit(7)
+
+
+@pytest.mark.parametrize("size", ["64k", "512k"])
+def test_a_full_tmpfs_ends_in_no_bus_error(tmp_path, size):
+  if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", tmp_path]).returncode:
+    pytest.skip("mounting needs to be allowed")
+  try:
+    process = SPAWN.Process(target=fill_large, args=(tmp_path / "c",))
+    process.start()
+    process.join()
+    assert process.exitcode == 7  # -7 is SIGBUS
+  finally:
+    subprocess.run(["umount", tmp_path], check=True)

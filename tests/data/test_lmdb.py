@@ -1,3 +1,4 @@
+import gc
 import os
 import pathlib
 import pickle
@@ -129,3 +130,31 @@ def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatc
   monkeypatch.setitem(sys.modules, "lmdb", None)
   with pytest.raises(ImportError, match=r"pip install .*\[lmdb\]"):
     LmdbImages(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.25, 0.5, 0.75, 0.999])
+@pytest.mark.parametrize("what", ["imgs", "pairs"])
+def test_a_file_cut_short_is_told_and_never_mapped(tmp_path, share, what):
+  records = {str(i): b"QUJD" * 600 for i in range(200)} | {"num_images": b"200"}
+  if what == "pairs":
+    records = {str(i): pickle.dumps((1, i, "猫" * 300)) for i in range(200)}
+    records |= {"num_samples": b"200"}
+  folder = write_lmdb(tmp_path / what, records)
+  read = LmdbImages if what == "imgs" else read_lmdb_pairs
+  assert len(read(folder)) == 200
+  gc.collect()
+  file = folder / "data.mdb"
+  size = file.stat().st_size
+  os.truncate(file, int(size * share))
+  with pytest.raises(ValueError, match=r"data\.mdb"):
+    read(folder)
+  if share >= 0.1:
+    with pytest.raises(ValueError, match=f"Expected {size:,} bytes of .* Copy it again"):
+      read(folder)
+
+
+def test_a_file_that_is_no_environment_is_told(tmp_path):
+  for data in (b"", b"x" * 9000, bytes(9000)):
+    (tmp_path / "data.mdb").write_bytes(data)
+    with pytest.raises(ValueError, match="another file"):
+      LmdbImages(tmp_path)

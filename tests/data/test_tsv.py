@@ -170,7 +170,7 @@ def test_faulty_texts_are_all_counted_and_named(tmp_path):
     (3, "property name"),
     (4, "image_ids"),
     (5, "a list"),
-    (6, "utf-8"),
+    (6, "is not UTF-8"),
     (7, "recursion"),
   ):
     assert f"t.jsonl:{line} " in str(error.value)

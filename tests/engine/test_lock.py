@@ -21,7 +21,17 @@ def test_the_second_is_refused_and_told_who_is_there(tmp_path):
     with pytest.raises(lock.HeldError, match=me), lock.one_writer(folder):
       raise AssertionError("two writers")
     assert json.loads((folder / lock.NAME).read_text())["pid"] == os.getpid()
-  assert list(folder.iterdir()) == []  # nothing is left
+  assert list(tmp_path.iterdir()) == []  # nothing is left
+
+
+def test_a_folder_that_was_there_or_is_used_stays(tmp_path):
+  (tmp_path / "empty").mkdir()
+  for name in ("empty", "new/used"):
+    with lock.one_writer(tmp_path / name):
+      if name == "new/used":
+        (tmp_path / name / "file").touch()
+  assert {p.name for p in tmp_path.iterdir()} == {"empty", "new"}
+  assert [p.name for p in (tmp_path / "new" / "used").iterdir()] == ["file"]
 
 
 def test_a_file_has_its_lock_beside_it(tmp_path):

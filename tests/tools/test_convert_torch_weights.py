@@ -25,7 +25,10 @@ def command(monkeypatch, capsys):
   def run(*args, configs=()):
     flags = ["--model-config", *map(str, configs)] if configs else []
     monkeypatch.setattr(sys, "argv", ["convert_torch_weights.py", *map(str, args), *flags])
-    tool["main"]()
+    try:
+      tool["main"]()
+    except SystemExit as error:
+      raise SystemExit(capsys.readouterr().err) from error
     return capsys.readouterr().out
 
   return run

@@ -50,7 +50,10 @@ def command(monkeypatch, capsys):
 
   def run(*args):
     monkeypatch.setattr(sys, "argv", ["push_to_hub.py", *map(str, args), "--license=apache-2.0"])
-    tool["main"]()
+    try:
+      tool["main"]()
+    except SystemExit as error:
+      raise SystemExit(capsys.readouterr().err) from error
     return capsys.readouterr().out
 
   return run

@@ -1,0 +1,102 @@
+"""What a killed run has left belongs to the work that it did: only the very same takes it up.
+
+Beside `F.partial` stands `F.partial.json`, which says what the work is: its input files, its model,
+the options that change what is written. Where any of it differs the work starts anew.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ofa_jax import files
+
+CONTENT = 64 << 20  # bytes of files that are told apart by their content; of more by size and time
+
+
+def place_of(output: str | os.PathLike) -> pathlib.Path:
+  """Where an output is written until it is whole."""
+  output = pathlib.Path(output)
+  return output.with_name(f"{output.name}.partial")
+
+
+def fingerprint(paths: Iterable[str | os.PathLike]) -> dict[str, Any]:
+  """What tells files from those that may take their place, as JSON.
+
+  Up to `CONTENT` bytes it is their content, so that copies are the same; of more their sizes and
+  times. The names count too.
+
+  Args:
+    paths: files, and folders, which are all files in them; what is missing counts as that.
+  """
+  named = []
+  for path in map(pathlib.Path, paths):
+    below = sorted(x for x in path.rglob("*") if x.is_file()) if path.is_dir() else [path]
+    named += [(str(path / x.relative_to(path)), x) for x in below]
+  stats = [_stat(path) for _, path in named]
+  total = sum(size for size, _ in stats)
+  by_content = total <= CONTENT
+  digest = hashlib.sha256()
+  for (name, path), stat in zip(named, stats, strict=True):
+    digest.update(json.dumps([name, stat[0], None if by_content else stat[1]]).encode())
+    if by_content:
+      with contextlib.suppress(OSError):
+        digest.update(path.read_bytes())
+  return {"files": len(named), "bytes": total, "sha256": digest.hexdigest()}
+
+
+def taken_up(
+  partial: pathlib.Path, work: Mapping[str, Any], *, say: Callable[[str], None] = print
+) -> bool:
+  """Whether what was left is of this very work; otherwise it is removed, and the work noted down.
+
+  Args:
+    partial: from `place_of`.
+    work: what the output depends on, by names that a person understands; JSON.
+    say: takes a line if something is left that is of another work.
+  """
+  note = _note_of(partial)
+  work = json.loads(json.dumps(work))
+  left = partial.exists()
+  before = _read(note) if left else None
+  if left and before == work:
+    return True
+  if left and partial.stat().st_size:
+    names = sorted(name for name in work.keys() | (before or {}).keys()
+                   if (before or {}).get(name) != work.get(name))  # fmt: skip
+    why = f"with another {', '.join(names)}" if before else "that left no note of its work"
+    say(f"Starting anew: {partial} was left by a run {why}")
+  partial.unlink(missing_ok=True)  # first: with the new note it would seem to be of this work
+  files.write_text(note, json.dumps(work, indent=1, ensure_ascii=False) + "\n")
+  return False
+
+
+def finish(partial: pathlib.Path, output: str | os.PathLike) -> None:
+  """Gives what is whole now, and closed, its name."""
+  with open(partial, "rb") as file:
+    os.fsync(file.fileno())  # else a power cut may leave the name without the bytes
+  os.replace(partial, output)
+  _note_of(partial).unlink(missing_ok=True)
+
+
+def _note_of(partial: pathlib.Path) -> pathlib.Path:
+  return partial.with_name(f"{partial.name}.json")
+
+
+def _read(note: pathlib.Path) -> dict[str, Any] | None:
+  try:
+    work = json.loads(note.read_bytes())
+  except (OSError, ValueError, RecursionError):
+    return None
+  return work if isinstance(work, dict) else None
+
+
+def _stat(path: pathlib.Path) -> tuple[int, int]:
+  try:
+    stat = path.stat()
+  except OSError:
+    return -1, 0
+  return stat.st_size, stat.st_mtime_ns
