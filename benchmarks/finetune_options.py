@@ -3,7 +3,7 @@
     python benchmarks/finetune_options.py [--only plain FLIP] [--start-steps 60] [--steps 150]
 
 The quickstart's model is trained for a few steps, written as the original's `.pt` and converted
-back by tools/convert_torch_weights.py. From there it is fine-tuned on the quickstart's digits,
+back by ofa_jax.convert. From there it is fine-tuned on the quickstart's digits,
 each time with another option and the same data, rate and seed. Every run is scored on the held-out
 digits. Results are JSON and, on the screen, the table of docs/training.md.
 """
@@ -98,7 +98,7 @@ def make_start(base: Config, folder: pathlib.Path, *, steps: int) -> tuple[str, 
 
 
 def convert(source: str, target: str, *flags: str, folder: pathlib.Path) -> None:
-  """Runs tools/convert_torch_weights.py."""
+  """Runs ofa_jax.convert."""
   command = [sys.executable, str(ROOT / "tools" / "convert_torch_weights.py")]
   subprocess.run(
     [*command, str(folder / source), str(folder / target), *flags],

@@ -17,8 +17,8 @@ Published for the fine-tuned models, test, text to image | image to text: R@1, R
   ViT-H-14      81.5 96.9 99.1 | 83.5 97.3 99.2
 """
 
-from configs.cnclip_finetune import finetune
 from ofa_jax.config import Config
+from ofa_jax.configs.cnclip_finetune import finetune
 
 
 def get_config(argument: str = "") -> Config:

@@ -17,8 +17,8 @@ Published for the fine-tuned models, test, text to image | image to text: R@1, R
   ViT-H-14      83.8 96.9 98.6 | 95.3 99.7 100.0
 """
 
-from configs.cnclip_finetune import finetune
 from ofa_jax.config import Config
+from ofa_jax.configs.cnclip_finetune import finetune
 
 
 def get_config(argument: str = "") -> Config:

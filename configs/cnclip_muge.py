@@ -17,8 +17,8 @@ Published for the fine-tuned models, valid, text to image: R@1, R@5, R@10, mean
   ViT-H-14      68.9 88.7 93.1 83.6
 """
 
-from configs.cnclip_finetune import finetune
 from ofa_jax.config import Config
+from ofa_jax.configs.cnclip_finetune import finetune
 
 
 def get_config(argument: str = "") -> Config:

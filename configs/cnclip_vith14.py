@@ -10,8 +10,8 @@ R@5 88.7, R@10 93.1, mean 83.6 (zero-shot: 63.0, 84.1, 89.2, 78.8).
   :pod   a batch of 32,768 split over all chips, parameters over 16 of them
 """
 
-from configs.cnclip_finetune import pairs
 from ofa_jax.config import Config, Eval, MeshShape, Optim
+from ofa_jax.configs.cnclip_finetune import pairs
 from ofa_jax.models import cnclip
 from ofa_jax.tasks.contrastive import Contrastive
 

@@ -9,10 +9,10 @@ features = model.encode_text(ofa_jax.tokenize(["杰尼龟", "妙蛙种子"]))
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-  from ofa_jax.api import available_models, load_from_name, tokenize
+  from ofa_jax.api import available_models, image_transform, load_from_name, tokenize
 
 __version__ = "0.1.0"
-__all__ = ["available_models", "load_from_name", "tokenize"]
+__all__ = ["available_models", "image_transform", "load_from_name", "tokenize"]
 
 
 def __getattr__(name: str):

@@ -14,8 +14,8 @@ here is random.
 import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-import jax
 import numpy as np
 
 from ofa_jax import hub, numerics
@@ -23,6 +23,7 @@ from ofa_jax.config import PRECISIONS
 from ofa_jax.convert import releases
 from ofa_jax.convert.ofa import family as ofa_family
 from ofa_jax.data import given
+from ofa_jax.inference import devices
 from ofa_jax.inference.cnclip import CNCLIPModel, preprocess
 from ofa_jax.inference.ofa import OFAModel
 from ofa_jax.tokenizers.bert import CONTEXT_LENGTH, ChineseBertTokenizer
@@ -45,6 +46,7 @@ def tokenize(texts: str | Iterable[str], context_length: int = CONTEXT_LENGTH) -
 
 def load_from_name(
   name: str | os.PathLike | Sequence[str | os.PathLike],
+  device: Any = None,
   *,
   download_root: str | os.PathLike | None = None,
   precision: str = "fp32",
@@ -52,12 +54,14 @@ def load_from_name(
   use_modelscope: bool = False,
   tokenizer: str | os.PathLike | None = None,
 ) -> tuple[CNCLIPModel | OFAModel, Callable[[given.Picture], np.ndarray]]:
-  """Loads a model on all devices of this machine.
+  """Loads a model on the devices of this machine.
 
   Args:
     name: one of `available_models()`, which is downloaded and converted once; or a model directory,
       a workdir of `ofa_jax.train`, a Hugging Face directory, or a `.pt` file. A list of several
       OFAs is an ensemble.
+    device: "cpu", "cuda", "gpu" or "tpu", perhaps with a number ("cuda:0"), where JAX has it; None:
+      all that JAX finds.
     download_root: folder for downloads; None is `~/.cache/ofa_jax`.
     precision: "fp32", the original's numbers; "bf16", for accelerators: half the memory, and
       features that differ in the third digit; or "fp64", to compare numbers without
@@ -82,17 +86,18 @@ def load_from_name(
   source = releases.MODELSCOPE if use_modelscope else None
   sources = [hub.open_model(x, download_root=download_root, source=source) for x in names]
   sources = [source.with_tokenizer(tokenizer) for source in sources]
-  numerics.check(precision, platform=jax.default_backend())
+  chosen = devices.choose(device)
+  numerics.check(precision, platform=chosen[0].platform)
   if sources and all(source.family is ofa_family.FAMILY for source in sources):
-    model = OFAModel(*sources, precision=precision, image_size=image_size)
+    model = OFAModel(*sources, precision=precision, image_size=image_size, devices=chosen)
     return model, model.preprocess
   if len(sources) != 1 or image_size is not None:
     raise ValueError(
       f"Expected one Chinese-CLIP with its own image size, or OFAs; found {len(sources)} models, "
       f"image_size {image_size}"
     )
-  model = CNCLIPModel(sources[0], precision=precision)
-  return model, functools.partial(preprocess, size=model.image_size)
+  model = CNCLIPModel(sources[0], precision=precision, devices=chosen)
+  return model, image_transform(model.image_size)
 
 
 def load_clip(name: str, *, precision: str) -> CNCLIPModel:
@@ -101,6 +106,11 @@ def load_clip(name: str, *, precision: str) -> CNCLIPModel:
   if not isinstance(model, CNCLIPModel):
     raise ValueError(f"Expected a Chinese-CLIP, found an OFA in {name}; see ofa_jax.generate")
   return model
+
+
+def image_transform(image_size: int = 224) -> Callable[[given.Picture], np.ndarray]:
+  """The function that makes a picture float32[S, S, 3] for a Chinese-CLIP of this size."""
+  return functools.partial(preprocess, size=image_size)
 
 
 @functools.cache

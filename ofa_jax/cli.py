@@ -21,9 +21,12 @@ from ml_collections import config_flags
 
 from ofa_jax import cli_help, cli_parsers, numerics, outputs
 from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
-from ofa_jax.engine import lock, processes
+from ofa_jax.engine import lock, log, processes
 from ofa_jax.engine.watchdog import INTERRUPTED
 from ofa_jax.files import written_whole
+from ofa_jax.text_files import printable
+
+RECIPES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs")
 
 
 def define_config(
@@ -294,8 +297,7 @@ def _initialize(*job, initialization_timeout):
 
 def _parse(argv):
   if cli_help.asked(argv):
-    print(cli_help.text(argv))
-    raise SystemExit(0)
+    _help(argv)
   argv = _with_config_file(argv)
   try:
     return flags.FLAGS(argv)
@@ -312,6 +314,17 @@ def _parse(argv):
     if os.environ.get("OFA_JAX_TRACEBACK"):
       raise
     _fail(_in_config_file(e, argv))
+
+
+def _help(argv):
+  config = note = None
+  if "config" in flags.FLAGS and _config_place(argv) is not None:
+    try:
+      config = _plain_config(_with_config_file(argv))
+    except Exception as e:
+      note = f"(the fields are not those of --config: {processes.describe(e)})"
+  print(cli_help.text(argv, config=config), *([note] if note else []), sep="\n\n")
+  raise SystemExit(0)
 
 
 def _config_place(argv) -> tuple[int, str] | None:
@@ -334,16 +347,28 @@ def _with_config_file(argv):
   path, colon, option = value.partition(":")
   path = cli_parsers.expand(path)
   if not os.path.isfile(path):
-    raise ValueError(f"Expected a Python file in --config, found no file {path}{_near(path)}")
+    recipe = _recipe(path)
+    if recipe is None:
+      raise ValueError(f"Expected a Python file in --config, found no file {path}{_near(path)}")
+    path = recipe
   argv = list(argv)
   argv[i] = f"{argv[i][: len(argv[i]) - len(value)]}{path}{colon}{option}"
   return argv
+
+
+def _recipe(path: str) -> str | None:
+  """Where the package has a recipe configs/NAME.py that the current folder has not."""
+  folder, name = os.path.split(os.path.normpath(path))
+  recipe = os.path.join(RECIPES, name)
+  return recipe if folder == "configs" and os.path.isfile(recipe) else None
 
 
 def _near(path: str) -> str:
   """A hint at the files whose names are alike."""
   folder, name = os.path.split(path)
   names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+  if os.path.normpath(folder) == "configs":
+    names = {*names, *os.listdir(RECIPES)}
   names = sorted(n for n in names if n.endswith(".py"))
   near = difflib.get_close_matches(name, names, n=3) or names[:8]
   if near:
@@ -392,5 +417,7 @@ def _without_noise(unraisable):
 
 
 def _fail(message):
-  print(f"error: {message}", file=sys.stderr, flush=True)
+  message = printable(message, but="\n\t")  # it may quote what a file holds
+  text = log.for_terminal(f"error: {message}", rich.console.Console(stderr=True))
+  print(text, file=sys.stderr, flush=True)
   raise SystemExit(1)

@@ -1,16 +1,20 @@
-"""The text of --help: what a command does, its own flags first, then the fields of its config."""
+"""The text of --help: what a command does, its flags in groups, then the fields of its config."""
 
 import dataclasses
 import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from absl import flags
 
-from ofa_jax.config import Config, MeshShape, Optim
+from ofa_jax.config import Config, Eval
 
 WIDTH = 100
+_LONGEST = 60  # letters of a value that are shown
+# Flags that every command with a config has, apart from its own.
+JOBS = ("distributed", "start-timeout", "interrupted-status")
 ASKING = ("--help", "-help", "--helpshort", "-helpshort", "-h", "--h", "-?")
 
 
@@ -20,20 +24,76 @@ def asked(argv: Sequence[str]) -> bool:
   return any(arg in ASKING for arg in before[1:])
 
 
-def text(argv: Sequence[str]) -> str:
-  """The whole text, from the flags that are defined by now."""
-  parts = [(sys.modules["__main__"].__doc__ or "").strip(), "Flags of this command:"]
-  parts += [_entry(_signature(flag), _meaning(flag)) for flag in _own_flags(argv[0])]
+def text(argv: Sequence[str], *, config: Config | None = None) -> str:
+  """The whole text, from the flags that are defined by now.
+
+  Args:
+    argv: of the command.
+    config: the one that was given beside --help; its fields are shown as they are in it.
+  """
+  parts = [(sys.modules["__main__"].__doc__ or "").strip()]
+  own = list(_own_flags(argv[0]))
+  groups = {
+    "What must be given": [f for f in own if _required(f)],
+    "What may be given": [f for f in own if not _required(f) and f.name not in JOBS],
+    "For jobs of several processes, and for schedulers": [f for f in own if f.name in JOBS],
+  }
+  for title, members in groups.items():
+    if members:
+      parts += [f"{title}:", *(_entry(_signature(f), _meaning(f)) for f in members)]
   if "config" in flags.FLAGS:
-    parts.append(
-      "Fields of the config, each a flag after --config; evaluations, model and task have fields "
-      "of their own (--config.model.NAME=VALUE, --config.task.NAME=VALUE):"
-    )
-    parts += [_entry(f"--config.{name}={value}", said) for name, value, said in _fields()]
+    parts += _config_parts(config)
   parts.append("--helpfull shows the flags of the libraries, too.")
   return "\n\n".join(
     p if p.startswith("  ") or "\n" in p else textwrap.fill(p, WIDTH) for p in parts
   )
+
+
+def _config_parts(config: Config | None) -> Iterator[str]:
+  """The fields of a config by group, each a flag after --config."""
+  values = config or Config(model=None, task=None, batch_size=0)
+  known = {f.name: getattr(values, f.name) for f in dataclasses.fields(Config)}
+  evals = list(known.pop("evals")) or [Eval(name="valid", task=None)]
+  optim, mesh, model, task = (known.pop(name) for name in ("optim", "mesh", "model", "task"))
+  if config is None:
+    known["batch_size"] = "VALUE"
+    shown = "with their defaults; with --config=FILE before --help, those of that file"
+  else:
+    shown = "as they are in this file"
+  yield f"Fields of the config, {shown}."
+  yield "The run, Config:"
+  yield from (_entry(f"--config.{n}={_value(v)}", m) for n, v, m in _leaves(Config, known))
+  groups = {"optim": ("The optimizer", optim), "mesh": ("The devices", mesh)}
+  if config is not None:
+    groups |= {"model": ("The model", model), "task": ("The task", task)}
+  groups |= {f"evals[{i}]": ("An evaluation", e) for i, e in enumerate(evals)}
+  for path, (title, value) in groups.items():
+    yield f"{title}, {type(value).__name__}:"
+    yield from (_entry(f"--config.{path}.{n}={_value(v)}", m) for n, v, m in _inside(value))
+  if config is None:
+    yield "Model and task have fields too: --config.model.NAME=VALUE, --config.task.NAME=VALUE."
+
+
+def _inside(value: Any) -> Iterator[tuple[str, Any, str]]:
+  """(path, value, meaning) of all fields of a dataclass, those of its parts included."""
+  names = [f.name for f in dataclasses.fields(value) if f.init and f.repr]
+  yield from _leaves(type(value), {name: getattr(value, name) for name in names})
+
+
+def _leaves(kind: type, values: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
+  said = _attributes(kind.__doc__)
+  for base in kind.__mro__[1:]:
+    said = _attributes(base.__doc__) | said
+  for name, value in values.items():
+    if dataclasses.is_dataclass(value):
+      if kind is not Eval:  # the task of an evaluation is shown once, above
+        yield from ((f"{name}.{inner}", v, m) for inner, v, m in _inside(value))
+    elif not (kind is Eval and name == "task"):
+      yield name, value, said.get(name, "")
+
+
+def _value(value: Any) -> str:
+  return textwrap.shorten(str(value), _LONGEST, placeholder=" ...")
 
 
 def _own_flags(program: str) -> Iterator[flags.Flag]:
@@ -62,33 +122,15 @@ def _signature(flag: flags.Flag) -> str:
 
 
 def _meaning(flag: flags.Flag) -> str:
-  if _required(flag):
-    return f"{flag.help} (required)"
-  return flag.help if flag.default is None else f"{flag.help} (default: {flag.default_as_str})"
+  said = re.sub(r"^<[^>]*>: ", "", flag.help)  # absl puts the values of an enum before it
+  if _required(flag) or flag.default is None:
+    return said
+  return f"{said} (default: {flag.default_as_str.strip(chr(39))})"
 
 
 def _entry(signature: str, meaning: str) -> str:
   body = textwrap.fill(meaning, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
   return f"  {signature}\n{body}" if meaning else f"  {signature}"
-
-
-def _fields() -> Iterator[tuple[str, object, str]]:
-  """(name, default, meaning) of the config's fields, those of its parts included."""
-  said = _attributes(Config.__doc__)
-  for field in dataclasses.fields(Config):
-    if field.name in ("optim", "mesh"):
-      part = Optim if field.name == "optim" else MeshShape
-      meanings = _attributes(part.__doc__)
-      for inner in dataclasses.fields(part):
-        yield f"{field.name}.{inner.name}", _default(inner), meanings.get(inner.name, "")
-    elif field.name not in ("model", "task", "evals"):
-      yield field.name, _default(field), said.get(field.name, "")
-
-
-def _default(field: dataclasses.Field) -> object:
-  if field.default is not dataclasses.MISSING:
-    return field.default
-  return "VALUE" if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _attributes(doc: str | None) -> dict[str, str]:

@@ -25,8 +25,10 @@ LOG_PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # what `log_to
 class MeshShape:
   """Devices along each axis of the mesh; -1 takes all that are left.
 
-  The batch is split over `data` x `fsdp`; parameters and optimizer state are split over `fsdp`;
-  `tensor` splits heads and feature axes inside a layer.
+  Attributes:
+    data: rows of the batch are split over data x fsdp.
+    fsdp: parameters and optimizer state are split over it, too.
+    tensor: heads and feature axes inside a layer are split over it.
   """
 
   data: int = -1
@@ -38,38 +40,56 @@ class MeshShape:
 class Optim:
   """AdamW and its schedule; patterns are searched in parameter paths, the first match wins.
 
-  `lr_scale` multiplies the learning rate, by one number or, for stacked layers, one a layer;
-  `clamp` bounds a parameter after the update. A parameter that matches `freeze`, or whose rate is
-  0, is not trained and has no optimizer state; layers of rate 0 stay bit for bit what they are. A
-  parameter that matches `no_decay` has no weight decay.
+  Attributes:
+    lr: the highest rate of the schedule.
+    adam: "adamw", or "fairseq", whose eps is outside the bias correction.
+    b1, b2: decays of the moments.
+    eps: added to the root of the second moment.
+    weight_decay: decoupled, of what `no_decay` does not match.
+    no_decay: patterns of parameters without weight decay.
+    schedule: constant, cosine, linear or polynomial (fairseq's).
+    warmup: steps of a linear rise to `lr`.
+    warmup_ratio: the same as a share of the run's steps; above 0 it takes the place of `warmup`.
+    power: of the polynomial schedule.
+    end_lr: where the polynomial schedule ends.
+    clip_norm: largest norm of all gradients together; None: any.
+    freeze: patterns of parameters that are not trained and have no optimizer state.
+    lr_scale: (pattern, factor of the rate) pairs; of stacked layers one factor, or one a layer.
+      Layers of factor 0 stay bit for bit what they are.
+    clamp: (pattern, (low, high)) pairs: bounds of a parameter after the update.
+    max_bad_steps: non-finite steps in a row, which are skipped, before the run stops.
   """
 
   lr: float = 1e-3
-  adam: str = "adamw"  # "fairseq": eps outside the bias correction
+  adam: str = "adamw"
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
   weight_decay: float = 0.0
   no_decay: tuple[str, ...] = ()
   schedule: str = "cosine"
-  warmup: int = 0  # steps
-  warmup_ratio: float = 0.0  # share of the run's steps; above 0 it takes the place of `warmup`
-  power: float = 1.0  # of the "polynomial" schedule
-  end_lr: float = 0.0  # where that ends
+  warmup: int = 0
+  warmup_ratio: float = 0.0
+  power: float = 1.0
+  end_lr: float = 0.0
   clip_norm: float | None = None
   freeze: tuple[str, ...] = ()
   lr_scale: tuple[tuple[str, float | tuple[float, ...]], ...] = ()
   clamp: tuple[tuple[str, tuple[float, float]], ...] = ()
-  max_bad_steps: int = 20  # non-finite steps in a row before the run stops
+  max_bad_steps: int = 20
 
 
 @dataclasses.dataclass(kw_only=True)
 class Eval:
-  """One evaluation: `task.score` of `task.predict` over `task.streams(split)`.
+  """One evaluation: `task.score` of `task.predict` over `task.streams(split)`; all run at the end.
 
-  Runs every `every` steps, every `every_epochs` epochs (each is off at 0 and below), and at the
-  end. Metrics are logged as `name/metric`; evaluations may share a name as long as their metrics
-  differ.
+  Attributes:
+    name: metrics are logged as `name/metric`; evaluations may share a name as long as their metrics
+      differ.
+    task: what is predicted and scored.
+    split: of the task's data.
+    every, every_epochs: steps and epochs between evaluations; each is off at 0 and below.
+    batch_size: rows over all devices; None: that of training.
   """
 
   name: str
@@ -77,7 +97,7 @@ class Eval:
   split: str = "valid"
   every: int = 0
   every_epochs: float = 0.0
-  batch_size: int | None = None  # global; None: the training batch size
+  batch_size: int | None = None
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -90,6 +110,7 @@ class Config:
     task: what is learnt; see `ofa_jax/tasks/base.py`.
     batch_size: rows of one update over all devices; of a task with several streams, those of its
       main one.
+    name: a title.
     steps, epochs: the length of the run; epoch N ends with update ceil(N * rows / batch_size), and
       steps win where both are given.
     init: weights to start from: a run's workdir (of which WORKDIR@STEP is one step), a model
@@ -100,6 +121,7 @@ class Config:
       --reset-optimizer).
     reset_step: of what is resumed leave the step behind, so that data and schedule begin anew (the
       original's --reset-data-offset).
+    seed: of everything random.
     log_every: steps between log lines; 0 and below: only at the end.
     save_every, save_every_epochs: steps and epochs between checkpoints; each is off at 0 and below.
       The end is always saved.
@@ -107,6 +129,9 @@ class Config:
     best_metric: metric of an evaluation, such as "valid/cider", by which the best checkpoint stays
       beside the newest; None: none does.
     best_mode: "max", or "min" where less is better.
+    evals: evaluations, each an `Eval`.
+    optim: the optimizer, an `Optim`.
+    mesh: the devices, a `MeshShape`.
     precision: what is computed in on float32 parameters: bf16, fp32 in full, or fp64 (not on TPUs).
     remat: what the backward pass recomputes: what is cheap and large, all but matrix products, or
       whole layers.
@@ -219,24 +244,26 @@ def explain_unknown_field(config: Any, message: str) -> str | None:
   if not found:
     return None
   field, owner = found[1], found[2].split(".")[-1]
-  names = sorted(
-    {
-      f.name
-      for d in _dataclasses(config)
-      if type(d).__name__ == owner
-      for f in dataclasses.fields(d)
-    }
-  )
+  paths = list(_fields(config))
+  names = sorted({path.rpartition(".")[2] for path, holder in paths if holder == owner})
+  places = [path for path, _ in paths if path.rpartition(".")[2] == field]
   near = difflib.get_close_matches(field, names, n=3, cutoff=0.4)
+  if not places and not difflib.get_close_matches(field, names, n=1, cutoff=0.7):
+    every = {path.rpartition(".")[2] for path, _ in paths}
+    other = difflib.get_close_matches(field, every, n=1, cutoff=0.8)
+    places = [path for path, _ in paths if path.rpartition(".")[2] in other]
+  near = [f"--config.{path}" for path in places[:3]] or near
   hint = f"; did you mean {' or '.join(near)}?" if near else ""
   return f"--config: {owner} has no field '{field}'{hint} (it has: {', '.join(names)})"
 
 
-def _dataclasses(value: Any) -> Iterable[Any]:
+def _fields(value: Any, path: str = "") -> Iterable[tuple[str, str]]:
+  """(path, name of the class that has it) of every field of a config and of what is in it."""
   if dataclasses.is_dataclass(value):
-    yield value
     for f in dataclasses.fields(value):
-      yield from _dataclasses(getattr(value, f.name))
+      inner = f"{path}.{f.name}" if path else f.name
+      yield inner, type(value).__name__
+      yield from _fields(getattr(value, f.name), inner)
   elif isinstance(value, (tuple, list)):
-    for v in value:
-      yield from _dataclasses(v)
+    for i, v in enumerate(value):
+      yield from _fields(v, f"{path}[{i}]")

@@ -260,6 +260,7 @@ def main() -> None:
         print(f"{name}: {value}")
       if output.value:
         files.write_text(output.value, json.dumps(metrics, indent=2) + "\n")
+        print(f"Metrics are in {output.value}")
 
   cli.run(command)
 

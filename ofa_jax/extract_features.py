@@ -4,27 +4,32 @@ r"""Image and text features of a data set, in the file formats of Chinese-CLIP's
     --output=D [--format=jsonl|npy]
 
 writes D/test_imgs.img_feat.jsonl and D/test_texts.txt_feat.jsonl with L2-normalised features.
-`--images` also takes an LMDB `imgs` folder. Threads decode while the devices compute. A run that
-was killed continues where it stopped and ends with the same bytes.
+Both flags take what training reads, too: a folder of pictures (captions in .txt files of the same
+names), a table (.csv, .tsv), .tar shards, LMDB folders. Pictures that are named by paths are
+numbered in their order: D/NAME.images.jsonl says which is which, D/NAME.texts.jsonl has captions
+with the numbers of their pictures, as `retrieve recall` reads them. Threads decode while the
+devices compute. A run that was killed continues where it stopped and ends with the same bytes.
 """
 
 import collections
 import concurrent.futures
 import contextlib
+import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 
 from ofa_jax import api, cli, outputs, partial
-from ofa_jax.data import features, pairs, pipeline, tsv, values
-from ofa_jax.data.lmdb import LmdbImages
+from ofa_jax.data import features, pairs, pipeline, sources, tsv, values
 from ofa_jax.data.protocols import Images, Rows
 from ofa_jax.data.text import normalize_caption
 from ofa_jax.engine import log
+from ofa_jax.files import write_text
 
 _AT_ONCE = 2  # batches being encoded: one computes, the other is on its way in or out
 
@@ -50,11 +55,15 @@ def extract_images(
     order: "id", the byte order of the ids, in which the original reads its LMDB; or "file".
     max_bad_rate: the largest share of unreadable images; see `pipeline.BadRows`.
 
+  Images whose ids are paths have their numbers from 0 as ids, and the order of their files.
+
   Raises:
     ValueError: ids that are not integers, or that the format cannot hold.
     TooManyBadRows: more images are unreadable.
   """
   ids = images.ids
+  if sources.ids_are_paths(images):
+    ids, order = [str(i) for i in range(len(ids))], "file"
   faults = [images.name(i) for i, text in enumerate(ids) if not values.is_integer(text)]
   features.raise_faults(faults, "integers as image ids")
   names = [images.name(i) for i in range(len(ids))]
@@ -198,8 +207,8 @@ def main() -> None:
   name = cli.define_path(
     "model", "A released name, model directory, workdir, .pt or HF directory.", required=True
   )
-  images = cli.define_path("images", "TSV file, or LMDB folder with data.mdb.")
-  texts = cli.define_path("texts", "JSONL file with text_id and text.")
+  images = cli.define_path("images", "TSV file, or any of the forms above.")
+  texts = cli.define_path("texts", "JSONL file with text_id and text, or any of these.")
   output = cli.define_path("output", "Folder for the feature files.", required=True)
   format_ = flags.DEFINE_enum(
     "format", "jsonl", features.FORMATS, "npy is a fifth of the size and needs no parsing."
@@ -227,11 +236,11 @@ def main() -> None:
       if images.value:
         image_path = folder / f"{_stem(images.value)}.img_feat.{format_.value}"
         open_.enter_context(cli.sole_writer(image_path, inputs=inputs))
-        table = _open_images(images.value)
+        table = sources.open_images(images.value)
       if texts.value:
         text_path = folder / f"{_stem(texts.value)}.txt_feat.{format_.value}"
         open_.enter_context(cli.sole_writer(text_path, inputs=inputs))
-        texts_ = tsv.read_texts([texts.value])
+        texts_ = sources.open_texts(texts.value)
       model = api.load_clip(name.value, precision=precision.value)
       if table is not None:
         count = extract_images(
@@ -243,6 +252,11 @@ def main() -> None:
           max_bad_rate=max_bad_rate.value,
         )
         print(f"{count} image features of {len(table)} images are stored in {image_path}")
+        if sources.ids_are_paths(table):
+          path = folder / f"{_stem(images.value)}.images.jsonl"
+          rows = ({"image_id": i, "image": name} for i, name in enumerate(table.ids))
+          _write_lines(path, rows)
+          print(f"Their numbers are in {path}")
       if texts_ is not None:
         count = extract_texts(
           model,
@@ -252,18 +266,38 @@ def main() -> None:
           context_length=context_length.value,
         )
         print(f"{count} text features are stored in {text_path}")
+        if not texts.value.endswith(".jsonl"):
+          path = folder / f"{_stem(texts.value)}.texts.jsonl"
+          _write_lines(path, _annotations(texts_, table))
+          print(f"The texts are in {path}")
 
   cli.run(command, interrupted="the same command goes on where it stopped")
 
 
-def _open_images(path: str) -> Images:
-  return LmdbImages(path) if os.path.isdir(path) else tsv.ImageTable([path])
+def _annotations(texts: tsv.Texts, images: Images | None) -> Iterator[dict[str, Any]]:
+  """The lines of Chinese-CLIP's file of captions, pictures numbered as in their features."""
+  for text_id, text, names in zip(texts.text_ids, texts.texts, texts.image_ids, strict=True):
+    ids = []
+    if images is not None:
+      rows = images.find(names)
+      ids = rows[rows >= 0].tolist()
+      if not sources.ids_are_paths(images):
+        ids = [int(name) for name, row in zip(names, rows, strict=True) if row >= 0]
+    yield {"text_id": text_id, "text": text, "image_ids": ids}
+
+
+def _write_lines(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
+  lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+  write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _stem(path: str) -> str:
   """The original's beginning of the output's name; that of an LMDB folder S/imgs is S_imgs."""
   path = pathlib.Path(os.path.abspath(path))
-  return f"{path.parent.name}_{path.name}" if path.is_dir() else path.stem
+  if path.is_dir():
+    lmdb = (path / "data.mdb").exists()
+    return f"{path.parent.name}_{path.name}" if lmdb else path.name
+  return re.sub(r"[^\w.-]+", "_", path.stem).strip("_")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ r"""What an OFA says: captions, answers, boxes and labels, for one input or a fi
 Tasks: caption; vqa (questions); refcoco (phrases to boxes); snli_ve (hypotheses and perhaps
 premises to labels); classify; text (prompts in your own words, with or without an image).
 
-The input is the original's TSV of the task, or one with other `--columns`. The output has one JSON
-object a row, in the order of the rows, with the keys of the original's results and a "score", or an
-"error" where the row cannot be read. Threads decode images while the devices compute. A run that
-was killed continues where it stopped and ends with the same bytes.
+The input is the original's TSV of the task, or one with other `--columns`; or pictures in any form
+that training reads: a folder, a table (.csv, .tsv) whose columns go by name
+(--columns=image:filepath,text:question), .tar shards, Chinese-CLIP's `_imgs.tsv` or LMDB. The
+output has one JSON object a row, in the order of the rows, with the keys of the original's results
+and a "score", or an "error" where the row cannot be read. Threads decode images while the devices
+compute. A run that was killed continues where it stopped and ends with the same bytes.
 """
 
 import contextlib
@@ -25,12 +27,13 @@ import numpy as np
 from absl import flags
 
 from ofa_jax import api, cli, partial
-from ofa_jax.data import answers, pipeline
+from ofa_jax.data import answers, pipeline, sources
 from ofa_jax.data.cache import ImageReader
 from ofa_jax.data.given import picture
+from ofa_jax.data.protocols import TextImages
 from ofa_jax.data.rows import Row
 from ofa_jax.data.text import REFERENCES
-from ofa_jax.data.tsv import IMAGE, BadRow, Table
+from ofa_jax.data.tsv import IMAGE, BadRow
 from ofa_jax.decode.beam import Search
 from ofa_jax.engine import log
 from ofa_jax.inference.ofa import OFAModel
@@ -127,7 +130,7 @@ class TaskRows:
     begin: rows that are left out at the beginning.
   """
 
-  def __init__(self, table: Table, *, size: int, begin: int = 0):
+  def __init__(self, table: TextImages, *, size: int, begin: int = 0):
     self._table, self._size, self._begin = table, size, begin
     self._reader = ImageReader(table, size=size, rgb_first=True)
 
@@ -160,7 +163,7 @@ class TaskRows:
 def predict_file(
   model: OFAModel,
   task: str,
-  table: Table,
+  table: TextImages,
   *,
   output: str | os.PathLike,
   options: Options,
@@ -284,13 +287,14 @@ def main() -> None:
   text = flags.DEFINE_string("text", None, "Question, phrase, hypothesis or prompt, for one input.")
   premise = flags.DEFINE_string("premise", None, "A text known to describe the image (snli_ve).")
   objects = flags.DEFINE_list("objects", None, "Names of what is in the image (vqa).")
-  input_ = cli.define_paths("input", "TSV files.")
+  input_ = cli.define_paths("input", "TSV files, or one source of pictures, see above.")
   output = cli.define_path("output", "JSONL file of the predictions.")
   columns = flags.DEFINE_list(
     "columns",
     None,
-    "Places of the columns in the TSV, from 0: --columns=id:0,image:3,text:1. Default: as in the "
-    "original's files of the task; without an id, rows are numbered.",
+    "Places of the columns in the TSV, from 0: --columns=id:0,image:3,text:1; or their names in a "
+    "table with a header. Default: as in the original's files of the task, in a table filepath, id "
+    "and text; without an id, rows are numbered.",
   )
   candidates = cli.define_path(
     "candidates", "File of the answers to choose from, one a line (vqa, classify)."
@@ -345,7 +349,7 @@ def main() -> None:
     if input_.value:
       inputs = (*input_.value, *name.value, candidates.value)
       with cli.sole_writer(output.value, inputs=inputs):
-        table = Table(input_.value, columns=_columns(task.value, columns.value))
+        table = _open_table(input_.value, task=task.value, columns=columns.value)
         model, options = load()
         count = predict_file(
           model,
@@ -371,8 +375,29 @@ def main() -> None:
   cli.run(command, interrupted="with --input, the same command goes on where it stopped")
 
 
-def _columns(task: str, given: Sequence[str] | None) -> dict[str, int]:
-  """The columns of a task's files, or those that were given as name:place.
+def _open_table(paths: Sequence[str], *, task: str, columns: Sequence[str] | None) -> TextImages:
+  """The rows of `--input`.
+
+  Raises:
+    ValueError: faulty files or columns, or the task reads a text that they do not have.
+  """
+  places = TASKS[task].columns
+  table = sources.open_rows(
+    paths, columns=_columns(task, columns) if columns else {}, places=places
+  )
+  missing = [c for c in places if c in (IMAGE, "text") and c not in table.columns]
+  if missing:
+    raise ValueError(
+      f"Expected the columns {', '.join(places)} for {task}, found no "
+      f"{' and no '.join(missing)} in {', '.join(paths)}. Give their places, or their "
+      "names in a table with a header: "
+      f"--columns={','.join(f'{c}:...' for c in missing)}"
+    )
+  return table
+
+
+def _columns(task: str, given: Sequence[str] | None) -> dict[str, int | str]:
+  """The columns of a task's files, or those that were given as name:place or name:header.
 
   Raises:
     ValueError: no such column, or no place.
@@ -383,9 +408,9 @@ def _columns(task: str, given: Sequence[str] | None) -> dict[str, int]:
   columns = {}
   for part in given:
     column, _, place = part.partition(":")
-    if column not in known or not place.isdecimal():
+    if column not in known or not place:
       raise ValueError(f"Expected --columns=name:place, names {', '.join(known)}; found {part!r}")
-    columns[column] = int(place)
+    columns[column] = int(place) if place.isdecimal() else place
   return columns
 
 

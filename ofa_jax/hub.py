@@ -27,7 +27,7 @@ from ofa_jax.convert.family import Family, explain, guess
 from ofa_jax.convert.ofa import family as ofa_family
 from ofa_jax.convert.params import ModelConfig, Weights, place, placement
 from ofa_jax.convert.releases import Release
-from ofa_jax.engine import checkpoint
+from ofa_jax.engine import checkpoint, faults
 from ofa_jax.engine.step import State
 from ofa_jax.files import written_whole
 from ofa_jax.models.abstract import abstract
@@ -99,10 +99,16 @@ def family_of(config: ModelConfig) -> Family:
 
 def config_of(name: str) -> ModelConfig:
   """Sizes of a model; those of a public name without its download, where that is possible."""
+  return sizes_of(name)[0]
+
+
+def sizes_of(name: str) -> tuple[ModelConfig, Mapping[str, Any]]:
+  """Sizes of a model as `config_of` gives them, and its `Source.settings`."""
   for family in FAMILIES:
     if name in family.releases and family.released is not None:
-      return family.released(name)
-  return open_model(name).config
+      return family.released(name), family.settings
+  source = open_model(name)
+  return source.config, source.settings
 
 
 def open_model(
@@ -301,7 +307,7 @@ def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: Family) 
     stored = path.resolve() / "params"
     checksums.verify(path, under=("params/",))
     with ocp.StandardCheckpointer() as checkpointer:
-      metadata = _whole(stored, checkpointer.metadata, stored).item_metadata
+      metadata = faults.readable(stored, checkpointer.metadata, stored).item_metadata
       if metadata is None or metadata.tree is None:
         raise ValueError(f"{stored}: expected the parameters, found no checkpoint of them")
       problems = trees.difference(target, metadata.tree)
@@ -312,7 +318,7 @@ def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: Family) 
         )
       # After the differences, which tell more of a config.json that was edited.
       checksums.verify(path, but=("params/",))
-      found = _whole(stored, checkpointer.restore, stored, target)
+      found = faults.readable(stored, checkpointer.restore, stored, target)
     return found["params"], found["rest"]
 
   return Source(
@@ -433,15 +439,3 @@ def _infer(path: pathlib.Path, *, ema: bool) -> tuple[Family, ModelConfig, dict[
     f"{path}: expected the tensors of {' or '.join(f.title for f in FAMILIES)}, found "
     + (guess(tensors) or f"{len(tensors)} others, first {list(tensors)[:3]}")
   )
-
-
-def _whole(path: pathlib.Path, function: Callable[..., Any], *args: Any) -> Any:
-  """Calls a function of Orbax, which raises anything on damaged files."""
-  try:
-    return function(*args)
-  except Exception as error:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise ValueError(
-      f"{path}: expected the parameters of a model, found files that cannot be read "
-      f"({reason:.200}); get the folder again"
-    ) from error

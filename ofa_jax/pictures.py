@@ -1,34 +1,29 @@
 """Pages of pictures for people: what a model said of them, or found.
 
-Each page is a PNG file as bytes, for `Task.results`. Chinese needs a font that has it (Debian and
-Ubuntu: fonts-noto-cjk); without one its characters are boxes.
+Each page is a PNG file for `Task.results`. Where no font of this machine has all of its characters,
+as on many servers those of Chinese, an HTML file beside it has the same page for a browser.
 """
 
+import base64
 import dataclasses
+import functools
+import html
 import io
+import logging
 import textwrap
 import unicodedata
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
+
+from ofa_jax import fonts
 
 RIGHT, WRONG, PLAIN = "#1a7f37", "#cf222e", "#57606a"
-FONTS = (
-  "Noto Sans CJK SC",
-  "Noto Sans CJK JP",
-  "Noto Sans SC",
-  "Source Han Sans SC",
-  "WenQuanYi Micro Hei",
-  "WenQuanYi Zen Hei",
-  "PingFang SC",
-  "Heiti SC",
-  "Microsoft YaHei",
-  "SimHei",
-)
-
 _SIDE, _GAP, _LINE = 1.8, 0.15, 0.15  # inches: of a cell, between cells, of a line of text
 _LETTERS, _LINES = 28, 4  # of a text: letters in a line, and lines
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,19 +42,23 @@ class Cell:
 
 
 def captions(
+  name: str,
   images: Sequence[np.ndarray],
   texts: Sequence[str],
   expected: Sequence[Sequence[str]],
   *,
   columns: int = 6,
-) -> bytes:
+) -> dict[str, bytes]:
   """Pictures with what a model says of them, green where that is a reference, and the references.
 
   Args:
+    name: of the page.
     images: uint8[H, W, 3] each.
     texts: one each.
     expected: the references of each.
     columns: pictures in a row.
+
+  Returns: as `page`.
   """
   cells = [
     Cell(
@@ -68,20 +67,24 @@ def captions(
     )
     for image, text, group in zip(images, texts, expected, strict=True)
   ]
-  return page([cells[i : i + columns] for i in range(0, len(cells), columns)])
+  return page(name, [cells[i : i + columns] for i in range(0, len(cells), columns)])
 
 
 def retrieval(
+  name: str,
   queries: Sequence[str],
   images: Sequence[Sequence[np.ndarray]],
   right: Sequence[Sequence[bool]],
-) -> bytes:
+) -> dict[str, bytes]:
   """Texts with the pictures that a model ranks highest for each, the right ones framed.
 
   Args:
+    name: of the page.
     queries: the texts.
     images: for each text its pictures, uint8[H, W, 3], the best first.
     right: for each of them whether the text belongs to it.
+
+  Returns: as `page`.
   """
   rows = [
     [
@@ -90,19 +93,66 @@ def retrieval(
     ]
     for query, ranked, good in zip(queries, images, right, strict=True)
   ]
-  return page(rows)
+  return page(name, rows)
 
 
-def page(rows: Sequence[Sequence[Cell]]) -> bytes:
-  """A PNG of rows of cells; ValueError when there are none."""
-  import matplotlib.figure  # slow to import, and needed once an evaluation
+def page(name: str, rows: Sequence[Sequence[Cell]]) -> dict[str, bytes]:
+  """A page of rows of cells, as the files `name.png` and, where fonts are missing, `name.html`.
 
+  Raises:
+    ValueError: there are no rows.
+  """
   if not rows:
     raise ValueError("Expected rows of pictures for a page, found none.")
+  families, missing = fonts.of_texts(t for row in rows for cell in row for t, _ in cell.lines)
+  files = {f"{name}.png": _png(rows, families)}
+  if missing:
+    files[f"{name}.html"] = _html(name, rows)
+    _tell_missing(name)
+  return files
+
+
+@functools.cache  # once a page
+def _tell_missing(name: str) -> None:
+  _log.warning(
+    "Some characters of the page %s are in no font of this machine: the .html beside its .png has "
+    "them. For Chinese install a font (%s), or name a file in %s",
+    name,
+    fonts.PACKAGE,
+    fonts.VARIABLE,
+  )
+
+
+def _html(name: str, rows: Sequence[Sequence[Cell]]) -> bytes:
+  """The page for a browser, its pictures in it."""
+  body = []
+  for row in rows:
+    cells = []
+    for cell in row:
+      style = f' style="border:4px solid {cell.frame}"' if cell.frame else ""
+      shown = "" if cell.image is None else f'<img{style} src="{_data_url(cell.image)}">'
+      lines = [f'<p style="color:{c}">{html.escape(text)}</p>' for text, c in cell.lines]
+      cells.append(f"<td>{shown}{''.join(lines)}</td>")
+    body.append(f"<tr>{''.join(cells)}</tr>\n")
+  return (
+    f'<!doctype html>\n<meta charset="utf-8">\n<title>{html.escape(name)}</title>\n'
+    "<style>td {vertical-align: top; text-align: center; width: 11em} p {margin: .2em} "
+    f"img {{width: 10em}}</style>\n<table>\n{''.join(body)}</table>\n"
+  ).encode()
+
+
+def _data_url(image: np.ndarray) -> str:
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, format="png")
+  return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _png(rows: Sequence[Sequence[Cell]], font: list[str]) -> bytes:
+  import matplotlib.figure  # slow to import, and needed once an evaluation
+
   heights = [max(map(_height, row), default=_SIDE) + _GAP for row in rows]
   width, height = max(map(len, rows)) * (_SIDE + _GAP) + _GAP, sum(heights) + _GAP
   figure = matplotlib.figure.Figure(figsize=(width, height))
-  font = _fonts()
   for i, row in enumerate(rows):
     top = height - _GAP - sum(heights[:i])
     for j, cell in enumerate(row):
@@ -146,10 +196,3 @@ def _wrapped(cell: Cell) -> list[tuple[str, str]]:
     pieces = textwrap.wrap(text, width, max_lines=_LINES, placeholder=" …") or [""]
     lines += [(piece, colour) for piece in pieces]
   return lines
-
-
-def _fonts() -> list[str]:
-  import matplotlib.font_manager
-
-  installed = {font.name for font in matplotlib.font_manager.fontManager.ttflist}
-  return ["DejaVu Sans", *(name for name in FONTS if name in installed)]

@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ofa_jax import cli, text_files
+from ofa_jax import cli, cli_help, text_files
 from ofa_jax.data.features import Features, raise_faults, read_features
 from ofa_jax.data.tsv import check_files
 from ofa_jax.engine import log
@@ -260,8 +260,9 @@ def main() -> None:
   commands = {"topk": _topk_command, "recall": _recall_command, "to-tr": _to_tr_command}
   name = sys.argv[1] if len(sys.argv) > 1 else ""
   if name not in commands:
-    print(__doc__, file=sys.stdout if name.startswith("--help") else sys.stderr)
-    raise SystemExit(0 if name.startswith("--help") else 1)
+    asked = cli_help.asked(sys.argv[:2])
+    print(__doc__, file=sys.stdout if asked else sys.stderr)
+    raise SystemExit(0 if asked else 1)
   cli.run(commands[name](), argv=[sys.argv[0], *sys.argv[2:]])
 
 

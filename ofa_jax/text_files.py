@@ -44,8 +44,15 @@ def shown(value: object, most: int = 80) -> str:
     value = value[: 4 * most].decode("utf-8", "backslashreplace")
   text = value if isinstance(value, str) else repr(value)
   text = text[: most + 1]
-  printed = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:most])
+  printed = printable(text[:most])
   return printed[:most] + ("..." if len(text) > most or len(printed) > most else "")
+
+
+def printable(text: str, *, but: str = "") -> str:
+  """A text with an escape for every character that a terminal would obey, those of `but` apart."""
+  if text.isprintable():
+    return text
+  return "".join(c if c.isprintable() or c in but else ascii(c)[1:-1] for c in text)
 
 
 def compression(path: str | os.PathLike) -> str | None:

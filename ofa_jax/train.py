@@ -3,8 +3,8 @@ r"""Trains or fine-tunes a model of any family, on one device or a pod.
   python -m ofa_jax.train --config=configs/quickstart.py --workdir=runs/digits
   python -m ofa_jax.train --config=configs/cnclip_vith14.py --workdir=D --config.optim.lr=2e-5
 
-The workdir receives `config.json`, `log.txt`, `metrics.jsonl`, `curves.png`, `checkpoints/` and,
-from tasks that generate, `results/`; the same command started again goes on from the newest
+The workdir receives `config.json`, `log.txt`, `metrics.jsonl`, `curves.png`, `checkpoints/` and
+`results/` (predictions, pages of pictures); the same command started again goes on from the newest
 checkpoint, bit for bit. `--config.resume=W@STEP` goes on from another run in a new workdir.
 SIGTERM or Ctrl-C saves a checkpoint at the step or evaluation that it falls into and ends with
 `--interrupted-status`; Ctrl-C twice ends at once.
@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from etils import epath
 
 from ofa_jax import cli, evaluate, outputs, weights
 from ofa_jax.config import Config, epoch_end, is_due, mesh_sizes, to_dict
@@ -99,8 +100,11 @@ def _open(config, workdir, notice, opened):
     )
   )
   opened.enter_context(processes.one_fate(functools.partial(out.record, level="ERROR")))
-  out.show(overview.table(program, num_rows=rows.num_rows, steps=steps, origin=origin))
-  out.line(f"Weights: {origin}")
+  named = overview.rows(
+    program, num_rows=rows.num_rows, steps=steps, origin=origin, workdir=workdir
+  )
+  out.table(config.name or "ofa_jax", named)
+  out.record(f"Weights: {origin}")
   if checkpoints.steps():
     out.line(f"Checkpoints: {checkpoints.listing()}")
   if jax.process_index() == 0:
@@ -109,6 +113,8 @@ def _open(config, workdir, notice, opened):
     notes += readers.notes
   for text in notes:
     out.line(text, level="WARNING")
+  for text in overview.advice(config, backend=jax.default_backend()):
+    out.line(text)
   saver = saving.Saver(checkpoints, say=functools.partial(out.line, level="WARNING"))
   watch = opened.enter_context(watchdog.Watchdog(config.step_timeout))
   run = _Run(program, rows, evaluators, saver, out, watch, notice, steps=steps)
@@ -139,7 +145,7 @@ class _Run:
       state = self.loop(state)
     self.watch.beat(watchdog.ALLOWANCE)
     self.saver.save(state)
-    results = {} if self.told_to_stop else self._evaluate(state, self.evaluators)
+    results = {} if self.told_to_stop else self._evaluate(state, self.evaluators, last=True)
     self.saver.finish(state)
     if self.told_to_stop:
       text = f"Told to stop: saved step {int(state.step)}; the same command goes on from it"
@@ -218,22 +224,26 @@ class _Run:
     if step is not None and results:
       self.out.line(f"Best checkpoint: {best.describe(step)}")
 
-  def _evaluate(self, state: step.State, evaluators: list[evaluate.Evaluator]) -> dict[str, float]:
+  def _evaluate(
+    self, state: step.State, evaluators: list[evaluate.Evaluator], *, last: bool = False
+  ) -> dict[str, float]:
     """Metrics of the evaluations at this step, logged; the moving average is used where kept.
 
-    Told to stop, it logs nothing: they are made when the run goes on from this step.
+    Told to stop, it logs nothing: they are made when the run goes on from this step. The last ones
+    are only recorded: they are what `train` returns.
     """
     if not evaluators:
       return {}
     start = time.perf_counter()
     try:
-      results = evaluate.run_all(
-        evaluators,
-        *state.evaluated,
-        folder=self.out.folder / "results",
-        stop=self.notice.reached,
-        log=self._warn,
-      )
+      with self.out.waiting("evaluating"):
+        results = evaluate.run_all(
+          evaluators,
+          *state.evaluated,
+          folder=self.out.folder / "results",
+          stop=self.notice.reached,
+          log=self._warn,
+        )
     except processes.Stopped:
       self.told_to_stop = True
       return {}
@@ -242,14 +252,15 @@ class _Run:
     if self.saver.checkpoints.best is not None:
       self.saver.checkpoints.best.add(done, results)
     shown = " | ".join(f"{k}: {v:.4f}" for k, v in results.items())
-    self.out.line(f"Evaluation at step {done} ({time.perf_counter() - start:.1f} s) | {shown}")
+    say = self.out.record if last else self.out.line
+    say(f"Evaluation at step {done} ({time.perf_counter() - start:.1f} s) | {shown}")
     position = {"step": done, "epoch": self._epoch(done)}
     for evaluation in (e.evaluation for e in evaluators):
       prefix = f"{evaluation.name}/"
       own = {k.removeprefix(prefix): v for k, v in results.items() if k.startswith(prefix)}
       line = evaluation.task.eval_line({**own, **position})
       if line:
-        self.out.line(line)
+        say(line)
     return results
 
   def _warn(self, text: str) -> None:
@@ -299,8 +310,10 @@ class _Run:
 
   def _compile(self, state, batch, frozen):
     begin = time.perf_counter()
-    compiled = step.train_step(self.program).lower(state, batch, frozen).compile()
-    text = f"Compiled in {time.perf_counter() - begin:.1f} s"
+    with self.out.waiting("compiling"):
+      compiled = step.train_step(self.program).lower(state, batch, frozen).compile()
+    seconds = time.perf_counter() - begin
+    text = f"Compiled in {seconds:.1f} s"
     memory = compiled.memory_analysis()
     if memory is not None:
       held, extra = memory.argument_size_in_bytes, memory.temp_size_in_bytes
@@ -309,6 +322,8 @@ class _Run:
         f"gradients and activations = {log.human_bytes(held + extra)}"
       )
     self.out.line(text)
+    for text in overview.after_compiling(seconds, cache=jax.config.jax_compilation_cache_dir):
+      self.out.line(text)
     return compiled
 
   def _log(self, metrics, done, clock):
@@ -362,6 +377,8 @@ def _first_state(program, checkpoints, *, steps, warn):
   if config.init is None:
     return state, f"from scratch, seed {config.seed}"
   loaded = weights.load_weights(program, config.init, initial=state.params)
+  if loaded.changed:
+    warn(f"{config.init} is not the whole of this model: {'; '.join(loaded.changed)}")
   fresh = ", ".join(["optimizer", *loaded.absent])
   averages = step.averages_of(config, loaded.params, loaded.rest)
   return dataclasses.replace(state, params=loaded.params, rest=loaded.rest, **averages), (
@@ -418,6 +435,8 @@ def main() -> None:
     if jax.process_index() == 0:
       for name, value in results.items():
         print(f"{name}: {value}")
+      if results:
+        print(f"These and all before them are in {epath.Path(workdir.value) / log.METRICS}")
 
   cli.run(command)
 

@@ -87,6 +87,8 @@ def _check_run(c: Config) -> list[str]:
   ):
     if getattr(c, field) < low:
       faults.append(f"{field}: expected at least {low}, found {getattr(c, field)}")
+  if c.seed >= 2**32:  # beyond it JAX takes another, silently
+    faults.append(f"seed: expected less than 2^32, found {c.seed}")
   for field, allowed in (("precision", PRECISIONS), ("remat", REMAT)):
     if getattr(c, field) not in allowed:
       faults.append(f"{field}: expected one of {', '.join(allowed)}, found {getattr(c, field)!r}")
@@ -216,6 +218,9 @@ def _check_batch(c: Config, sizes: tuple[int, int, int], hosts: int) -> list[str
   trained = [("batch_size", c.batch_size)]
   trained += [(f"batch size of the stream {name!r}", size) for name, size in others]
   evaluated = [(f"evals[{e.name}].batch_size", e.batch_size) for e in c.evals if e.batch_size]
+  for name, size in evaluated:
+    if size < 1:
+      faults.append(f"{name}: expected None or at least 1, found {size}")
   for name, size in trained + evaluated:
     for divisor, what in ((shards, "data x fsdp devices"), (hosts, "hosts")):
       if size % divisor:
@@ -243,6 +248,6 @@ def _check_log_to(names: Sequence[str]) -> list[str]:
     elif importlib.util.find_spec(LOG_PACKAGES[name]) is None:
       lines.append(
         f"log_to: {name} needs the package {LOG_PACKAGES[name]}, found none; "
-        f'pip install "ofa-jax[{name}]"'
+        f"pip install {LOG_PACKAGES[name]}"
       )
   return lines

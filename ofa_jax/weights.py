@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ def open_start(
   config: ModelConfig,
   seed: int,
   download_root: str | os.PathLike | None = None,
+  say: Callable[[str], None] = lambda line: None,
 ) -> Source:
   """Finds the weights that a model starts training from.
 
@@ -41,6 +43,7 @@ def open_start(
     config: the model that is trained.
     seed: draws what is new.
     download_root: as for `open_model`.
+    say: takes a line on each part that is not the stored one, when the weights are loaded.
 
   Raises:
     ValueError: as `open_model`; the weights are of other sizes.
@@ -66,7 +69,7 @@ def open_start(
       return ofa.to_torch(*jax.device_get(stored.load()), stored.config)
 
   def load(shardings=None):
-    complete = functools.partial(family.complete, seed=seed)
+    complete = functools.partial(family.complete, seed=seed, say=say)
     tensors = explain(path, complete, read(), config)
     return place(*explain(path, family.from_torch, tensors, config), shardings)
 
@@ -121,12 +124,14 @@ class Loaded(NamedTuple):
     params, rest: nested dicts of arrays.
     absent: paths of the parameters that were not stored.
     resized: a line on each that was made for another image size or text length.
+    changed: a line on each part of an OFA that is not the stored one: drawn anew, left out.
   """
 
   params: Tree
   rest: Tree
   absent: list[str]
   resized: list[str]
+  changed: list[str]
 
 
 def load_weights(program: step.Program, name: str, *, initial: Tree | None = None) -> Loaded:
@@ -144,10 +149,11 @@ def load_weights(program: step.Program, name: str, *, initial: Tree | None = Non
     ValueError: there is no such model, or it has other parameters than the config's; all of them.
   """
   config = program.config
+  changed: list[str] = []
   if initial is None:
     source = open_model(name)
   else:
-    source = open_start(name, config=config.model, seed=config.seed)
+    source = open_start(name, config=config.model, seed=config.seed, say=changed.append)
   source, resized = fitted(source, config.model)
   _, params, rest = abstract(source.config)
   wanted, stored = trees.flatten(program.abstract.params), trees.flatten(params)
@@ -166,4 +172,4 @@ def load_weights(program: step.Program, name: str, *, initial: Tree | None = Non
   if absent:
     fresh = trees.flatten(initial)
     params = trees.unflatten(trees.flatten(params) | {p: fresh[p] for p in absent})
-  return Loaded(params, rest, absent, resized)
+  return Loaded(params, rest, absent, resized, changed)

@@ -5,9 +5,12 @@ r"""Zero-shot classification as Chinese-CLIP's script does it, with ELEVATER's m
 
 DATASET_DIR holds `test/<class>/*` and `label_cn.txt`, one class name a line in the order of the
 sorted class folders. Its name, or `--dataset`, chooses the prompt templates and the official
-metric. The output is an ELEVATER submission: every image's probabilities of all classes.
+metric. DATASET_DIR may also be a table of pictures and their classes (.csv, .tsv: filepath, title)
+or another form of pairs that training reads, the captions being the classes. The output is an
+ELEVATER submission: every image's probabilities of all classes.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -19,7 +22,10 @@ from absl import flags
 from ofa_jax import api, cli, text_files
 from ofa_jax.data import pipeline, values
 from ofa_jax.data.folder import FolderRows, ImageFolder
+from ofa_jax.data.labelled import LabelledRows
+from ofa_jax.data.pairs import PairData
 from ofa_jax.data.protocols import Rows
+from ofa_jax.data.table import EXTENSIONS
 from ofa_jax.data.text import normalize_caption
 from ofa_jax.data.tfds import TfdsRows
 from ofa_jax.data.tsv import check_files
@@ -36,7 +42,8 @@ def open_rows(data: str, *, split: str, size: int) -> tuple[Rows, list[str]]:
   """Opens labelled images.
 
   Args:
-    data: a folder with `<split>/<class>/*`, or "tfds:NAME".
+    data: a folder with `<split>/<class>/*`; "tfds:NAME"; or pairs of images and classes as
+      `PairData.of` takes them, whose classes are in sorted order.
     split: "test" in the original's layout.
     size: side of the images in pixels.
 
@@ -49,7 +56,15 @@ def open_rows(data: str, *, split: str, size: int) -> tuple[Rows, list[str]]:
   if data.startswith("tfds:"):
     rows = TfdsRows(data.removeprefix("tfds:"), split=split, size=size)
     return rows, rows.classes
-  folder = ImageFolder(pathlib.Path(data) / split)
+  place = pathlib.Path(data) / split
+  pairs = PairData.of(data) if data.endswith((*EXTENSIONS, ".tar")) else None
+  if not place.is_dir() or (place / "imgs" / "data.mdb").exists():
+    with contextlib.suppress(ValueError):  # else class folders are what is missing
+      pairs = pairs or PairData.of(data, split)
+  if pairs is not None:
+    rows = LabelledRows(*pairs.load(), size=size)
+    return rows, rows.classes
+  folder = ImageFolder(place)
   return FolderRows(folder, size=size), folder.classes
 
 
@@ -238,11 +253,12 @@ def main() -> None:
     model = api.load_clip(name.value, precision=precision.value)
     rows, names = open_rows(data.value, split=split.value, size=model.image_size)
     labels_from = label_file.value
-    if labels_from is None and not data.value.startswith("tfds:"):
+    if labels_from is None and isinstance(rows, FolderRows):
       labels_from = os.path.join(data.value, "label_cn.txt")
     if labels_from is not None:
       names = read_names(labels_from, count=len(names))
-    title = dataset.value or pathlib.Path(os.path.abspath(data.value.removeprefix("tfds:"))).name
+    title = pathlib.Path(os.path.abspath(data.value.removeprefix("tfds:")))
+    title = dataset.value or (title.stem if title.is_file() else title.name)
     order = read_index(index.value, count=len(rows)) if index.value else None
     templates = templates_for(title)
     print(f"{title}: {len(rows)} images, {len(names)} classes, {len(templates)} templates")

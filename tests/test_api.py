@@ -86,6 +86,10 @@ def test_the_wheel_has_the_packages_version_and_its_types():
   setuptools = project["tool"]["setuptools"]
   assert setuptools["dynamic"]["version"] == {"attr": "ofa_jax.__version__"}
   assert "py.typed" in setuptools["package-data"]["ofa_jax"]
+  # The recipes are in the package by a link, which a wheel follows.
+  recipes = pathlib.Path(ofa_jax.__file__).parent / "configs"
+  assert recipes.samefile(pathlib.Path(__file__).parent.parent / "configs")
+  assert (recipes / "quickstart.py").is_file()
 
 
 def test_few_shapes_are_compiled():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ofa_jax.config import Config
+from ofa_jax.config import Config, Optim
 from tests import forked
 
 ROOT = Path(__file__).parent.parent
@@ -104,11 +104,37 @@ CASES = {
       f"--config.{field.name}"
       for field in dataclasses.fields(Config)
       if field.name not in ("model", "task", "evals")
-    ),
+    )
+    + tuple(f"--config.optim.{field.name}=" for field in dataclasses.fields(Optim))
+    + ("--config.mesh.fsdp=", "--config.evals[0].every="),
     status=0,
   ),
   "help of generate": Case(
-    ["generate", "-h"], ("--precision=bf16|fp32|fp64", "--num-beams="), status=0
+    ["generate", "-h"],
+    ("--precision=bf16|fp32|fp64", "--num-beams=", "\n      What to do.\n"),
+    status=0,
+  ),
+  "help of extract_features": Case(
+    ["extract_features", "--help"], ("--precision=", "--images=", "--max-bad-rate="), status=0
+  ),
+  "help of zeroshot": Case(["zeroshot", "--help"], ("--precision=", "--label-file="), status=0),
+  "help of compile_ahead": Case(
+    ["compile_ahead", "--help"], ("--topology=", "--config.optim.lr=", "--tries="), status=0
+  ),
+  "help of retrieve": Case(["retrieve", "-h"], ("retrieve topk", "retrieve to-tr"), status=0),
+  "help of retrieve topk": Case(
+    ["retrieve", "topk", "--help"], ("--image-feats=", "--top-k="), status=0
+  ),
+  "help of retrieve recall": Case(["retrieve", "recall", "-h"], ("--annotations=",), status=0),
+  "help of a config": Case(
+    ["train", QUICK, "--help"],
+    (
+      "--config.batch_size=128",
+      "--config.model.vision.width=128",
+      "--config.task.multi_positive=True",
+      "--config.evals[1].every=50",
+    ),
+    status=0,
   ),
   "help of evaluate": Case(
     ["evaluate", "--config=x", "--help"], ("--checkpoint=", "--config="), status=0
@@ -158,3 +184,18 @@ def test_ctrl_c_ends_a_command_with_one_line():
   )
   expected = "Interrupted; the same command goes on where it stopped\n"
   assert (result.returncode, result.stderr) == (130, expected)
+
+
+def test_every_field_of_the_config_is_explained(outcomes):
+  _, output = outcomes["help"]
+  for line, after in zip(output.splitlines(), [*output.splitlines()[1:], ""], strict=True):
+    if line.startswith("  --"):
+      assert after.startswith("      "), line
+
+
+@pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("*.py")), ids=lambda p: p.name)
+def test_tools_have_help(tool):
+  result = subprocess.run(
+    [sys.executable, tool, "--help"], capture_output=True, text=True, timeout=100, cwd=ROOT
+  )
+  assert result.returncode == 0 and "usage:" in result.stdout, result.stderr

@@ -12,6 +12,7 @@ from absl import flags
 from ofa_jax import cli, validation
 from ofa_jax import config as config_lib
 from ofa_jax.config import Config, Eval, MeshShape, Optim, mesh_sizes
+from ofa_jax.data import splits
 from ofa_jax.data.pairs import PairData
 from ofa_jax.validation import validate
 from tests import tiny
@@ -66,6 +67,9 @@ def test_batches_divide_among_hosts_and_accumulation(good):
     validate(dataclasses.replace(good, accum=3), devices=8)
   evals = (Eval(name="valid", task=good.task, batch_size=9),)
   with pytest.raises(ValueError, match=r"evals\[valid\].batch_size"):
+    validate(dataclasses.replace(good, evals=evals), devices=8)
+  evals = (Eval(name="valid", task=good.task, batch_size=-8),)
+  with pytest.raises(ValueError, match=r"evals\[valid\].batch_size: .* at least 1, found -8"):
     validate(dataclasses.replace(good, evals=evals), devices=8)
 
 
@@ -124,6 +128,7 @@ def test_an_epoch_ends_with_the_update_that_reads_its_last_row():
     ({"resume": "a", "init": "b"}, "expected one of them, found 'a' and 'b'"),
     ({"save_every_epochs": float("nan")}, "save_every_epochs: expected a number of epochs"),
     ({"seed": -1}, "seed: expected at least 0, found -1"),
+    ({"seed": 2**32}, "seed: expected less than 2^32, found 4294967296"),
     ({"workers": -1}, r"workers: expected None \(one a core\) or at least 1, found -1"),
     ({"batch_size": None}, "config.batch_size: expected int, found None"),
     ({"evals": (None,)}, "evals: expected Eval"),
@@ -175,7 +180,7 @@ def test_data_and_names_are_given_as_text(digits):
     "--config.evals[0].every_epochs=1",
   )
   assert config.task.train == (str(digits),)
-  assert [*config.task._sources("train")] == [PairData.of(digits, "train")]
+  assert splits.of(config.task.train[0], "train") == PairData.of(digits, "train")
   assert len(config.task.examples("train")) == 8622
   assert config.log_to == ("tensorboard", "wandb") and config.init == "M@8"
   assert (config.save_every, config.save_every_epochs) == (-1, 0.5)
@@ -201,8 +206,7 @@ def test_files_and_none_are_given_as_text(digits, tmp_path):
     digits, "--config.task.train=a", "--config.task.train=b.tar", "--config.optim.clip_norm=None"
   )
   assert config.task.train == ("a", "b.tar") and config.optim.clip_norm is None
-  task = dataclasses.replace(config.task, train=(str(tmp_path / "x.csv"),))
-  assert [*task._sources("train")] == [PairData((str(tmp_path / "x.csv"),))]
+  assert splits.of(str(tmp_path / "x.csv"), "train") == PairData((str(tmp_path / "x.csv"),))
   task = dataclasses.replace(config.task, train=(str(tmp_path),))
   with pytest.raises(ValueError, match=r"Expected train_imgs\.tsv and train_texts\.jsonl"):
     task.examples("train")
@@ -235,6 +239,10 @@ def train(digits, tmp_path, *overrides):
   [
     ("--config.optim.lrr=1", "Optim has no field 'lrr'; did you mean lr"),
     ("--config.batchsize=1", "Config has no field 'batchsize'; did you mean batch_size"),
+    ("--config.lr=1", "Config has no field 'lr'; did you mean --config.optim.lr?"),
+    ("--config.image_size=1", "did you mean --config.model.vision.image_size or --config.task."),
+    ("--config.weight_decy=1", "did you mean --config.optim.weight_decay?"),
+    ("--config.optim.accum=1", "Optim has no field 'accum'; did you mean --config.accum?"),
     ("--config.batch_size=0", "batch_size: expected at least 1, found 0"),
     ("--config.mesh.data=3", "expected data x fsdp x tensor = 1 devices"),
   ],

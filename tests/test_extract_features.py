@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from ofa_jax import api, extract_features, retrieve
-from ofa_jax.data import features, tsv
+from ofa_jax.data import features, sources, tsv
 from ofa_jax.data.lmdb import LmdbImages
+from ofa_jax.data.pairs import PairData
 from ofa_jax.data.pipeline import TooManyBadRows
 from tests.evaluation_golden import MODELS, RETRIEVAL, read_jsonl, save_model
 
@@ -269,3 +270,36 @@ def test_ids_must_be_integers(vit, tmp_path, texts):
   texts.text_ids[2] = "x"
   with pytest.raises(ValueError, match=r"integers as text ids.*test_texts.jsonl:3 x"):
     extract_features.extract_texts(vit, texts, output=tmp_path / "a.jsonl")
+
+
+def test_pictures_and_captions_out_of_a_table_make_files_for_recall(vit, tmp_path, capsys):
+  """The features of the TSV's pictures, numbered, and annotations with the same numbers."""
+  images, texts = PairData.of(DATA, "test").load()
+  lines = ["filepath,title"]
+  for i, name in enumerate(images.ids):
+    (tmp_path / f"{name}.png").write_bytes(images.encoded(i))
+  for text, ids in zip(texts.texts, texts.image_ids, strict=True):
+    lines += [f'{name}.png,"{text}"' for name in ids]
+  (tmp_path / "my.csv").write_text("\n".join(lines), encoding="utf-8")
+  table = sources.open_images(tmp_path / "my.csv")
+  read = sources.open_texts(tmp_path / "my.csv")
+  assert len(table) == len({name for ids in texts.image_ids for name in ids})
+  output = tmp_path / "my.img_feat.jsonl"
+  assert extract_features.extract_images(vit, table, output=output) == len(table)
+  rows = read_jsonl(output)
+  assert [row["image_id"] for row in rows] == [*range(len(table))]
+  extract_features.extract_images(vit, images, output=tmp_path / "tsv.jsonl")
+  expected = {str(row["image_id"]): row["feature"] for row in read_jsonl(tmp_path / "tsv.jsonl")}
+  for row, name in zip(rows, table.ids, strict=True):
+    place = os.path.splitext(os.path.basename(name))[0]
+    np.testing.assert_allclose(row["feature"], expected[place], atol=1e-5)
+  for line in extract_features._annotations(read, table):
+    names = [os.path.splitext(os.path.basename(table.ids[i]))[0] for i in line["image_ids"]]
+    assert {*names} == {
+      name for t, ids in zip(texts.texts, texts.image_ids, strict=True) if t == line["text"]
+      for name in ids
+    }  # fmt: skip
+  assert next(extract_features._annotations(texts, images))["image_ids"] == [
+    int(name) for name in texts.image_ids[0]
+  ]
+  assert extract_features._stem("a/shard-{0..9}*.tar") == "shard-_0..9"

@@ -217,7 +217,8 @@ def test_too_many_bad_rows_end_the_run(table, tmp_path):
 def test_columns_are_given_by_name():
   assert generate._columns("vqa", None) == {"id": 0, "image": 5, "text": 2, "objects": 4}
   assert generate._columns("vqa", ["text:1", "image:0"]) == {"text": 1, "image": 0}
-  for bad in ("words:1", "text", "text:x"):
+  assert generate._columns("vqa", ["text:question"]) == {"text": "question"}
+  for bad in ("words:1", "text", "text:"):
     with pytest.raises(ValueError, match="--columns=name:place"):
       generate._columns("vqa", [bad])
 
@@ -275,3 +276,24 @@ def test_the_command_says_what_it_found_or_what_is_wrong(tmp_path):
   done = subprocess.run([*command, inputs[1]], env=environment, capture_output=True, text=True)
   assert done.returncode == 1
   assert done.stderr.startswith("error: Expected a list of images, found none")
+
+
+def test_pictures_in_any_form_are_asked_about(table, tmp_path):
+  folder = tmp_path / "photos"
+  folder.mkdir()
+  lines = ["filepath,question"]
+  for i in range(3):
+    (folder / f"{i}.png").write_bytes(table.encoded(i))
+    lines.append(f"photos/{i}.png,question {i}")
+  (tmp_path / "in.csv").write_text("\n".join(lines), encoding="utf-8")
+  rows = generate._open_table([str(folder)], task="caption", columns=None)
+  count, told = run(Model(), "caption", rows, tmp_path / "photos.jsonl")
+  assert count == 3 and [t["caption"] for t in told] == ["grey 0", "grey 1", "grey 2"]
+  assert [t["image_id"] for t in told] == [str(folder / f"{i}.png") for i in range(3)]
+  files = [str(tmp_path / "in.csv")]
+  rows = generate._open_table(files, task="refcoco", columns=["image:filepath", "text:question"])
+  count, told = run(Model(), "refcoco", rows, tmp_path / "boxes.jsonl")
+  assert [t["box"] for t in told] == [[0, 5, 20, 20], [0, 5, 20, 20], None]
+  for given in (None, ["image:filepath"]):
+    with pytest.raises(ValueError, match=r"found no text in .*in\.csv.*--columns=text:"):
+      generate._open_table(files, task="vqa", columns=given)

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import rich.console
 
 from ofa_jax import compile_ahead, trees
 from ofa_jax.ahead import topology
@@ -166,11 +165,14 @@ def test_a_run_counts_the_epochs_of_its_main_stream_and_goes_on_bit_for_bit(stra
 def test_the_overview_has_the_rows_of_every_stream():
   config = get_config()
   program = step.build(config, sharding.make_mesh((8, 1, 1)), steps=7)
-  console = rich.console.Console(width=200)
-  table = overview.table(program, num_rows={"pairs": 40, "texts": 28}, steps=7, origin="")
-  with console.capture() as capture:
-    console.print(table)
-  assert "pairs: 40 rows, batch 16; texts: 28 rows, batch 8, 7 steps" in capture.get()
+  named = dict(
+    overview.rows(
+      program, num_rows={"pairs": 40, "texts": 28}, steps=7, origin="somewhere", workdir="w"
+    )
+  )
+  assert named["data"] == "pairs: 40 rows, batch 16; texts: 28 rows, batch 8"
+  assert named["length"].startswith("7 steps, 2.8 epochs; ")
+  assert named["weights"] == "somewhere" and named["output"].startswith("w: config.json")
 
 
 def test_data_of_other_streams_than_the_sizes_is_refused_before_anything_is_built(tmp_path):

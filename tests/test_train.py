@@ -96,10 +96,13 @@ def test_evaluate_gives_the_same_numbers(configs, runs, family):
   assert evaluate.run(configs[family](evals=True), str(workdir)) == results
 
 
-def test_a_finished_run_only_evaluates(configs, runs, family):
+def test_a_finished_run_only_evaluates(configs, runs, family, capsys):
   workdir, results = runs(family)
   before = final_state(workdir)
+  capsys.readouterr()
   assert train(configs[family](evals=True), str(workdir)) == results
+  assert "Evaluation at" not in capsys.readouterr().out  # the command prints what is returned
+  assert (workdir / "log.txt").read_text().count("Evaluation at step 6") == 2
   assert_bit_equal(before, final_state(workdir))
   assert [r["step"] for r in log.read_metrics(workdir)] == [2, 4, 6, 6]
 
@@ -124,7 +127,8 @@ def test_generated_texts_and_pictures_are_left_beside_the_metrics(shapes, tmp_pa
   folder = tmp_path / "run" / "results"
   assert {p.name for p in folder.iterdir()} == {"valid_captions.png", "valid_predict.json"}
   found = json.loads((folder / "valid_predict.json").read_text())
-  assert [row["image_id"] for row in found[:2]] == ["valid0", "valid1"] and len(found) == 400
+  assert [row["image_id"] for row in found[:2]] == ["valid0.png", "valid1.png"]
+  assert len(found) == 400
   assert all(isinstance(row["caption"], str) for row in found)
   assert (folder / "valid_captions.png").read_bytes().startswith(b"\x89PNG")
   evaluate.run(config, str(tmp_path / "run"), results=str(tmp_path / "again"))
@@ -476,9 +480,21 @@ def test_diverging_runs_stop_and_say_what_to_do(digits, tmp_path, monkeypatch):
   assert "Skipped non-finite steps: 2" in (tmp_path / "log.txt").read_text()
 
 
-def test_advice_when_the_loss_sits_at_ln_batch(digits):
+def test_advice_only_when_the_loss_sits_at_ln_batch(digits):
   task = tiny.config(digits).task
-  flat = [{"step": i, "train/loss": 3.46, "train/chance_loss": np.log(32)} for i in range(5)]
-  assert "sits at ln(batch) = 3.466" in task.advise(flat)
-  assert task.advise(flat[:4]) is None
-  assert task.advise([*flat[:4], flat[4] | {"train/loss": 2.0}]) is None
+  chance = np.log(32)
+
+  def advice(*shares, rates=(1e-3,) * 5):
+    rows = [
+      {"step": i, "train/loss": share * chance, "train/chance_loss": chance, "train/lr": rate}
+      for i, (share, rate) in enumerate(zip(shares, rates, strict=False))
+    ]
+    return task.advise(rows)
+
+  assert "sits at ln(batch) = 3.466" in advice(1, 1.002, 0.998, 1.001, 0.999)
+  assert advice(1, 1, 1, 1) is None  # too early to say
+  assert advice(1, 1, 1, 1, 0.6) is None
+  assert advice(1.5, 1.5, 1.5, 1.5, 1.5) is None  # above it: worse than chance
+  assert advice(1.02, 1.01, 1.0, 0.99, 0.98) is None  # on its way
+  assert advice(1, 1, float("nan"), 1, 1) is None
+  assert advice(1, 1, 1, 1, 1, rates=(1e-5, 2e-5, 3e-5, 4e-5, 5e-5)) is None  # warming up

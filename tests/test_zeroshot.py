@@ -210,3 +210,24 @@ def test_faults(models, tmp_path):
   rows, _ = zeroshot.open_rows(str(tmp_path), split="test", size=32)
   with pytest.raises(TooManyBadRows, match=r"test/0/a.png"):
     zeroshot.classify(models["vit"], rows, weights=np.ones((2, 24), np.float32))
+
+
+def test_captions_of_pairs_are_classes(datasets, tmp_path):
+  """A table of pictures and classes is the folder of class folders."""
+  folder = next(path for path in sorted(pathlib.Path(datasets).iterdir()) if path.is_dir())
+  expected, classes = zeroshot.open_rows(str(folder), split="test", size=32)
+  lines = ["filepath,title"]
+  for path in sorted((folder / "test").rglob("*")):
+    if path.is_file():
+      lines.append(f"{path},{path.relative_to(folder / 'test').parts[0]}")
+  (tmp_path / "test.csv").write_text("\n".join(lines), encoding="utf-8")
+  for data in (tmp_path / "test.csv", tmp_path):
+    rows, names = zeroshot.open_rows(str(data), split="test", size=32)
+    assert names == classes and rows.labels.tolist() == expected.labels.tolist()
+    for i in (0, len(rows) - 1):
+      np.testing.assert_array_equal(
+        rows.example(i, None)["image"], expected.example(i, None)["image"]
+      )
+  (tmp_path / "test.csv").write_text("\n".join([*lines, f"{lines[1].split(',')[0]},other"]))
+  with pytest.raises(ValueError, match=r"one class for every image, found 1 .*also other"):
+    zeroshot.open_rows(str(tmp_path), split="test", size=32)

@@ -1,6 +1,6 @@
 r"""Uploads a model directory, or a Hugging Face directory, with a model card.
 
-  python tools/convert_torch_weights.py runs/muge models/my-clip
+  python -m ofa_jax.convert runs/muge models/my-clip
   hf auth login
   python tools/push_to_hub.py models/my-clip me/my-clip --run=runs/muge --license=apache-2.0
 
@@ -63,7 +63,7 @@ def push(
   if source.form not in FORMS:
     raise ValueError(
       f"Expected a model directory or a Hugging Face directory, found a {source.form} in {path}; "
-      "convert it first: python tools/convert_torch_weights.py IN OUT [--to=hf]"
+      "convert it first: python -m ofa_jax.convert IN OUT [--to=hf]"
     )
   folder = pathlib.Path(path)
   text = None if (folder / "README.md").exists() else card(source, repo, run=run, license=license)

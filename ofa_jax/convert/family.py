@@ -75,8 +75,8 @@ class Family(Generic[C]):
     released: sizes of a public model, for what needs no download; None: they show in its files.
     huggingface: None: there are no such directories.
     tokenizers: None: the family reads no text.
-    complete: (tensors, sizes, seed=) -> all tensors, for starting from a model that lacks some;
-      None: it starts from the same model only.
+    complete: (tensors, sizes, seed=, say=) -> all tensors, for starting from a model that lacks
+      some, of which `say` is told; None: it starts from the same model only.
     fitted: (source, sizes) -> a `hub.Source` for images or texts of other sizes, and a line on each
       change; None: its parameters do not depend on them.
   """
@@ -114,7 +114,7 @@ OTHERS: tuple[tuple[str, tuple[str, ...], str], ...] = (
   (
     "an OpenAI CLIP",
     (r"visual\.", r"transformer\.resblocks\.\d+\.", r"token_embedding\.weight$"),
-    "a Chinese-CLIP starts from it and a BERT: tools/convert_torch_weights.py with --bert",
+    "a Chinese-CLIP starts from it and a BERT: python -m ofa_jax.convert with --bert",
   ),
   (
     "a CLIP of transformers",
@@ -124,7 +124,7 @@ OTHERS: tuple[tuple[str, tuple[str, ...], str], ...] = (
   (
     "a BERT",
     (r"(bert\.)?embeddings\.word_embeddings\.weight$", r"(bert\.)?encoder\.layer\.\d+\."),
-    "a Chinese-CLIP starts from it and an OpenAI CLIP: tools/convert_torch_weights.py with --bert",
+    "a Chinese-CLIP starts from it and an OpenAI CLIP: python -m ofa_jax.convert with --bert",
   ),
   (
     "a BART or another Transformer of fairseq",

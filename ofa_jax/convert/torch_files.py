@@ -16,7 +16,7 @@ from ofa_jax.convert import file_kinds, safetensors_files
 from ofa_jax.convert.torch_archive import Archive
 from ofa_jax.convert.torch_constructors import RefusedError, TensorView, Unsupported
 
-INSTALL = 'PyTorch writes .pt files; install it with: pip install "ofa-jax[torch]"'
+INSTALL = "PyTorch writes .pt files; install it with: pip install torch"
 
 
 def load_state_dict(

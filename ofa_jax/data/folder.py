@@ -65,7 +65,7 @@ class ImageFolder(ImageFiles):
     if not root.is_dir():
       raise ValueError(f"Expected a folder of class folders, found no folder {root}.")
     self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    groups = [_image_files(root / name) for name in self.classes]
+    groups = [image_files(root / name) for name in self.classes]
     empty = [name for name, group in zip(self.classes, groups, strict=True) if not group]
     if empty or not self.classes:
       raise ValueError(
@@ -107,8 +107,8 @@ class FolderRows:
     """Nothing is cached."""
 
 
-def _image_files(folder: pathlib.Path) -> list[str]:
-  """Files of one class in torchvision's order: folder by folder, names sorted, links followed."""
+def image_files(folder: pathlib.Path) -> list[str]:
+  """Files below a folder in torchvision's order: folder by folder, names sorted, links followed."""
   files = []
   for parent, _, names in sorted(os.walk(folder, followlinks=True)):
     files += [os.path.join(parent, n) for n in sorted(names) if n.lower().endswith(EXTENSIONS)]

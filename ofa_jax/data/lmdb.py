@@ -140,7 +140,7 @@ def _open(directory: str):
   try:
     import lmdb
   except ImportError as error:
-    raise ImportError('Reading LMDB folders needs `pip install "ofa-jax[lmdb]"`.') from error
+    raise ImportError("Reading LMDB folders needs `pip install lmdb`.") from error
   check_files([os.path.join(directory, "data.mdb")])
   _check_length(os.path.join(directory, "data.mdb"))
   environment = _ENVIRONMENTS.get(directory)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
+from ofa_jax.data.captioned import has_captions, read_captioned
 from ofa_jax.data.lmdb import LmdbImages, read_lmdb_pairs
 from ofa_jax.data.protocols import Images
 from ofa_jax.data.table import CAPTION, EXTENSIONS, IMAGE, read_table
@@ -28,9 +29,9 @@ class PairData:
   """The files of one data set.
 
   Attributes:
-    images: TSV files, or one LMDB `imgs` folder; or files that hold the captions too: tables
-      (`.csv`, `.tsv`) of image paths, WebDataset shards (`.tar`). A name may be a pattern:
-      `{000..123}`, `{a,b}`, `*`.
+    images: TSV files, or one LMDB `imgs` folder; or what holds the captions too: tables (`.csv`,
+      `.tsv`) of image paths, WebDataset shards (`.tar`), one folder of pictures with a `.txt`
+      beside each. A name may be a pattern: `{000..123}`, `{a,b}`, `*`.
     texts: JSONL files, or one LMDB `pairs` folder; nothing where the captions are beside the
       images.
     weight: share of the data set in a mixture.
@@ -61,11 +62,13 @@ class PairData:
     """Finds the files of a split in a data folder, or takes a file or pattern as it is.
 
     Looks for `{split}_imgs*.tsv` with `{split}_texts*.jsonl`, then for LMDB folders in
-    `lmdb/{split}` and `{split}`, for a table `{split}.csv` or `{split}.tsv`, and for shards
-    `{split}*.tar` or `{split}/*.tar`.
+    `lmdb/{split}` and `{split}`, for a table `{split}.csv` or `{split}.tsv`, for shards
+    `{split}*.tar` or `{split}/*.tar`, and for pictures with captions in `.txt` files beside them in
+    `{split}` or, of "train", in the folder itself.
 
     Args:
-      path: the folder; without `split` a file, or a pattern of files, that holds captions too.
+      path: the folder; without `split` a file, or a pattern of files, that holds captions too, or
+        an `_imgs.tsv` that has its `_texts.jsonl` beside it.
       split: such as "train".
       weight, image, caption, root: the fields of that name.
 
@@ -74,10 +77,18 @@ class PairData:
     """
     rest = {"weight": weight, "image": image, "caption": caption, "root": root}
     if split is None:
-      return cls((os.fspath(path),), **rest)
+      path = os.fspath(path)
+      texts = re.sub(r"_imgs(.*)\.tsv$", r"_texts\1.jsonl", path)
+      beside = (texts,) if texts != path and os.path.isfile(texts) else ()
+      return cls((path,), beside, **rest)
     folder = pathlib.Path(path)
     images = sorted(folder.glob(f"{split}_imgs*.tsv"))
-    texts = sorted(p for p in folder.glob(f"{split}_texts*.jsonl") if not p.match("*.tr.jsonl"))
+    # Features, and annotations turned round, may lie beside them.
+    texts = sorted(
+      path
+      for path in folder.glob(f"{split}_texts*.jsonl")
+      if not path.name.endswith((".tr.jsonl", "_feat.jsonl"))
+    )
     if images and texts:
       return cls(tuple(map(str, images)), tuple(map(str, texts)), **rest)
     for lmdb in (folder / "lmdb" / split, folder / split):
@@ -87,11 +98,15 @@ class PairData:
       files = sorted(folder.glob(pattern))
       if files:
         return cls(tuple(map(str, files)), **rest)
+    for place in (folder / split, *([folder] if split == "train" else [])):
+      if place.is_dir() and has_captions(place):
+        return cls((str(place),), **rest)
     splits = sorted(p.name.removesuffix("_texts.jsonl") for p in folder.glob("*_texts.jsonl"))
     raise ValueError(
       f"Expected {split}_imgs.tsv and {split}_texts.jsonl, lmdb/{split}/{{imgs,pairs}}, "
       f"{split}.csv or {split}*.tar, found none of these in {folder} (splits there: "
-      f"{', '.join(splits) or 'none'}). Check folder and split."
+      f"{', '.join(splits) or 'none'}). Check folder and split. Pictures want a .txt with the "
+      "caption beside each."
     )
 
   def load(self, *, index_dir: str | None = None) -> tuple[Images, Texts]:
@@ -101,7 +116,9 @@ class PairData:
     files = expand(self.images)
     if all(file.lower().endswith(EXTENSIONS) for file in files):
       return read_table(files, image=self.image, caption=self.caption or CAPTION, root=self.root)
-    if all(".tar" in file or file.endswith(".tgz") for file in files):
+    if len(files) == 1 and os.path.isdir(files[0]):
+      return read_captioned(files[0])
+    if all(map(is_shard, files)):
       return read_tar(files, caption=self.caption, index_dir=index_dir)
     raise ValueError(
       f"Expected tables ({', '.join(EXTENSIONS)}) or .tar shards, which hold captions too, or "
@@ -321,6 +338,11 @@ def expand(patterns: Sequence[str]) -> list[str]:
         raise ValueError(f"Expected files like {name}, found none. Check the pattern.")
       names += files
   return names
+
+
+def is_shard(path: str) -> bool:
+  """Whether a file's name is one of a tar file, compressed ones included."""
+  return ".tar" in path or path.endswith(".tgz")
 
 
 def _braces(pattern: str) -> list[str]:

@@ -3,7 +3,7 @@
 `Rows` are what batches are made of, `Images` the encoded pictures that some rows are read from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -71,3 +71,19 @@ class Images(EncodedImages, Protocol):
 
   def find(self, ids: Sequence[str]) -> np.ndarray:
     """The number of each id: int64[N], -1 where there is no such image."""
+
+
+class TextImages(EncodedImages, Protocol):
+  """Rows by number that have texts, and perhaps an image file each, by the names of columns.
+
+  Attributes:
+    columns: the names; "image" is not a text.
+  """
+
+  columns: Mapping[str, int]
+
+  def text(self, i: int, column: str) -> str:
+    """One column of row `i`. Raises BadRow when it cannot be read."""
+
+  def close(self) -> None:
+    """Closes the files."""

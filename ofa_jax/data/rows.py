@@ -12,7 +12,8 @@ from PIL import Image
 
 from ofa_jax.data import images
 from ofa_jax.data.cache import ImageReader
-from ofa_jax.data.tsv import IMAGE, BadRow, Table
+from ofa_jax.data.protocols import TextImages
+from ofa_jax.data.tsv import IMAGE, BadRow
 
 
 class Row(Mapping[str, str]):
@@ -30,7 +31,7 @@ class Row(Mapping[str, str]):
     name: `file:line id`, for messages.
   """
 
-  def __init__(self, table: Table, index: int, *, reader: ImageReader | None = None):
+  def __init__(self, table: TextImages, index: int, *, reader: ImageReader | None = None):
     self.index = index
     self._table, self._reader = table, reader
 

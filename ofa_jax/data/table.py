@@ -24,6 +24,8 @@ EXTENSIONS = (".csv", ".tsv")
 IMAGE, CAPTION = "filepath", "title"
 _DELIMITERS = {".csv": ",\t;", ".tsv": "\t"}  # .csv: whichever the header has most of
 
+_LONGEST_HEADER = 65_536  # a line of base64 may be megabytes
+
 
 def read_table(
   paths: Sequence[str | os.PathLike],
@@ -47,28 +49,54 @@ def read_table(
   files = tuple(os.path.abspath(path) for path in paths)
   check_files(files)
   images, captions = {}, Captions()
-  faults = {"without a caption": [], "not like the header": [], "whose image is missing": []}
-  for number, path in enumerate(files):
-    folder = os.path.dirname(path) if root is None else os.path.abspath(root)
-    for line, row in _rows(path, columns=(image, caption)):
-      if isinstance(row, str):
-        faults["not like the header"].append(f"{path}:{line} ({row})")
-        continue
-      name, text = row
-      file = os.path.normpath(os.path.join(folder, name))
-      exists = images.get(file)
-      if exists is None:
-        exists = images[file] = os.path.isfile(file)
-      if not exists:
-        faults["whose image is missing"].append(f"{path}:{line} ({text_files.shown(file, 300)})")
-      elif not text:
-        faults["without a caption"].append(f"{path}:{line}")
-      else:
-        captions.add(text, image=file, place=(number, line))
+  faults = {"without a caption": [], **_faults()}
+  for place, file, (text,) in _records(files, columns=(image, caption), root=root, faults=faults):
+    if text:
+      images[file] = None  # a set that keeps the order
+      captions.add(text, image=file, place=place)
+    else:
+      faults["without a caption"].append(f"{files[place[0]]}:{place[1]}")
   _raise(faults, files)
   if not images:
     raise ValueError(f"Expected rows below the header, found none in {', '.join(files[:5])}.")
   return ImageFiles(images), captions.texts(files)
+
+
+def read_columns(
+  paths: Sequence[str | os.PathLike],
+  columns: Sequence[str],
+  *,
+  root: str | os.PathLike | None = None,
+) -> list[tuple[str, ...]]:
+  """The rows of tables: the path of an image, and the texts of other columns as they are.
+
+  Args:
+    paths: as for `read_table`.
+    columns: that of the images first.
+    root: as for `read_table`.
+
+  Raises:
+    ValueError: as `read_table`, but that any text may be empty.
+  """
+  files = tuple(os.path.abspath(path) for path in paths)
+  check_files(files)
+  faults = _faults()
+  records = _records(files, columns=columns, root=root, faults=faults)
+  rows = [(file, *texts) for _, file, texts in records]
+  _raise(faults, files)
+  if not rows:
+    raise ValueError(f"Expected rows below the header, found none in {', '.join(files[:5])}.")
+  return rows
+
+
+def header(path: str) -> list[str]:
+  """The names of a table's columns; of what is no text, none."""
+  try:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+      line = file.readline(_LONGEST_HEADER)
+  except UnicodeDecodeError:
+    return []
+  return [name.strip() for name in next(csv.reader([line], delimiter=_delimiter(path, line)), [])]
 
 
 class Captions:
@@ -99,21 +127,54 @@ class Captions:
     )
 
 
+def _faults() -> dict[str, list[str]]:
+  """Places of rows that cannot be used, by what is wrong with them."""
+  return {"not like the header": [], "whose image is missing": []}
+
+
+def _records(
+  files: Sequence[str],
+  *,
+  columns: Sequence[str],
+  root: str | os.PathLike | None,
+  faults: dict[str, list[str]],
+) -> Iterator[tuple[tuple[int, int], str, list[str]]]:
+  """Of each row its file's number and line, the path of its image, and its other columns."""
+  exists = {}
+  for number, path in enumerate(files):
+    folder = os.path.dirname(path) if root is None else os.path.abspath(root)
+    for line, row in _rows(path, columns=columns):
+      if isinstance(row, str):
+        faults["not like the header"].append(f"{path}:{line} ({row})")
+        continue
+      name, *texts = row
+      file = os.path.normpath(os.path.join(folder, name))
+      if file not in exists:
+        exists[file] = os.path.isfile(file)
+      if exists[file]:
+        yield (number, line), file, texts
+      else:
+        faults["whose image is missing"].append(f"{path}:{line} ({text_files.shown(file, 300)})")
+
+
+def _delimiter(path: str, line: str) -> str:
+  return max(_DELIMITERS[os.path.splitext(path)[1].lower()], key=line.count)
+
+
 def _rows(path: str, *, columns: Sequence[str]) -> Iterator[tuple[int, list[str] | str]]:
   """The line and the wanted columns of each row, or what is wrong with it."""
-  extension = os.path.splitext(path)[1].lower()
   with text_files.opened(path) as raw:
     file = io.TextIOWrapper(raw, encoding="utf-8", newline="")
     try:
-      yield from _parsed(file, path, delimiters=_DELIMITERS[extension], columns=columns)
+      yield from _parsed(file, path, columns=columns)
     except UnicodeDecodeError as error:
       reason = text_files.fault(error.object) or error.reason
       raise ValueError(text_files.cure(path, reason)) from error
 
 
-def _parsed(file: io.TextIOBase, path: str, *, delimiters: str, columns: Sequence[str]):
+def _parsed(file: io.TextIOBase, path: str, *, columns: Sequence[str]):
   header = file.readline()
-  delimiter = max(delimiters, key=header.count)
+  delimiter = _delimiter(path, header)
   names = next(csv.reader([header], delimiter=delimiter), [])
   at = [_find(name, names, path) for name in columns]
   rows = csv.reader(file, delimiter=delimiter, strict=True)

@@ -25,6 +25,7 @@ from ofa_jax.data.tsv import BadRow, Texts, check_files
 
 IMAGES = ("jpg", "jpeg", "png", "webp")  # the first of these that a sample has
 INDEX_VERSION = 2
+_WITHOUT = "\0"  # in place of the captions' field: nothing but images is read
 
 
 class TarImages(index.Shards):
@@ -109,12 +110,23 @@ def read_tar(
     note = f"Left out {len(faults)} incomplete samples: {'; '.join(faults[:5])}"
     note += "; ..." if len(faults) > 5 else ""
   if not sum(len(shard.keys) for shard in shards):
+    wanted = (
+      ""
+      if caption == _WITHOUT
+      else (f" and a caption ({'.txt' if caption is None else f'{caption!r} in .json'})")
+    )
     raise ValueError(
-      f"Expected samples of an image ({', '.join(IMAGES)}) and a caption "
-      f"({'.txt' if caption is None else f'{caption!r} in .json'}), found none in "
+      f"Expected samples of an image ({', '.join(IMAGES)}){wanted}, found none in "
       f"{', '.join(files[:3])}. {note}"
     )
   return TarImages(files, shards), captions.texts(files, notes=(note,) if note else ())
+
+
+def read_tar_images(
+  paths: Sequence[str | os.PathLike], *, index_dir: str | None = None
+) -> TarImages:
+  """Reads the images of shards, whether or not they have captions; see `read_tar`."""
+  return read_tar(paths, caption=_WITHOUT, index_dir=index_dir)[0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,7 +162,7 @@ def _scan(path: str, *, caption: str | None) -> _Index:
       key = key.encode(errors="backslashreplace")
       try:
         image = _member(members, IMAGES)
-        text = _caption(file, members, caption).encode()
+        text = b"" if caption == _WITHOUT else _caption(file, members, caption).encode()
       except ValueError as error:
         faults.append(b"%s %s" % (key.replace(b"\n", b" "), str(error).encode()))
         continue

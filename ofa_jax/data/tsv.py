@@ -38,7 +38,7 @@ class BadRow(Exception):  # noqa: N818 (a fault of the data, not of the program)
     self.reason = reason
 
   def __str__(self) -> str:
-    return f"{self.name}: {self.reason}"
+    return text_files.printable(f"{self.name}: {self.reason}")
 
 
 class Table(index.Shards):

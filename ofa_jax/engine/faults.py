@@ -4,9 +4,11 @@ import contextlib
 import errno
 import functools
 import logging
+import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import orbax.checkpoint as ocp
 from etils import epath
@@ -83,3 +85,15 @@ def unreadable(directory: epath.Path, error: BaseException) -> str:
   reason = re.sub(r"\s+", " ", texts[-1]).partition(" [tensorstore_spec")[0]
   named = re.findall(re.escape(str(directory)) + r"/([^\"]*[^\"/])/?\"", reason)
   return f"{named[-1] if named else 'model'} cannot be read ({reason.partition(':')[0][:80]})"
+
+
+def readable(path: os.PathLike, function: Callable[..., Any], *args: Any) -> Any:
+  """Calls a function of Orbax, which raises anything on damaged files."""
+  try:
+    return function(*args)
+  except Exception as error:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise ValueError(
+      f"{path}: expected the parameters of a model, found files that cannot be read "
+      f"({reason:.200}); get the folder again"
+    ) from error

@@ -3,30 +3,34 @@
 Only process 0 prints and writes; the other processes hold the same object and it does nothing.
 """
 
+import contextlib
 import json
 import logging
-import math
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import rich.cells
 import rich.console
 import rich.progress
-import rich.table
+import rich.text
 from etils import epath
 
 from ofa_jax import files
-from ofa_jax.engine import writers
+from ofa_jax.engine import curves, writers
 
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
+_INDENT = "  "  # of the later lines of a text
 
 
 class Log:
   """Console, `log.txt` and `metrics.jsonl` of one run; use as a context manager.
 
-  Lines are `2026-01-31,12:00:00 | INFO | Rank 0 | text`. The bar shows only on a terminal.
+  Lines are `2026-01-31,12:00:00 | INFO | Rank 0 | text`. On a terminal they are broken between
+  words, and a bar below them shows the step, or what is being waited for.
 
   Attributes:
     folder: the workdir.
@@ -59,18 +63,18 @@ class Log:
       rich.progress.TextColumn("step"),
       rich.progress.MofNCompleteColumn(),
       rich.progress.BarColumn(),
-      rich.progress.TextColumn("loss {task.fields[loss]:.4f}"),
-      rich.progress.TextColumn("{task.fields[rate]:.0f} " + unit + "/s"),
-      rich.progress.TimeRemainingColumn(),
+      _Now(unit),
+      rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
       console=self._console,
       disable=not (self._main and self._console.is_terminal),
       transient=True,
     )
-    self._task = self._bar.add_task("train", total=steps, completed=start, loss=math.nan, rate=0.0)
+    self._task = self._bar.add_task("train", total=steps, completed=start)
     self._start = start
     self._rows: list[dict[str, float]] = []
     self._log_to, self._described = log_to, described or {}
     self._writers: list[writers.Writer] = []
+    self._heard: _Warnings | None = None
 
   def __enter__(self):
     if self._main:
@@ -80,11 +84,15 @@ class Log:
       self._writers = writers.open_writers(
         self._log_to, self.folder, start=self._start, described=self._described
       )
+      self._heard = _Warnings(self)
+      self._heard.begin()
     self._bar.start()
     return self
 
   def __exit__(self, error, *_):
     self._bar.stop()
+    if self._heard is not None:
+      self._heard.end()
     for writer in self._writers:
       writer.close(failed=error is not None)
 
@@ -96,7 +104,7 @@ class Log:
   def line(self, text: str, *, level: str = "INFO") -> None:
     """One line on the console and in `log.txt`."""
     if self._main:
-      self._console.print(_stamped(text, level), markup=False)
+      self._console.print(for_terminal(_stamped(text, level), self._console), markup=False)
       self.record(text, level=level)
 
   def record(self, text: str, *, level: str = "INFO") -> None:
@@ -109,9 +117,15 @@ class Log:
     names = {name for row in self._rows if row["step"] == step for name in row}
     return any(name != "step" and not name.startswith("train/") for name in names)
 
-  def show(self, renderable: rich.console.RenderableType) -> None:
-    """A table or picture for the console."""
-    self._console.print(renderable)
+  def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """What and how much, in two columns, on the console."""
+    width = max(len(name) for name, _ in rows) + 2
+    self._console.print(rich.text.Text(title, style="bold"))
+    for name, value in rows:
+      line = for_terminal(name.ljust(width) + value, self._console, indent=" " * width)
+      shown = rich.text.Text(line)
+      shown.stylize("bold", 0, len(name))
+      self._console.print(shown)
 
   def metrics(self, step: int, values: Mapping[str, float]) -> None:
     """One row of `metrics.jsonl`; floats read back bit-equal.
@@ -131,10 +145,86 @@ class Log:
     fields = {k: v for k, v in (("loss", loss), ("rate", rate)) if v is not None}
     self._bar.update(self._task, completed=step, **fields)
 
+  @contextlib.contextmanager
+  def waiting(self, text: str) -> Iterator[None]:
+    """Shows `text… 23 s` in place of loss and rate while the block runs, on a terminal."""
+    self._bar.update(self._task, refresh=True, doing=text, since=time.monotonic())
+    try:
+      yield
+    finally:
+      self._bar.update(self._task, refresh=True, doing=None)
+
   def curves(self) -> None:
     """Redraws `curves.png` from the metrics so far."""
     if self._main and self._rows:
-      plot(self._rows, self.folder / CURVES)
+      curves.plot(self._rows, self.folder / CURVES)
+
+
+class _Warnings(logging.Handler):
+  """What the package warns of while a run is on becomes lines of it."""
+
+  _logger = logging.getLogger("ofa_jax")
+
+  def __init__(self, out: Log):
+    super().__init__(logging.WARNING)
+    self._out = out
+
+  def begin(self) -> None:
+    self._before = self._logger.propagate
+    self._logger.addHandler(self)
+    self._logger.propagate = False
+
+  def end(self) -> None:
+    self._logger.removeHandler(self)
+    self._logger.propagate = self._before
+
+  def emit(self, record: logging.LogRecord) -> None:
+    self._out.line(record.getMessage(), level=record.levelname)
+
+
+class _Now(rich.progress.ProgressColumn):
+  """What is being waited for, and for how long; else the loss and the rate, once there are any."""
+
+  max_refresh = None
+
+  def __init__(self, unit: str):
+    super().__init__()
+    self._unit = unit
+
+  def render(self, task: rich.progress.Task) -> rich.text.Text:
+    fields = task.fields
+    if fields.get("doing"):
+      return rich.text.Text(f"{fields['doing']}… {time.monotonic() - fields['since']:.0f} s")
+    shown = [f"loss {fields['loss']:.4f}"] if "loss" in fields else []
+    shown += [f"{fields['rate']:.0f} {self._unit}/s"] if "rate" in fields else []
+    return rich.text.Text("  ".join(shown))
+
+
+def for_terminal(text: str, console: rich.console.Console, *, indent: str = _INDENT) -> str:
+  """The text in lines of the terminal's width, broken between words; elsewhere as it is.
+
+  A word that is longer than a line, such as a path, stays whole, so that it can be copied.
+
+  Args:
+    text: perhaps of several lines.
+    console: where it will be shown.
+    indent: before all lines but the first of a line of the text.
+  """
+  if not console.is_terminal:
+    return text
+  return "\n".join(
+    line for whole in text.split("\n") for line in _broken(whole, console.width, indent)
+  )
+
+
+def _broken(text: str, width: int, indent: str) -> list[str]:
+  lines = [""]
+  for word in re.findall(r"\s*\S+", text):
+    if len(lines[-1]) > len(indent) and rich.cells.cell_len(lines[-1] + word) > width:
+      lines.append(indent + word.lstrip())
+    else:
+      lines[-1] += word
+  return lines
 
 
 def _stamped(text: str, level: str) -> str:
@@ -169,43 +259,6 @@ def quiet_libraries() -> None:
   """Keeps the libraries' own progress notes off the console; their warnings stay."""
   for name in ("absl", "jax._src.xla_bridge", "orbax"):
     logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def table(title: str, rows: Sequence[tuple[str, str]]) -> rich.table.Table:
-  """Two columns, what and how much."""
-  result = rich.table.Table(title=title, show_header=False, title_justify="left", min_width=60)
-  result.add_column(style="bold", no_wrap=True)
-  result.add_column(overflow="fold")
-  for name, value in rows:
-    result.add_row(name, value)
-  return result
-
-
-def plot(rows: Sequence[Mapping[str, float]], path: epath.PathLike) -> None:
-  """Losses on the left, the other metrics of evaluations on the right, as PNG."""
-  import matplotlib.figure  # slow to import, and needed once a run
-
-  names = sorted({k for r in rows for k in r if k != "step"})
-  losses = [n for n in names if n.endswith("loss")]
-  # Ranks go to thousands, and the scale of the logits to 4.6, where the others are shares.
-  scores = [
-    n
-    for n in names
-    if not n.startswith("train/") and not n.endswith(("loss", "_rank", "logit_scale"))
-  ]
-  figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")
-  panels = ((losses, "loss"), (scores, "evaluation"))
-  for axes, (group, title) in zip(figure.subplots(1, 2), panels, strict=True):
-    for name in group:
-      points = [(r["step"], r[name]) for r in rows if name in r]
-      marker = "o" if len(points) < 30 else None
-      axes.plot(*zip(*points, strict=True), label=name, marker=marker, markersize=3, linewidth=1.2)
-    axes.set(title=title, xlabel="step")
-    axes.grid(alpha=0.3)
-    if group:  # beside the curves, never on them
-      axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-  with epath.Path(path).open("wb") as f:
-    figure.savefig(f, format="png", dpi=120)
 
 
 def human_bytes(size: float) -> str:

@@ -6,6 +6,7 @@ model.get_similarity(image, text)
 
 import functools
 import warnings
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from ofa_jax import hub, numerics, trees
 from ofa_jax.data import given, images
 from ofa_jax.engine import sharding
 from ofa_jax.inference import batches
+from ofa_jax.inference.devices import itself
 from ofa_jax.inference.identity import identity
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.cnclip import CNCLIPConfig
@@ -55,19 +57,27 @@ class CNCLIPModel:
     identity: what else its features depend on, see `inference.identity`.
   """
 
-  def __init__(self, source: hub.Source, *, precision: str = "fp32"):
+  def __init__(
+    self,
+    source: hub.Source,
+    *,
+    precision: str = "fp32",
+    devices: Sequence[jax.Device] | None = None,
+  ):
     """Reads the weights onto the devices.
 
     Args:
       source: from `hub.open_model`.
       precision: as for `load_from_name`.
+      devices: of this machine; None: all.
     """
     self.identity = identity([source], precision=precision)
     self.config: CNCLIPConfig = source.config
     self.image_size = source.config.vision.image_size
     self.context_length = source.settings["context_length"]
     self.tokenizer = source.tokenizer
-    self._mesh = sharding.make_mesh((jax.local_device_count(), 1, 1), devices=jax.local_devices())
+    devices = list(devices or jax.local_devices())
+    self._mesh = sharding.make_mesh((len(devices), 1, 1), devices=devices)
     self.precision = precision
     self._matmul = numerics.matmul_precision(precision)
     params, rest = source.load(sharding.replicated(self._mesh))
@@ -104,7 +114,7 @@ class CNCLIPModel:
         "`preprocess` makes one of a picture; colours stand last."
       )
     if image.dtype == np.float32 and image.size:
-      low, high = float(image.min()), float(image.max())
+      low, high = image.min(), image.max()
       if not np.isfinite([low, high]).all():
         raise ValueError(f"Expected finite images, found numbers from {low} to {high}")
       if low >= 0 and high <= 1:
@@ -161,6 +171,8 @@ class CNCLIPModel:
       return batches.run(
         functools.partial(encode, self._weights), rows, mesh=self._mesh, most=MAX_BATCH
       )
+
+  eval = float = to = itself  # last, so that the types above are not meant
 
 
 def _normalize(features: np.ndarray) -> np.ndarray:

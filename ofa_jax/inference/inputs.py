@@ -11,7 +11,8 @@ from PIL import Image
 from ofa_jax.data import given, images
 from ofa_jax.data.given import Picture
 from ofa_jax.text_files import shown
-from ofa_jax.tokenizers.special import EOS, PAD
+from ofa_jax.tokenizers.ofa import OFATokenizer
+from ofa_jax.tokenizers.special import BOS, EOS, PAD
 
 
 class Colours(NamedTuple):
@@ -91,12 +92,13 @@ def _is_bytes(array, low, high):
   return low >= 0 and 2 < high <= 255 and bool((array == np.floor(array)).all())
 
 
-def image_stack(values: Sequence[Image.Image | np.ndarray | None], size: int) -> np.ndarray:
-  """What `pictures` gives, resized to uint8[N, size, size, 3], or float32[N, S, S, 3]; None: black.
+def image_stack(values: Sequence[Picture | None], size: int) -> np.ndarray:
+  """Pictures resized to uint8[N, size, size, 3], or float32[N, S, S, 3] as they are; None: black.
 
   Raises:
-    ValueError: float32 arrays of several sizes, or mixed with pictures.
+    ValueError: as `pictures`; or float32 arrays of several sizes, or mixed with pictures.
   """
+  values = pictures(values, size)
   filled = [x for x in values if x is not None]
   ready = [isinstance(x, np.ndarray) for x in filled]
   if any(ready):
@@ -182,6 +184,18 @@ def check_number(name: str, values: Sequence[Any], *, rows: int) -> None:
     raise ValueError(f"Expected {rows} {name}, found {len(values)}")
 
 
+def check_pictures(pictures: Sequence[Picture | None], *, rows: int, needed: bool) -> None:
+  """Raises ValueError for another number of images than of rows, or for missing ones if needed."""
+  if len(pictures) != rows:
+    raise ValueError(f"Expected {rows} images, one for each text, found {len(pictures)}")
+  missing = [str(i) for i, picture in enumerate(pictures) if picture is None]
+  if missing and needed:
+    raise ValueError(
+      f"Expected an image with each prompt, found {len(missing)} without: numbers "
+      f"{', '.join(missing[:5])}"
+    )
+
+
 def check_texts(
   name: str, texts: Any, *, rows: int | None = None, may_be_empty: bool = False
 ) -> list[str]:
@@ -207,6 +221,22 @@ def check_texts(
       f"numbers {', '.join(empty[:5])}"
     )
   return texts
+
+
+def sentence(tokenizer: OFATokenizer, text: str, *, longest: int) -> list[int]:
+  """The ids of a text between 0 and 2, `longest` at most; what is cut is warned of."""
+  ids, room = tokenizer.encode(text, most=4 * longest), longest - 2
+  if len(ids) > room:
+    warnings.warn(f"Cut a text of {len(ids)} tokens to {room}: {text[:40]!r} ...")
+  return [BOS, *ids[:room], EOS]
+
+
+def check_seed(seed: Any) -> int:
+  """The seed; ValueError for what is no whole number from 0 to 2^32 - 1."""
+  whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+  if not whole or not 0 <= seed < 2**32:  # JAX would take another, silently
+    raise ValueError(f"Expected a seed from 0 to 2^32 - 1, found {shown(seed, 40)}")
+  return int(seed)
 
 
 def joined(name: str, texts: Any, *, rows: int, by: str) -> list[str]:

@@ -11,10 +11,10 @@ Prompts, searches and the cleaning of texts are the original's.
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -24,13 +24,14 @@ from ofa_jax.decode import candidates
 from ofa_jax.decode.beam import Search
 from ofa_jax.decode.trie import Trie
 from ofa_jax.inference import inputs
+from ofa_jax.inference.devices import itself
 from ofa_jax.inference.identity import identity
 from ofa_jax.inference.inputs import Picture
 from ofa_jax.inference.runner import Runner, as_lists
 from ofa_jax.tasks import caption, free_text, image_classify, refcoco, snli_ve, vqa
 from ofa_jax.tasks.answering import read
 from ofa_jax.tokenizers.ofa import OFATokenizer
-from ofa_jax.tokenizers.special import BOS, EOS
+from ofa_jax.tokenizers.special import BOS
 
 MAX_TOKENS = 1024  # of a text: the original's --max-source-positions
 
@@ -55,13 +56,20 @@ class OFAModel:
     identity: what else their results depend on, see `inference.identity`.
   """
 
-  def __init__(self, *sources: hub.Source, precision: str = "fp32", image_size: int | None = None):
+  def __init__(
+    self,
+    *sources: hub.Source,
+    precision: str = "fp32",
+    image_size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+  ):
     """Reads the weights onto the devices.
 
     Args:
       sources: from `hub.open_model`; the probabilities of several are averaged.
       precision: as for `api.load_from_name`.
       image_size: what the model was trained with; None: what it says itself.
+      devices: of this machine; None: all.
 
     Raises:
       ValueError: the models' vocabularies differ; faulty files.
@@ -69,7 +77,7 @@ class OFAModel:
     self.precision, self._num_models = precision, len(sources)
     self.image_size = image_size or sources[0].image_size
     self.identity = identity(sources, precision=precision, image_size=self.image_size)
-    self._runner = Runner(sources, precision=precision)
+    self._runner = Runner(sources, precision=precision, devices=devices)
     self.config, self.num_params = self._runner.config, self._runner.num_params
     self._source = sources[0]
     colours = self._runner.colours
@@ -395,37 +403,26 @@ class OFAModel:
     pictures = inputs.as_list("images", images)
     columns = {name: list(column) for name, column in (texts or {}).items()}
     number = len(next(iter(columns.values()))) if columns else len(pictures)
-    if len(pictures) != number:
-      raise ValueError(f"Expected {number} images, one for each text, found {len(pictures)}")
-    missing = [i for i, image in enumerate(pictures) if image is None]
-    if missing and image_needed:
-      raise ValueError(
-        f"Expected an image with each prompt, found {len(missing)} without: numbers "
-        f"{', '.join(map(str, missing[:5]))}"
-      )
+    inputs.check_pictures(pictures, rows=number, needed=image_needed)
     chinese = self.tokenizer.chinese
     told = ({name: column[i] for name, column in columns.items()} for i in range(number))
     prompts = [answering.prompt(row, chinese) for row in told]
-    rows = {"source": self._ids("texts", [self._encode(text) for text in prompts] or [[BOS]])}
+    rows = {"source": self._ids("texts", self._sentences(prompts) or [[BOS]])}
     if not prompts:
       return {"source": rows["source"][:0]}
-    if len(missing) < len(pictures):
-      size = self.image_size
-      rows["image"] = inputs.image_stack(inputs.pictures(pictures, size), size)
+    if any(image is not None for image in pictures):
+      rows["image"] = inputs.image_stack(pictures, self.image_size)
       rows["image_mask"] = np.array([image is not None for image in pictures])
     return rows
 
-  def _encode(self, text):
-    ids = self.tokenizer.encode(text, most=4 * MAX_TOKENS)
-    if len(ids) > MAX_TOKENS - 2:
-      warnings.warn(f"Cut a text of {len(ids)} tokens to {MAX_TOKENS - 2}: {text[:40]!r} ...")
-    return [BOS, *ids[: MAX_TOKENS - 2], EOS]
+  def _sentences(self, texts):
+    return [inputs.sentence(self.tokenizer, text, longest=MAX_TOKENS) for text in texts]
 
   def _search(self, rows, search, *, trie=None, seed=0):
     """For each row the hypotheses of `generate_tokens`."""
     if not len(rows["source"]):
       return []
-    seed = seed if search.sample else None
+    seed = inputs.check_seed(seed) if search.sample else None
     return as_lists(self._runner.generate(rows, search=search, trie=trie, seed=seed))
 
   def _texts(self, answers, return_scores):
@@ -448,3 +445,5 @@ class OFAModel:
   def _make_plan(self, answers):
     space = "" if self.tokenizer.chinese else " "
     return candidates.plan([self.tokenizer.encode(space + text) for text in answers])
+
+  eval = float = to = itself  # last, so that the types above are not meant

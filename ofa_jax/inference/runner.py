@@ -43,8 +43,14 @@ class Runner:
     num_params: scalars of all models.
   """
 
-  def __init__(self, sources: Sequence[hub.Source], *, precision: str):
-    """Reads the weights onto the devices; see `ofa_api.OFAModel`.
+  def __init__(
+    self,
+    sources: Sequence[hub.Source],
+    *,
+    precision: str,
+    devices: Sequence[jax.Device] | None = None,
+  ):
+    """Reads the weights onto the devices; see `ofa.OFAModel`.
 
     Raises:
       ValueError: the models' vocabularies differ.
@@ -55,7 +61,8 @@ class Runner:
     self.config, self.colours = sources[0].config, Colours()
     if sources[0].settings["imagenet_normalization"]:
       self.colours = Colours(images.IMAGENET_MEAN, images.IMAGENET_STD)
-    self._mesh = sharding.make_mesh((jax.local_device_count(), 1, 1), devices=jax.local_devices())
+    devices = list(devices or jax.local_devices())
+    self._mesh = sharding.make_mesh((len(devices), 1, 1), devices=devices)
     self._matmul = numerics.matmul_precision(precision)
     weights = [source.load(sharding.replicated(self._mesh)) for source in sources]
     self.num_params = sum(trees.count(params) for params, _ in weights)

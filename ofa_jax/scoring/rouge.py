@@ -100,5 +100,5 @@ def _package():
   try:
     from rouge_score import rouge_scorer, scoring
   except ImportError as error:
-    raise ImportError('Scoring summaries needs `pip install "ofa-jax[rouge]"`.') from error
+    raise ImportError("Scoring summaries needs `pip install rouge-score`.") from error
   return rouge_scorer, scoring

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from ofa_jax import pictures
-from ofa_jax.data import prompts
+from ofa_jax.data import caption_rows, prompts
 from ofa_jax.data.text import REFERENCES, reference_captions, remove_punctuation, target_caption
 from ofa_jax.data.tsv import IMAGE
 from ofa_jax.decode.beam import Search
@@ -18,7 +18,7 @@ from ofa_jax.scoring.bleu import bleu
 from ofa_jax.scoring.cider import Frequencies, cider_d
 from ofa_jax.scoring.rouge import rouge_l
 from ofa_jax.tasks.answering import Answering
-from ofa_jax.tasks.seq2seq import Seq2Seq
+from ofa_jax.tasks.seq2seq import Rows, Seq2Seq
 
 ANSWERING = Answering(
   prompt=lambda texts, chinese: prompts.caption(chinese=chinese),
@@ -37,13 +37,16 @@ _PAGE_PIXELS = 180  # a side of a picture on the page
 class Caption(Seq2Seq):
   """Captions of images, compared with those that people wrote.
 
-  A row has a "uniq_id", its own, and an "image_id", its picture's, which results are told by. The
+  The data is OFA's TSV, or pairs of pictures and captions in any form (`data/caption_rows.py`). A
+  row has a "uniq_id", its own, and an "image_id", its picture's, which results are told by. The
   original reads one or the other (--selected-cols=0,4,2 to train, 1,4,2 to evaluate).
 
   Attributes:
     max_words: words of a caption that are learnt.
     frequencies: file of the n-grams' document frequencies for CIDEr-D, the original's
       `coco-valid-words.p`; None: they are counted over the references of the evaluation.
+    hold_out: where `valid` is not given: share of the training pictures that are kept back and
+      evaluated in its place; 0: none.
     page: pictures of the evaluation that are shown with their captions; 0: none.
   """
 
@@ -56,6 +59,7 @@ class Caption(Seq2Seq):
   source_length: int = 10
   max_words: int = 20
   frequencies: str | None = None
+  hold_out: float = 0.0
   page: int = 24
 
   def example(self, row, rng):
@@ -68,6 +72,22 @@ class Caption(Seq2Seq):
       "source": self.asked(row),
       "target": self.encode(" " + caption),
     }
+
+  def check(self, config):
+    faults = super().check(config)
+    if not 0 <= self.hold_out < 1:
+      faults.append(f"task.hold_out: expected 0 <= share < 1, found {self.hold_out}")
+    return faults
+
+  def examples(self, split):
+    _ = self.words  # its faults are told before anything is compiled
+    table, notes = caption_rows.load(
+      {"train": self.train, "valid": self.valid, "test": self.test},
+      split,
+      columns=dict(zip(self.fields, self.columns, strict=True)),
+      hold_out=self.hold_out,
+    )
+    return Rows(self, table, notes)
 
   def streams(self, split):
     _ = self._frequencies  # its faults are told before anything is compiled
@@ -91,13 +111,13 @@ class Caption(Seq2Seq):
     }
 
   def results(self, predictions, streams):
-    """`predict.json`, as coco-caption reads it, and `captions.png`, a page of pictures."""
+    """`predict.json`, as coco-caption reads it, and `captions`, a page of pictures."""
     files = super().results(predictions, streams)
     if self.page:
       rows = streams["examples"]
       shown = self._captions(predictions, streams)[: self.page]
       images = [rows.image(i, size=_PAGE_PIXELS) for i, _, _ in shown]
-      files["captions.png"] = pictures.captions(images, *([c[k] for c in shown] for k in (1, 2)))
+      files |= pictures.captions("captions", images, *([c[k] for c in shown] for k in (1, 2)))
     return files
 
   @property

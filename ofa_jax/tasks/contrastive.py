@@ -7,7 +7,6 @@ pools; `zeroshot.ZeroShot` scores classification.
 import dataclasses
 import functools
 import re
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -17,7 +16,7 @@ from flax import nnx
 
 from ofa_jax import hub, losses, pictures, trees
 from ofa_jax.convert.cnclip import family as cnclip_family
-from ofa_jax.data import images, pairs, pipeline
+from ofa_jax.data import images, pairs, pipeline, splits
 from ofa_jax.data.augment import AUGMENT
 from ofa_jax.data.protocols import Rows
 from ofa_jax.data.text import normalize_caption
@@ -31,6 +30,7 @@ from ofa_jax.tasks.frozen import Frozen
 from ofa_jax.tokenizers.bert import ChineseBertTokenizer
 
 _STUCK_ROWS = 5  # log rows near ln(batch) before a hint
+_NEAR, _STILL = 0.03, 0.02  # how near, and how far apart, as shares of it
 _PAGE_TEXTS, _PAGE_IMAGES = 8, 6  # shown of an evaluation
 
 
@@ -58,6 +58,8 @@ class Contrastive(Task):
     teacher: model to learn from, as `hub.open_model` takes it; of the same image size. None: off.
     distill_features: weight of its image features, as in the original (`--kd_loss_weight`, 0.5).
     distill_logits: weight of its similarities between images and texts.
+    hold_out: where `valid` is not given: share of the training pictures that are kept back and
+      evaluated in its place (`data/splits.py`); 0: none.
     valid_batch_size, valid_gpus: pairs that an evaluation compares with each other for its loss and
       accuracies (the original's --valid-batch-size), drawn as its sampler draws them for so many
       GPUs, however many there are; recalls are over all.
@@ -83,6 +85,7 @@ class Contrastive(Task):
   teacher: str | None = None
   distill_features: float = 0.5
   distill_logits: float = 0.0
+  hold_out: float = 0.0
   valid_batch_size: int = 64
   valid_gpus: int = 1
   cache_dir: str | None = None
@@ -97,8 +100,9 @@ class Contrastive(Task):
 
   def check(self, config: Any) -> list[str]:
     faults = check_image_size(self.image_size, config)
-    if not 0 <= self.mask_ratio < 1:
-      faults.append(f"task.mask_ratio: expected 0 <= ratio < 1, found {self.mask_ratio}")
+    for field in ("mask_ratio", "hold_out"):
+      if not 0 <= (share := getattr(self, field)) < 1:
+        faults.append(f"task.{field}: expected 0 <= share < 1, found {share}")
     if not 2 <= self.context_length <= config.model.text.max_positions:
       faults.append(
         f"task.context_length: expected 2 to {config.model.text.max_positions} (the text tower's "
@@ -156,10 +160,11 @@ class Contrastive(Task):
     }
 
   def examples(self, split: str) -> Rows:
-    sources = self._sources(split)
+    sources = self._load(split)
     rows = [
       pairs.PairRows(
-        *source.load(),
+        images,
+        texts,
         size=self.image_size,
         tokenize=tokenizer(self.context_length),
         augment=self.augment,
@@ -167,9 +172,9 @@ class Contrastive(Task):
         cache_dir=self.cache_dir,
         cache_bytes=self.cache_bytes,
       )
-      for source in sources
+      for images, texts, _ in sources
     ]
-    return rows[0] if len(rows) == 1 else pipeline.Mixture(rows, [s.weight for s in sources])
+    return rows[0] if len(rows) == 1 else pipeline.Mixture(rows, [s[2] for s in sources])
 
   def loss(self, model, batch, *, rngs, chunks=1):
     mask_ratio = self.mask_ratio if rngs is not None else 0.0
@@ -216,8 +221,10 @@ class Contrastive(Task):
     return metrics
 
   def streams(self, split: str) -> dict[str, Rows]:
-    (source,) = self._sources(split, most=1)
-    images, texts = source.load()
+    sources = self._load(split)
+    if len(sources) > 1:
+      raise ValueError(f"Expected 1 source for evaluating {split!r}, found {len(sources)}")
+    ((images, texts, _),) = sources
     images_of = [[] for _ in range(len(texts))]
     for text, image in pairs.find_edges(images, texts):
       images_of[text].append(image)
@@ -272,19 +279,19 @@ class Contrastive(Task):
     return in_batch.line(values, batch_size=self.valid_batch_size) if "loss" in values else None
 
   def results(self, predictions, streams):
-    """`retrieval.png`: texts from all over the evaluation with the images that rank highest."""
+    """A page, `retrieval`: texts from all over the evaluation with the images that rank highest."""
     image, text = predictions["image"], predictions["text"]
     texts, rows = streams["text"], streams["image"]
     chosen = np.unique(np.linspace(0, len(texts) - 1, _PAGE_TEXTS).astype(int))
     readable = np.flatnonzero(image["valid"])
     scores = text["features"][chosen] @ image["features"][readable].T
     best = readable[np.argsort(-scores, axis=1, kind="stable")[:, :_PAGE_IMAGES]]
-    page = pictures.retrieval(
+    return pictures.retrieval(
+      "retrieval",
       [texts.texts[t] for t in chosen],
       [[rows.example(i, None)["image"] for i in ranked.tolist()] for ranked in best],
       [np.isin(ranked, texts.images_of[t]) for t, ranked in zip(chosen, best, strict=True)],
     )
-    return {"retrieval.png": page}
 
   def log_line(self, values):
     return (
@@ -299,11 +306,16 @@ class Contrastive(Task):
     if self.loss_kind != "softmax":
       return None
     logged = [r for r in history if "train/loss" in r]
-    last = logged[-_STUCK_ROWS:]
-    stuck = all(r["train/loss"] > 0.97 * r["train/chance_loss"] for r in last)
-    if len(last) < _STUCK_ROWS or len(logged) % _STUCK_ROWS or not stuck:
+    if len(logged) < _STUCK_ROWS or len(logged) % _STUCK_ROWS:
       return None
+    last = logged[-_STUCK_ROWS:]
     chance = last[-1]["train/chance_loss"]
+    away = [r["train/loss"] / r["train/chance_loss"] - 1 for r in last]
+    rates = [r.get("train/lr", 0.0) for r in last]
+    if rates[-1] > rates[0]:  # it is warming up
+      return None
+    if not (all(abs(x) <= _NEAR for x in away) and max(away) - min(away) <= _STILL):
+      return None
     return (
       f"The loss sits at ln(batch) = {chance:.3f}: the model tells no pair from another. Try a "
       "lower optim.lr (a fine-tune wants about 1e-5 at small batches) with more optim.warmup; "
@@ -311,13 +323,9 @@ class Contrastive(Task):
       "start from trained weights; raise batch_size with accum."
     )
 
-  def _sources(self, split, *, most=None):
-    sources = {"train": self.train, "valid": self.valid, "test": self.test}.get(split)
-    if not sources:
-      raise ValueError(f"Expected data for the split {split!r} in task.{split}, found none")
-    if most is not None and len(sources) > most:
-      raise ValueError(f"Expected {most} source for evaluating {split!r}, found {len(sources)}")
-    return [_source(source, split) for source in sources]
+  def _load(self, split):
+    given = {"train": self.train, "valid": self.valid, "test": self.test}
+    return splits.load(given, split, hold_out=self.hold_out)
 
 
 @functools.cache
@@ -342,13 +350,6 @@ def frozen_model(name: str) -> Frozen:
 def to_float(image: jax.Array) -> jax.Array:
   """uint8[B, S, S, 3] pixels to the normalised float32 that the towers expect; floats are that."""
   return normalized(image, mean=images.CLIP_MEAN, std=images.CLIP_STD)
-
-
-def _source(source: pairs.PairData | str, split: str) -> pairs.PairData:
-  """What a path on the command line means: a folder with the split, or a file that is one."""
-  if isinstance(source, pairs.PairData):
-    return source
-  return pairs.PairData.of(source, split if Path(source).is_dir() else None)
 
 
 def _tokenize(encoder, context_length, caption):

@@ -24,6 +24,7 @@ import numpy as np
 from ofa_jax import hub, losses
 from ofa_jax.data import images
 from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
+from ofa_jax.data.protocols import TextImages
 from ofa_jax.data.rows import Row
 from ofa_jax.data.tsv import IMAGE, Table
 from ofa_jax.decode import answers
@@ -346,9 +347,9 @@ class Rows:
     table: the files.
   """
 
-  def __init__(self, task: Seq2Seq, table: Table):
+  def __init__(self, task: Seq2Seq, table: TextImages, notes: Sequence[str] = ()):
     self.table = table
-    self.notes = ()
+    self.notes = notes
     self._task = task
     self._fields = task.blank().keys()
     self._reader = None

@@ -117,7 +117,7 @@ def test_damaged_files_name_their_path(tmp_path, kind):
 
 
 def stack(*values, size=16):
-  return inputs.image_stack(inputs.pictures(values, size), size)
+  return inputs.image_stack(values, size)
 
 
 def test_floats_from_0_to_1_are_pixels_unless_they_are_as_preprocessed():
@@ -193,3 +193,10 @@ def test_ids_of_lists_and_arrays():
     tokens = inputs.token_array("ids", ids, rows=2, longest=8, vocab_size=9)
     assert tokens.tolist() == [[1, 2], [3, 1]]
     assert tokens.dtype == np.int32
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, None, "1"])
+def test_seeds_that_would_be_another_are_told(seed):
+  with pytest.raises(ValueError, match="Expected a seed from 0"):
+    inputs.check_seed(seed)
+  assert inputs.check_seed(np.int64(7)) == 7

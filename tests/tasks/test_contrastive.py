@@ -143,7 +143,7 @@ def test_in_batch_scores_are_those_of_the_loss():
 def test_a_page_shows_what_is_found(digits, monkeypatch):
   """Every text finds its first image at once; that of the first text cannot be read."""
   pages = []
-  monkeypatch.setattr(contrastive.pictures, "retrieval", lambda *page: pages.append(page) or b"")
+  monkeypatch.setattr(contrastive.pictures, "retrieval", lambda *page: pages.append(page) or {})
   task = tiny.config(digits).task
   streams = task.streams("valid")
   texts, rows = streams["text"], streams["image"]
@@ -153,8 +153,9 @@ def test_a_page_shows_what_is_found(digits, monkeypatch):
     "image": {"features": image, "valid": np.arange(len(image)) != first[0]},
     "text": {"features": image[first], "valid": np.ones(len(first), bool)},
   }
-  assert task.results(predictions, streams) == {"retrieval.png": b""}
-  ((queries, images, right),) = pages
+  assert task.results(predictions, streams) == {}
+  ((name, queries, images, right),) = pages
+  assert name == "retrieval"
   assert (queries[0], queries[-1], len(queries)) == (texts.texts[0], texts.texts[-1], 8)
   assert {len(ranked) for ranked in images} == {6}
   expected = rows.example(int(first[-1]), None)["image"]

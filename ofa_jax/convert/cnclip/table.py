@@ -231,5 +231,5 @@ def _check_heads(tower: str, width: int, head_width: int):
     raise ValueError(
       f"Expected {tower} to have heads of {head_width}, found width {width}; "
       "the number of heads cannot be inferred; convert the file with "
-      "tools/convert_torch_weights.py --model-config=JSON."
+      "python -m ofa_jax.convert --model-config=JSON."
     )

@@ -5,7 +5,7 @@ vocabulary), or BART's encoder and decoder, from which OFA's pretraining starts.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ def complete(
   *,
   seed: int,
   answers: Sequence[Sequence[int]] | None = None,
+  say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, np.ndarray]:
   """Makes a state dict that `ofa.from_torch` takes of one that lacks parts of the model.
 
@@ -39,6 +40,7 @@ def complete(
     config: the model's sizes.
     seed: draws what is new.
     answers: for each new token the tokens whose mean it starts as, such as an answer's pieces.
+    say: takes a line on each part that is not the stored one: drawn anew, longer, left out.
 
   Raises:
     ValueError: there is nothing of an OFA in it, or `answers` are not one for each new token.
@@ -55,18 +57,51 @@ def complete(
   tensors = {name: x for name, x in tensors.items() if name not in TIED}
   rng = np.random.default_rng(seed)
   tensors[WORDS] = _fit_words(words, config.vocab_size, rng=rng, answers=answers)
+  _tell_length("tokens", len(words), len(tensors[WORDS]), say, means=answers is not None)
   for name in _CELLS:
     if name in tensors:
-      tensors[name] = _lengthened(tensors[name], config.image_bucket_size**2 + 1, rng=rng)
+      stored = tensors[name]
+      tensors[name] = _lengthened(stored, config.image_bucket_size**2 + 1, rng=rng)
+      title = f"image positions of the {name.partition('.')[0]}"
+      _tell_length(title, len(stored), len(tensors[name]), say)
   _, params, rest = abstract(config)
-  needed = rules.needed_tensors(RULES, {**shapes_of(params), **shapes_of(rest)})
+  shapes = {**shapes_of(params), **shapes_of(rest)}
+  needed = rules.needed_tensors(RULES, shapes)
   if config.classifier is None:
+    heads = sorted({n.split(".")[1] for n in tensors if re.search(_HEADS, n)})
+    for head in heads:
+      say(f"classification head {head} left out")
     tensors = {name: x for name, x in tensors.items() if not re.search(_HEADS, name)}
   missing = [tensor for tensor in needed if tensor.name not in tensors]
   fresh = _fresh({tensor.path for tensor in missing}, config, seed=seed)
+  for line in _drawn(missing, shapes):
+    say(line)
   for tensor in missing:
     tensors[tensor.name] = tensor.transform.to_torch(fresh[tensor.path][tensor.index])
   return {name: x for name, x in tensors.items() if not any(re.search(p, name) for p, _ in IGNORED)}
+
+
+def _tell_length(
+  title: str, stored: int, now: int, say: Callable[[str], None], *, means: bool = False
+) -> None:
+  if now > stored:
+    how = "means of others" if means else "drawn anew"
+    say(f"{title}: {now - stored} rows behind the {stored} stored ones, {how}")
+  elif now < stored:
+    say(f"{title}: the last of {stored} rows left out")
+
+
+def _drawn(missing: Sequence[rules.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+  """A line on what is drawn anew, by module, with its layers where some are stored."""
+  places: dict[str, set[int]] = {}
+  for tensor in missing:
+    first = tensor.index[0] if tensor.index else None
+    places.setdefault(tensor.path, set()).update({first} if isinstance(first, int) else ())
+  lines: dict[str, None] = {}
+  for path, drawn in places.items():
+    some = f"[{', '.join(map(str, sorted(drawn)))}]" if 0 < len(drawn) < shapes[path][0] else ""
+    lines[f"{path.rpartition('/')[0] or path}{some} drawn anew"] = None
+  return list(lines)
 
 
 def _fit_words(

@@ -125,3 +125,19 @@ def test_other_sizes_and_other_models_are_refused():
     start({"x": np.zeros(3)}, micro_config())
   with pytest.raises(ValueError, match=r"unexpected: encoder\.y"):
     start({**micro_state_dict(), "encoder.y": np.zeros(3)}, micro_config())
+
+
+def test_what_is_not_stored_is_told():
+  config = micro_config(adapter=8)
+  config.vocab_size, config.decoder_layers = 120, 3
+  lines = []
+  tensors = dict(micro_state_dict())
+  del tensors["encoder.layernorm_embedding.weight"]
+  start(tensors, config, say=lines.append)
+  assert "tokens: 8 rows behind the 112 stored ones, drawn anew" in lines
+  assert "encoder/text_norm drawn anew" in lines
+  assert "decoder/blocks/mlp/up[2] drawn anew" in lines
+  assert any(re.fullmatch(r"encoder/blocks/.*adapter.*/down drawn anew", line) for line in lines)
+  lines = []
+  start(micro_state_dict(), micro_config(), say=lines.append)
+  assert lines == []

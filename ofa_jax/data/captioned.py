@@ -1,0 +1,61 @@
+"""Image-text pairs in a folder: pictures, and of each a .txt of the same name with its caption.
+
+photos/cat.jpg  photos/cat.txt
+"""
+
+import os
+import pathlib
+
+from ofa_jax.data.folder import EXTENSIONS, ImageFiles, image_files
+from ofa_jax.data.table import Captions
+from ofa_jax.data.tsv import Texts
+
+
+def has_captions(directory: str | os.PathLike) -> bool:
+  """Whether any picture below a folder has a .txt file beside it."""
+  return any(_caption_file(path).is_file() for path in image_files(pathlib.Path(directory)))
+
+
+def read_captioned(directory: str | os.PathLike) -> tuple[ImageFiles, Texts]:
+  """Reads the pictures and captions of a folder and the folders in it, each line a caption.
+
+  Pictures without a caption are left out and named.
+
+  Raises:
+    ValueError: no picture has one, or a caption is not UTF-8 (all are counted, the first five
+      named).
+  """
+  images, captions, without, damaged = [], Captions(), [], []
+  files = image_files(pathlib.Path(directory))
+  for path in files:
+    file = _caption_file(path)
+    try:
+      text = file.read_text(encoding="utf-8-sig") if file.is_file() else ""
+    except UnicodeDecodeError:
+      damaged.append(str(file))
+      continue
+    lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+      without.append(path)
+      continue
+    for number, line in lines:
+      captions.add(line, image=os.path.abspath(path), place=(len(images), number))
+    images.append(os.path.abspath(path))
+  if damaged:
+    raise ValueError(
+      f"Expected captions in UTF-8, found {len(damaged)} files of another encoding: "
+      f"{', '.join(damaged[:5])}. Save them again as UTF-8."
+    )
+  if not images:
+    raise ValueError(
+      f"Expected pictures ({', '.join(EXTENSIONS)}) with a .txt file of the same name beside each "
+      f"in {directory}, found {len(files)} pictures and no caption."
+    )
+  note = f"Left out {len(without)} pictures without a caption: {'; '.join(without[:5])}"
+  notes = (note,) if without else ()
+  texts = [str(_caption_file(path)) for path in images]
+  return ImageFiles(images), captions.texts(texts, notes=notes)
+
+
+def _caption_file(path: str) -> pathlib.Path:
+  return pathlib.Path(path).with_suffix(".txt")
