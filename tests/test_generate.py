@@ -97,6 +97,7 @@ def leave(table, output, lines=None, **options):
 
 
 def run(model, task, table, output, **options):
+  options = {"max_bad_rate": 0.2, **options}
   count = generate.predict_file(
     model, task, table, output=output, options=OPTIONS, batch_size=4, **options
   )
@@ -196,7 +197,7 @@ def test_other_options_and_another_model_start_anew(table, tmp_path, capsys):
     (lambda: run(others, "caption", table, output), "another model"),
     (
       lambda: generate.predict_file(
-        Model(), "caption", table, output=output, options=OPTIONS, batch_size=3
+        Model(), "caption", table, output=output, options=OPTIONS, batch_size=3, max_bad_rate=0.2
       ),
       "another batch size",
     ),
