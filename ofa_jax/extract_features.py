@@ -78,7 +78,7 @@ def extract_images(
     writer=features.FeatureWriter(output, kind="image", width=model.config.embed_dim),
     batch_size=batch_size,
     bad=pipeline.BadRows(max_bad_rate, print),
-    work=_work(model, images.files, order=order),
+    work=_work(model, images.files, rows=ids, order=order),
   )
 
 
@@ -117,13 +117,20 @@ def extract_texts(
     writer=features.FeatureWriter(output, kind="text", width=model.config.embed_dim),
     batch_size=batch_size,
     bad=pipeline.BadRows(),
-    work=_work(model, texts.files, context_length=length),
+    work=_work(model, texts.files, rows=[*texts.text_ids, *texts.texts], context_length=length),
   )
 
 
-def _work(model: api.CNCLIPModel, files: Sequence[str], **options: str | int) -> dict[str, Any]:
+def _work(
+  model: api.CNCLIPModel, files: Sequence[str], *, rows: Sequence[str | int], **options: str | int
+) -> dict[str, Any]:
   """What the features depend on, besides the batch size and the form of the file."""
-  return {"input": partial.fingerprint(files), **model.identity, **options}
+  return {
+    "input": partial.fingerprint(files),
+    "rows": partial.digest(rows),
+    **model.identity,
+    **options,
+  }
 
 
 class _Selected:

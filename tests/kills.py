@@ -128,7 +128,13 @@ def command(job: str, folder: pathlib.Path, out: pathlib.Path) -> list[str]:
     ]
   if job == "generate":
     return [
-      *("generate", f"--model={folder / 'model'}", "--task=caption", "--batch-size=2"),
+      *(
+        "generate",
+        f"--model={folder / 'model'}",
+        "--task=caption",
+        "--batch-size=2",
+        "--max-bad-rate=0.1",
+      ),
       *(f"--input={folder / 'in.tsv'}", f"--output={out / 'out' / 'captions.jsonl'}"),
     ]
   if job == "convert":

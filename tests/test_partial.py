@@ -5,6 +5,7 @@ import os
 import pytest
 
 from ofa_jax import partial
+from ofa_jax.data import sources
 
 WORK = {"input": {"sha256": "a"}, "options": {"num_beams": 5, "candidates": ("yes", "no")}}
 
@@ -77,3 +78,24 @@ def test_files_are_told_apart(tmp_path, monkeypatch, content):
   assert partial.fingerprint(reversed(paths)) != first
   b.rename(b.with_name("c"))
   assert partial.fingerprint(paths) != first
+
+
+def test_rows_are_told_apart():
+  first = partial.digest(["a", "b", 1])
+  assert partial.digest(iter(["a", "b", 1])) == first
+  for others in (["a", "b"], ["b", "a", 1], ["ab", 1], ["a", "b", "1"], ["a\n", "b", 1]):
+    assert partial.digest(others) != first
+
+
+def test_a_table_of_pictures_is_one_of_its_files(tmp_path):
+  """What is asked about the pictures stands there only."""
+  for i in range(2):
+    (tmp_path / f"{i}.jpg").write_bytes(b"picture")
+  table = tmp_path / "in.csv"
+  found = []
+  for question in ("is it red?", "is it not?"):
+    table.write_text(f"filepath,text\n0.jpg,{question}\n1.jpg,what?\n")
+    rows = sources.open_rows([str(table)], columns={}, places={"image": 0, "text": 1})
+    assert rows.text(0, "text") == question
+    found.append(partial.fingerprint(rows.files))
+  assert found[0] != found[1] and found[0]["files"] == 3

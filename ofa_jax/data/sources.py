@@ -85,12 +85,18 @@ class PictureTable:
     images: the pictures.
     rows: the picture of each row.
     texts: of each row, by column.
+    tables: the files that rows and texts are from.
   """
 
   def __init__(
-    self, images: Images, *, rows: Sequence[int], texts: Mapping[str, Sequence[str]]
+    self,
+    images: Images,
+    *,
+    rows: Sequence[int],
+    texts: Mapping[str, Sequence[str]],
+    tables: Sequence[str] = (),
   ) -> None:
-    self.files = images.files
+    self.files = (*tables, *images.files)
     self.columns = {name: i for i, name in enumerate((*texts, IMAGE))}
     self._images, self._rows, self._texts = images, np.asarray(rows), texts
 
@@ -174,4 +180,5 @@ def _named(
   number = {file: i for i, file in enumerate(dict.fromkeys(row[0] for row in rows))}
   read = dict(zip(wanted, zip(*(row[1:] for row in rows), strict=True), strict=True))
   read.setdefault("id", [row[0] for row in rows])
-  return PictureTable(ImageFiles(list(number)), rows=[number[row[0]] for row in rows], texts=read)
+  places = [number[row[0]] for row in rows]
+  return PictureTable(ImageFiles(list(number)), rows=places, texts=read, tables=tables)
