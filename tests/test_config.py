@@ -128,7 +128,7 @@ def test_an_epoch_ends_with_the_update_that_reads_its_last_row():
     ({"resume": "a", "init": "b"}, "expected one of them, found 'a' and 'b'"),
     ({"save_every_epochs": float("nan")}, "save_every_epochs: expected a number of epochs"),
     ({"seed": -1}, "seed: expected at least 0, found -1"),
-    ({"seed": 2**32}, "seed: expected less than 2^32, found 4294967296"),
+    ({"seed": 2**32}, r"seed: expected less than 2\^32, found 4294967296"),
     ({"workers": -1}, r"workers: expected None \(one a core\) or at least 1, found -1"),
     ({"batch_size": None}, "config.batch_size: expected int, found None"),
     ({"evals": (None,)}, "evals: expected Eval"),

@@ -9,6 +9,7 @@ import pytest
 
 from ofa_jax import evaluate
 from ofa_jax.config import Eval, MeshShape
+from ofa_jax.data.pipeline import TooManyBadRows
 from ofa_jax.decode.beam import Search
 from ofa_jax.engine import sharding, step
 from ofa_jax.tasks.caption import Caption
@@ -95,6 +96,23 @@ def test_what_is_predicted_is_the_same_on_any_mesh_and_in_any_batches(data, sear
     found = predictions(data, search, **other)
     np.testing.assert_array_equal(found["tokens"], one["tokens"], err_msg=str(other))
     np.testing.assert_allclose(found["score"], one["score"], rtol=1e-5, err_msg=str(other))
+
+
+def test_unreadable_rows_are_named_counted_and_limited(data):
+  run, _ = config(data, SAMPLED)
+  program = step.build(run, test_step.make_mesh(MeshShape(), 1), steps=1)
+  (evaluator,) = evaluate.evaluators(program)
+  first, again = [], []
+  for lines in (first, again):
+    evaluator(*weights(program), log=lines.append)
+  assert f"valid.tsv:{ROWS} " in first[0] and "broken base64" in first[0]
+  assert first[1:] == again  # named once, counted every time
+  assert again == [
+    f"sixteen: 1 of the {ROWS} rows of 'examples' are unreadable and left out of its scores"
+  ]
+  run.max_bad_rate = 0.01  # a small set is judged by its own size
+  with pytest.raises(TooManyBadRows, match=rf"found 1 among all {ROWS}: .*valid\.tsv:{ROWS} "):
+    evaluator(*weights(program), log=again.append)
 
 
 def test_a_sampled_evaluation_runs_and_is_reproducible(data, tmp_path):

@@ -251,7 +251,12 @@ def spoilt(tmp_path, change):
 def test_unreadable_image_is_left_out(vit, tmp_path, capsys):
   table = spoilt(tmp_path, lambda lines: [lines[0][:40] + b"\n", *lines[1:]])
   for name in ("a.jsonl", "a.npy"):
-    assert extract_features.extract_images(vit, table, output=tmp_path / name, batch_size=4) == 17
+    assert (
+      extract_features.extract_images(
+        vit, table, output=tmp_path / name, batch_size=4, max_bad_rate=0.1
+      )
+      == 17
+    )
     found = features.read_features(tmp_path / name, kind="image")
     assert sorted(found.ids) == sorted(int(i) for i in table.ids[1:])
   assert f"{tmp_path / 'bad.tsv'}:1 {table.ids[0]}" in capsys.readouterr().out

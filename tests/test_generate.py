@@ -96,11 +96,9 @@ def leave(table, output, lines=None, **options):
     output.with_name(f"{output.name}.partial").write_bytes(lines)
 
 
-def run(model, task, table, output, **options):
-  options = {"max_bad_rate": 0.2, **options}
-  count = generate.predict_file(
-    model, task, table, output=output, options=OPTIONS, batch_size=4, **options
-  )
+def run(model, task, table, output, *, max_bad_rate=0.2, **options):
+  options |= {"options": OPTIONS, "batch_size": 4, "max_bad_rate": max_bad_rate}
+  count = generate.predict_file(model, task, table, output=output, **options)
   return count, [json.loads(line) for line in output.read_text().splitlines()]
 
 
@@ -209,6 +207,30 @@ def test_other_options_and_another_model_start_anew(table, tmp_path, capsys):
     assert told in capsys.readouterr().out
 
 
+def test_each_row_has_its_own_reason(tmp_path):
+  good = io.BytesIO()
+  Image.new("RGB", (40, 20)).save(good, "PNG")
+  good = base64.b64encode(good.getvalue()).decode()
+  images = {0: good[:40], 10: "%", 11: ""}  # lines 1, 11 and 12 begin alike
+  rows = [f"7\t{images.get(i, good)}\twhat?\n" for i in range(12)]
+  (tmp_path / "in.tsv").write_text("".join(rows))
+  table = Table([tmp_path / "in.tsv"], columns=COLUMNS)
+  count, lines = run(Model(), "vqa", table, tmp_path / "x.jsonl", max_bad_rate=0.3)
+  assert count == 9
+  for i, reason in ((0, "not a JPEG"), (10, "broken base64"), (11, "not a JPEG")):
+    assert f"in.tsv:{i + 1} 7: {reason}" in lines[i]["error"]
+
+
+def test_what_an_interrupted_run_left_out_counts(table, tmp_path):
+  output = tmp_path / "x.jsonl"
+  run(Model(), "caption", table, output)
+  lines = output.read_bytes().splitlines(keepends=True)
+  output.unlink()
+  leave(table, output, b"".join(lines[:8]))  # with the broken one
+  with pytest.raises(ValueError, match=f"found 1 among all {ROWS}"):
+    run(Model(), "caption", table, output, max_bad_rate=0.01)
+
+
 def test_too_many_bad_rows_end_the_run(table, tmp_path):
   with pytest.raises(ValueError, match="bad rows"):
     run(Model(), "caption", table, tmp_path / "x.jsonl", max_bad_rate=0.0)
@@ -256,6 +278,7 @@ def test_evaluations_and_the_command_give_the_same_captions(tmp_path):
     output=tmp_path / "captions.jsonl",
     options=generate.Options(search=model.searches["caption"]),
     batch_size=8,
+    max_bad_rate=0.2,
   )
   lines = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
   assert "error" in lines.pop(BROKEN)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ofa_jax import compile_ahead, trees
-from ofa_jax.ahead import topology
+from ofa_jax.ahead import savings, topology
 from ofa_jax.config import Config, MeshShape, mesh_sizes
 from ofa_jax.data import pipeline
 from ofa_jax.engine import log, overview, sharding, step
@@ -220,7 +220,11 @@ def test_compiling_ahead_takes_every_stream_and_suggests_what_divides_each():
   assert report.fits and report.held["batch"] == batch // 8
   config = dataclasses.replace(config, accum=1)
   large = dataclasses.replace(report, temporary=report.memory * 3 // 2, fits=False)
-  changes = list(compile_ahead.smaller(config, large, num_devices=8))
-  assert any(changed.accum == 2 for _, changed in changes)
-  for _, changed in changes:
+  shape = mesh_sizes(config.mesh, 8)
+  changes = [
+    savings.changed(config, change, shape=shape)
+    for change in savings.changes(config, large, num_devices=8)
+  ]
+  assert any(changed.accum == 2 for changed in changes)
+  for changed in changes:
     validate(changed, devices=8)

@@ -317,7 +317,8 @@ def test_a_damaged_newest_checkpoint_is_done_again_bit_for_bit(digits, straight,
   shutil.rmtree(tmp_path / "run/checkpoints/6.damaged")
   assert_bit_equal(final_state(workdir), final_state(tmp_path / "run"))
   text = (tmp_path / "run" / "log.txt").read_text()
-  assert text.count("WARNING") == text.count("is damaged") == 1
+  warned = [line for line in text.splitlines() if "WARNING" in line and "in no font" not in line]
+  assert len(warned) == 1 and "is damaged" in warned[0]
   assert re.search(r"step 6 is damaged: \S+/6/model.* Going on from step 3", text)
   assert "Traceback" not in capfd.readouterr().err
 
@@ -398,7 +399,7 @@ def test_a_workdir_is_a_model_wherever_it_is_moved_to(shapes, tmp_path, monkeypa
     {f"model/params/{k}": np.asarray(x) for k, x in trees.flatten(params).items()},
     {k: x for k, x in final_state(tmp_path / "elsewhere").items() if k.startswith("model/params")},
   )
-  with pytest.raises(ValueError, match=r"tokenizer of OFA in \.\./elsewhere/tokenizer: dict.txt"):
+  with pytest.raises(ValueError, match=r"none in \.\./elsewhere/tokenizer; put dict.txt"):
     source.tokenizer.encode("x")
 
 

@@ -54,7 +54,7 @@ class Answering:
 
   def told_id(self, text: str) -> str | int:
     """A row's id as result files have it."""
-    return int(text) if self.number_ids and text.isdecimal() else text
+    return int(text) if self.number_ids and text.isdecimal() and len(text) < 100 else text
 
 
 def read(tokenizer: OFATokenizer, tokens: np.ndarray) -> str:
