@@ -218,5 +218,5 @@ def test_commands_tell_before_their_work(outcomes, name):
 
 def test_commands_change_nothing_where_they_are_refused(outcomes, place):
   names = {p.name for p in place.iterdir()} - {"data"}
-  assert names == {"folder", "file", "run", "in.tsv"}
+  assert names == {"folder", "file", "in.tsv"}  # nor is the folder of the held run there any more
   assert (place / "file").read_text() == "old" and not list((place / "folder").iterdir())
