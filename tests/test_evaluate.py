@@ -105,7 +105,7 @@ def test_unreadable_rows_are_named_counted_and_limited(data):
   first, again = [], []
   for lines in (first, again):
     evaluator(*weights(program), log=lines.append)
-  assert f"valid.tsv:{ROWS} " in first[0] and "broken base64" in first[0]
+  assert f"valid.tsv:{ROWS} " in first[0] and "cannot be decoded" in first[0]
   assert first[1:] == again  # named once, counted every time
   assert again == [
     f"sixteen: 1 of the {ROWS} rows of 'examples' are unreadable and left out of its scores"
