@@ -160,7 +160,7 @@ def test_two_towers_start_a_model(command, tmp_path):
       np.testing.assert_array_equal(found[f"module.{name}"].numpy(), x)
 
 
-def test_faults_end_in_one_line_and_leave_nothing(command, released, tmp_path, capsys):
+def test_faults_end_in_one_line_and_leave_nothing(command, released, tmp_path):
   model, path, configs = released
   other = cnclip_files.MODEL_CONFIGS[MICRO[1 - MICRO.index(model)]]
   (tmp_path / "half.pt").write_bytes(path.read_bytes()[:5000])
@@ -175,10 +175,9 @@ def test_faults_end_in_one_line_and_leave_nothing(command, released, tmp_path, c
     ((tmp_path / "nothing.pt", out), (), "which is none of them"),
     ((path, tmp_path / "taken"), configs, "exists already"),
   ):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^error: ") as raised:
       command(*arguments, configs=given)
-    told = capsys.readouterr().err
-    assert told.startswith("error: ") and message in told
+    assert message in str(raised.value)
   assert set(tmp_path.iterdir()) == before
 
 
