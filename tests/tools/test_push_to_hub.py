@@ -118,7 +118,7 @@ def test_what_cannot_be_uploaded_is_told(directory, tmp_path, fake, command, mon
     command(tmp_path / "absent", "me/small")
   source = hub.Source(config=micro_config("micro_vit"), load=weights, form="run", settings={})
   monkeypatch.setattr(hub, "open_model", lambda path: source)
-  with pytest.raises(SystemExit, match=r"found a run in .*convert_torch_weights\.py"):
+  with pytest.raises(SystemExit, match=r"found a run in .*ofa_jax\.convert"):
     command(tmp_path, "me/small")
   monkeypatch.undo()
   assert not fake.root.exists()
