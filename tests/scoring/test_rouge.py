@@ -44,5 +44,5 @@ def test_bootstrap_equals_the_original_and_leaves_the_generator_alone():
 
 def test_the_missing_package_is_told(monkeypatch):
   monkeypatch.setitem(sys.modules, "rouge_score", None)
-  with pytest.raises(ImportError, match=r"ofa-jax\[rouge\]"):
+  with pytest.raises(ImportError, match=r"pip install rouge-score"):
     rouge.summary_scores(["a"], ["a"])
