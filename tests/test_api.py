@@ -15,7 +15,7 @@ from PIL import Image
 import ofa_jax
 from ofa_jax import api, hub
 from ofa_jax.convert.cnclip import table as convert
-from ofa_jax.inference import cnclip
+from ofa_jax.inference import batches, cnclip
 from tests import cnclip_files
 from tests.cnclip_golden import MICRO, error, golden, images, micro_config, micro_state_dict
 from tests.ofa_directory import save_micro
@@ -93,9 +93,9 @@ def test_the_wheel_has_the_packages_version_and_its_types():
 
 
 def test_few_shapes_are_compiled():
-  sizes = {api._bucket(rows, 8) for rows in range(1, 2049)}
+  sizes = {batches.padded(rows, 8) for rows in range(1, 2049)}
   assert sizes == {8 * 2**i for i in range(9)}
-  assert all(api._bucket(rows, 1) >= rows for rows in range(1, 300))
+  assert all(batches.padded(rows, 1) >= rows for rows in range(1, 300))
 
 
 def test_bytes_are_normalised_on_the_device(micro):

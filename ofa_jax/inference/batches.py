@@ -42,12 +42,17 @@ def run(
     for start in range(0, number, largest):
       batch = jax.tree.map(lambda x, start=start: x[start : start + largest], rows)
       size = len(jax.tree.leaves(batch)[0])
-      batch = (filled or with_zeros)(batch, devices * bucket(-(-size // devices), 1))
+      batch = (filled or with_zeros)(batch, padded(size, devices))
       waiting.append(function(jax.device_put(batch, place)))
       if len(waiting) > _AHEAD:
         results.append(jax.device_get(waiting.popleft()))
   results += jax.device_get(list(waiting))
   return jax.tree.map(lambda *x: np.concatenate(x)[:number], *results)
+
+
+def padded(rows: int, devices: int) -> int:
+  """Rows of a batch after padding: a power of two for each device."""
+  return devices * bucket(-(-rows // devices), 1)
 
 
 def bucket(number: int, least: int) -> int:
