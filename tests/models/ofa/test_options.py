@@ -328,7 +328,10 @@ def test_bfloat16_stays_near():
   [
     ({"width": 33}, "expected width to be a multiple of heads 2, found 33"),
     ({"code_image_size": 72}, "expected code_image_size to be a multiple of 8 up to 64"),
-    ({"orig_patch_image_size": 100}, "multiple of 16 up to 128 (image_bucket_size 8), found 100"),
+    (
+      {"orig_patch_image_size": 100, "interpolate_position": True},
+      "multiple of 16 up to 128 (image_bucket_size 8), found 100",
+    ),
     ({"num_codes": 100}, "expected vocab_size to hold 100 codes, 16 bins and a text, found 112"),
   ],
 )
