@@ -175,9 +175,9 @@ def test_help_begins_with_what_must_be_given(outcomes):
 
 def test_ctrl_c_ends_a_command_with_one_line():
   script = (
-    "import os, signal\nfrom ofa_jax import cli\n"
+    "import os, signal, time\nfrom ofa_jax import cli\n"
     "with cli.readable('the same command goes on where it stopped'):\n"
-    "  os.kill(os.getpid(), signal.SIGINT)\n  raise AssertionError\n"
+    "  os.kill(os.getpid(), signal.SIGINT)\n  time.sleep(60)\n  raise AssertionError\n"
   )
   result = subprocess.run(
     [sys.executable, "-c", script], capture_output=True, text=True, timeout=100, cwd=ROOT

@@ -235,6 +235,8 @@ def test_a_second_run_in_a_workdir_is_refused_and_the_first_goes_on(digits, tmp_
 class Ids:
   """Rows that are only their number."""
 
+  notes = ()
+
   def __init__(self, num):
     self.num = num
 
