@@ -29,7 +29,7 @@ def get_config(model: str = "OFA-base") -> Config:
     sizes, pixels = ofa.config(size), PIXELS
   else:
     source = hub.open_model(model)
-    if not isinstance(source.config, ofa.OFAConfig):
+    if source.family.name != "ofa":
       raise ValueError(
         f"Expected an OFA after the colon, found another in {model}: configs/cnclip_custom.py"
       )

@@ -114,8 +114,9 @@ class Evaluator:
   def _batch_size(self):
     return self.evaluation.batch_size or self._program.config.batch_size
 
-  def _run(self, name, params, rest, stream, stop, log):
-    config, rows = self._program.config, self._streams[name]
+  def _run(self, stream, params, rest, number, stop, log):
+    """The predictions of a stream, which is the evaluation's `number`-th, on every process."""
+    config, rows = self._program.config, self._streams[stream]
     bad = pipeline.BadRows(config.max_bad_rate, log, known=self._told)
     batches = pipeline.eval_batches(
       rows,
@@ -125,29 +126,30 @@ class Evaluator:
       workers=config.workers,
       bad=bad,
     )
-    found = {}
+    predictions = {}
     waiting = None
     with batches:
       for batch in batches:
         batch = sharding.to_global(batch, self._program.mesh)
-        outputs = self._predict(params, rest, batch, stream, self._frozen)
+        outputs = self._predict(params, rest, batch, number, self._frozen)
         # One batch late: the device works on this one while the host copies the last.
         if waiting is not None:
-          _collect(found, waiting, len(rows))
+          _collect(predictions, waiting, len(rows))
         waiting = outputs
         if stop is not None and stop():
           raise processes.Stopped(f"The evaluation {self.evaluation.name} was told to stop")
     if waiting is not None:
-      _collect(found, waiting, len(rows))
-    if bad.count:
-      stream = f"{self.evaluation.name}: {bad.count} of the {bad.seen} rows of {name!r}"
-      if bad.count == bad.seen:
+      _collect(predictions, waiting, len(rows))
+    unreadable = int(np.sum(~predictions["valid"]))  # of all processes, the same on each
+    if unreadable:
+      which = f"{self.evaluation.name}: {unreadable} of the {len(rows)} rows of {stream!r}"
+      if unreadable == len(rows):
         raise ValueError(
-          f"{stream} are unreadable, expected some that can be scored: {'; '.join(bad.names[:5])}. "
+          f"{which} are unreadable, expected some that can be scored: {'; '.join(bad.names[:5])}. "
           "Repair the data."
         )
-      log(f"{stream} are unreadable and left out of its scores")
-    return found
+      log(f"{which} are unreadable and left out of its scores")
+    return predictions
 
 
 def evaluators(program: step.Program) -> list[Evaluator]:
@@ -167,11 +169,11 @@ def run_all(
   """Metrics of several evaluations, see `Evaluator`; ValueError when two report one name."""
   metrics = {}
   for evaluator in pending:
-    found = evaluator(params, rest, folder=folder, stop=stop, log=log)
-    twice = sorted(found.keys() & metrics.keys())
+    more = evaluator(params, rest, folder=folder, stop=stop, log=log)
+    twice = sorted(more.keys() & metrics.keys())
     if twice:
       raise ValueError(f"Expected evals with different metrics, found {twice} twice; rename one")
-    metrics.update(found)
+    metrics.update(more)
   return metrics
 
 
@@ -203,27 +205,28 @@ def run(config: Config, name: str, *, results: str | None = None) -> dict[str, f
     raise ValueError("Expected a config with evals, found none")
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
   program = step.build(config, mesh, steps=1)
+  pending = evaluators(program)  # faults of the data come before the weights are read
   loaded = weights.load_weights(program, name)
   if jax.process_index() == 0:
     for line in loaded.resized:
       print(f"{name}: {line}", file=sys.stderr)
   folder = None if results is None else epath.Path(results)
-  return run_all(evaluators(program), loaded.params, loaded.rest, folder=folder)
+  return run_all(pending, loaded.params, loaded.rest, folder=folder)
 
 
 def _to_stderr(line: str) -> None:
   print(line, file=sys.stderr)
 
 
-def _collect(found, outputs, size):
+def _collect(predictions, outputs, size):
   outputs = {k: np.asarray(v) for k, v in outputs.items()}
   index = outputs.pop("index")
   real = index >= 0
   outputs["valid"] = outputs.pop("weight") > 0
   for name, values in outputs.items():
-    if name not in found:
-      found[name] = np.zeros((size, *values.shape[1:]), values.dtype)
-    found[name][index[real]] = values[real]
+    if name not in predictions:
+      predictions[name] = np.zeros((size, *values.shape[1:]), values.dtype)
+    predictions[name][index[real]] = values[real]
 
 
 def main() -> None:

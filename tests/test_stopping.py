@@ -74,7 +74,7 @@ def test_an_evaluation_is_left_at_the_next_batch_and_made_when_the_run_goes_on(
   batches = 0
   run = evaluate.Evaluator._run
 
-  def told_in_the_middle(self, name, params, rest, stream, stop, log):
+  def told_in_the_middle(self, stream, params, rest, number, stop, log):
     def asked():
       nonlocal batches
       batches += 1
@@ -82,7 +82,7 @@ def test_an_evaluation_is_left_at_the_next_batch_and_made_when_the_run_goes_on(
         signal.raise_signal(signal.SIGTERM)
       return stop()
 
-    return run(self, name, params, rest, stream, asked, log)
+    return run(self, stream, params, rest, number, asked, log)
 
   monkeypatch.setattr(evaluate.Evaluator, "_run", told_in_the_middle)
   with pytest.raises(processes.Stopped, match="saved step 4"):
@@ -97,10 +97,10 @@ def test_an_evaluation_is_left_at_the_next_batch_and_made_when_the_run_goes_on(
 def test_the_last_evaluation_is_left_too(config, straight, tmp_path, monkeypatch):
   run = evaluate.Evaluator._run
 
-  def told(self, name, params, rest, stream, stop, log):
+  def told(self, stream, params, rest, number, stop, log):
     if len(rows(tmp_path)) == 14:  # 12 steps, 2 evaluations
       signal.raise_signal(signal.SIGINT)
-    return run(self, name, params, rest, stream, stop, log)
+    return run(self, stream, params, rest, number, stop, log)
 
   monkeypatch.setattr(evaluate.Evaluator, "_run", told)
   with pytest.raises(processes.Stopped, match="saved step 12"):
