@@ -27,7 +27,7 @@ from ofa_jax.tasks.contrastive import Contrastive
 
 def get_config(model: str = "ViT-B-16") -> Config:
   sizes, settings = hub.sizes_of(model)
-  if not isinstance(sizes, cnclip.CNCLIPConfig):
+  if hub.family_of(sizes).name != "cnclip":
     raise ValueError(
       f"Expected a Chinese-CLIP after the colon, found an OFA in {model}: configs/ofa_custom.py"
     )
