@@ -197,17 +197,17 @@ def _predicted(report):
   if report.cost is None:
     why = "" if report.fits else "nothing was compiled"
     return [("predicted time", why or "none: this compiler estimates no times")]
-  found, rows = (
+  prediction, rows = (
     report.prediction,
     [("predicted by the compiler", "not measured; what waits between devices is left out")],
   )
-  if found is None:
+  if prediction is None:
     rows += [("  cycles a step", f"{report.cost.cycles:.4g}; the clock is not published")]
   else:
     rows += [
-      ("  a step", f"{found.seconds:.4g} s ({report.cost.cycles:.4g} cycles)"),
-      ("  rows a device", f"{found.rows_per_second:.4g} a second"),
-      ("  share of peak", f"{found.share_of_peak:.0%} of bfloat16, of the model's operations"),
+      ("  a step", f"{prediction.seconds:.4g} s ({report.cost.cycles:.4g} cycles)"),
+      ("  rows a device", f"{prediction.rows_per_second:.4g} a second"),
+      ("  share of peak", f"{prediction.share_of_peak:.0%} of bfloat16, of the model's operations"),
     ]
   named = (
     ("  by part", "parts"),
@@ -269,17 +269,17 @@ def _forward(program, spec, frozen):
 
 def _arrays(jaxpr):
   """Every array that the equations make, with its bytes over all devices, as often as written."""
-  found = []
+  arrays = []
   pending = [jaxpr.jaxpr]
   while pending:
     for eqn in pending.pop().eqns:
       for value in (v.aval for v in eqn.outvars):
         if hasattr(value, "shape"):
-          found.append((value, math.prod(value.shape) * value.dtype.itemsize))
+          arrays.append((value, math.prod(value.shape) * value.dtype.itemsize))
       pending += [
         getattr(sub, "jaxpr", sub) for v in eqn.params.values() for sub in flops.jaxprs(v)
       ]
-  return found
+  return arrays
 
 
 def _largest(arrays, num=4):

@@ -240,10 +240,10 @@ def to_dict(value: Any) -> Any:
 
 def explain_unknown_field(config: Any, message: str) -> str | None:
   """A readable text for ml_collections' error about an override that names no field."""
-  found = re.search(r"Field (\S+) not found on dataclass <class '([\w.]+)'>", message)
-  if not found:
+  parts = re.search(r"Field (\S+) not found on dataclass <class '([\w.]+)'>", message)
+  if not parts:
     return None
-  field, owner = found[1], found[2].split(".")[-1]
+  field, owner = parts[1], parts[2].split(".")[-1]
   paths = list(_fields(config))
   names = sorted({path.rpartition(".")[2] for path, holder in paths if holder == owner})
   places = [path for path, _ in paths if path.rpartition(".")[2] == field]

@@ -200,8 +200,8 @@ def predict_file(
 
   def batches(begin: int, bad: pipeline.BadRows) -> Iterator[list[bytes]]:
     rows = TaskRows(table, size=model.image_size, begin=begin)
-    with pipeline.eval_batches(rows, batch_size=batch_size, bad=bad) as found:
-      for batch in found:
+    with pipeline.eval_batches(rows, batch_size=batch_size, bad=bad) as read:
+      for batch in read:
         yield _lines(model, task, table, batch, begin=begin, options=options, bad=bad)
 
   done = 0

@@ -273,7 +273,7 @@ def _open_directory(path: pathlib.Path, which: str | None = None) -> Source:
       return _open_huggingface(path, described, family)
     if str(run.get("_class")).endswith(f".{family.config.__name__}"):
       return _open_run(path, described, family, which)
-  found = {k: described[k] for k in ("family", "model_type", "name") if k in described}
+  says = {k: described[k] for k in ("family", "model_type", "name") if k in described}
   families, types, configs = (
     " or ".join(map(repr, values))
     for values in (
@@ -284,7 +284,7 @@ def _open_directory(path: pathlib.Path, which: str | None = None) -> Source:
   )
   raise ValueError(
     f"{file}: expected family {families} (a model directory), model_type {types} (a Hugging Face "
-    f"directory) or a run with a {configs}; found {found!s:.200}"
+    f"directory) or a run with a {configs}; found {says!s:.200}"
   )
 
 
@@ -318,8 +318,8 @@ def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: Family) 
         )
       # After the differences, which tell more of a config.json that was edited.
       checksums.verify(path, but=("params/",))
-      found = faults.readable(stored, checkpointer.restore, stored, target)
-    return found["params"], found["rest"]
+      arrays = faults.readable(stored, checkpointer.restore, stored, target)
+    return arrays["params"], arrays["rest"]
 
   return Source(
     config=config,

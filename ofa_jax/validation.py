@@ -157,10 +157,10 @@ def _check_saves(c: Config) -> list[str]:
 def _check_best_metric(metric: str, evals: tuple[Eval, ...]) -> list[str]:
   """What shows before an evaluation has run: its name, and the metrics that its task declares."""
   name, _, key = metric.partition("/")
-  found = [e for e in evals if e.name == name]
-  declared = [getattr(e.task, "metrics", None) for e in found]
+  named = [e for e in evals if e.name == name]
+  declared = [getattr(e.task, "metrics", None) for e in named]
   known = [f"{name}/{m}" for metrics in declared for m in metrics or ()]
-  if key and found and (metric in known or None in declared):
+  if key and named and (metric in known or None in declared):
     return []
   expected = f"out of {', '.join(known)}" if known else "NAME/METRIC of one of the evals"
   names = ", ".join(sorted({e.name for e in evals})) or "none"

@@ -64,11 +64,11 @@ def estimate(text: str, *, num: int = 8) -> Cost | None:
   parts, passes, operations = (collections.Counter() for _ in range(3))
   without = 0
   for line, times in hlo.operations(text):
-    found = _CYCLES.search(line)
-    if not found:
+    cycle_note = _CYCLES.search(line)
+    if not cycle_note:
       without += times * (" custom-call(" in line)
       continue
-    cycles = times * int(found[1])
+    cycles = times * int(cycle_note[1])
     named = _NAME.search(line)
     name = named[1] if named else ""
     scopes = _SCOPE.findall(name)

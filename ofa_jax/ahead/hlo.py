@@ -38,7 +38,7 @@ def collectives(text: str) -> dict[str, Collective]:
     text: `compiled.as_text()`.
   """
   computations, results, entry = _computations(text)
-  found = collections.defaultdict(Collective)
+  by_kind = collections.defaultdict(Collective)
   channels = set()
   for name, times in _times_run(computations, entry).items():
     for line in computations[name]:
@@ -55,9 +55,9 @@ def collectives(text: str) -> dict[str, Collective]:
         kind, size = "reduce-scatter", _result_bytes(results[name], "")
       else:
         size = _result_bytes(op[1], op[2])
-      found[kind].calls += times
-      found[kind].num_bytes += times * size
-  return dict(found)
+      by_kind[kind].calls += times
+      by_kind[kind].num_bytes += times * size
+  return dict(by_kind)
 
 
 def operations(text: str) -> Iterator[tuple[str, int]]:

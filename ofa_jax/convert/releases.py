@@ -163,11 +163,11 @@ def _check(path: pathlib.Path, expected: str | None) -> None:
   if not expected:
     return
   with path.open("rb") as content:
-    found = hashlib.file_digest(content, "sha256").hexdigest()
-  if found != expected.lower():
+    digest = hashlib.file_digest(content, "sha256").hexdigest()
+  if digest != expected.lower():
     path.unlink()
     raise DamagedError(
-      f"{path}: expected SHA-256 {expected:.64}, found {found}; the damaged file was removed, "
+      f"{path}: expected SHA-256 {expected:.64}, found {digest}; the damaged file was removed, "
       "start again"
     )
 

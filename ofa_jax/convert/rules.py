@@ -116,7 +116,7 @@ def needed_tensors(rules: Iterable[Rule], shapes: Mapping[str, tuple[int, ...]])
     ValueError: a parameter that the rules do not fill exactly once.
   """
   rules = tuple(rules)
-  found = []
+  needed = []
   for path, shape in shapes.items():
     parts = [t for rule in rules for t in _expand(rule, path, shape)]
     if sum(math.prod(t.shape) for t in parts) != math.prod(shape):
@@ -124,8 +124,8 @@ def needed_tensors(rules: Iterable[Rule], shapes: Mapping[str, tuple[int, ...]])
         f"Expected rules that fill {path} {tuple(shape)} exactly once, found "
         f"{[t.name for t in parts] or 'none'}; correct the table."
       )
-    found += parts
-  return found
+    needed += parts
+  return needed
 
 
 def from_torch(

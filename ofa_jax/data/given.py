@@ -87,32 +87,32 @@ def _decoded(data: bytes, name: str) -> Image.Image:
 
 def _pixels(array: np.ndarray) -> np.ndarray:
   """uint8[h, w] or [h, w, 3 or 4] of an array of one picture."""
-  found = f"{array.dtype}{list(array.shape)}"
+  what = f"{array.dtype}{list(array.shape)}"
   if array.ndim == 4:
-    raise ValueError(f"Expected {EXPECTED}; found {array.ndim} axes, {found}: one at a time, x[0]")
+    raise ValueError(f"Expected {EXPECTED}; found {array.ndim} axes, {what}: one at a time, x[0]")
   if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
     array = np.moveaxis(array, 0, 2)
   if array.ndim not in (2, 3) or not array.size or (array.ndim == 3 and array.shape[2] not in _RGB):
-    raise ValueError(f"Expected {EXPECTED}; found {found}")
+    raise ValueError(f"Expected {EXPECTED}; found {what}")
   if array.shape[0] * array.shape[1] > images.MAX_PIXELS:
-    raise ValueError(f"Expected at most {images.MAX_PIXELS:,} pixels, found {found}")
+    raise ValueError(f"Expected at most {images.MAX_PIXELS:,} pixels, found {what}")
   if array.ndim == 3 and array.shape[2] == 1:
     array = array[:, :, 0]
-  return np.ascontiguousarray(_bytes(array, found))
+  return np.ascontiguousarray(_bytes(array, what))
 
 
 _RGB = (1, 3, 4)  # grey, RGB, RGB with alpha
 
 
-def _bytes(array: np.ndarray, found: str) -> np.ndarray:
+def _bytes(array: np.ndarray, what: str) -> np.ndarray:
   if array.dtype == np.uint8:
     return array
   if array.dtype.kind not in "iuf":
-    raise ValueError(f"Expected {EXPECTED}; found {found}")
+    raise ValueError(f"Expected {EXPECTED}; found {what}")
   low, high = array.min(), array.max()
   inside = bool(low >= 0 and high <= (1 if array.dtype.kind == "f" else 255))  # False for NaN
   if array.dtype.kind == "f" and inside:
     return np.rint(array.astype(np.float64) * 255).astype(np.uint8)
   if inside or (low >= 0 and high <= 255 and (array == np.floor(array)).all()):
     return array.astype(np.uint8)
-  raise ValueError(f"Expected {EXPECTED}; found {found} from {low} to {high}")
+  raise ValueError(f"Expected {EXPECTED}; found {what} from {low} to {high}")

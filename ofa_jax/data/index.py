@@ -86,14 +86,14 @@ def load(
           return form(*(file[field.name] for field in dataclasses.fields(form)))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
       continue  # absent, half-written by another tool, or of another format: scan again
-  found = scan(path)
+  index = scan(path)
   for place in places:
     try:
-      save_atomically(place, stamp=stamp, **vars(found))
+      save_atomically(place, stamp=stamp, **vars(index))
       break
     except OSError:
       continue  # cannot be written here; without any place the scan is repeated at each start
-  return found
+  return index
 
 
 def save_atomically(place: pathlib.Path, **arrays: np.ndarray) -> None:

@@ -110,8 +110,8 @@ class Contrastive(Task):
       )
     for field, allowed in (("augment", AUGMENT), ("loss_kind", losses.LOSSES)):
       if getattr(self, field) not in allowed:
-        found = getattr(self, field)
-        faults.append(f"task.{field}: expected one of {', '.join(allowed)}, found {found!r}")
+        value = getattr(self, field)
+        faults.append(f"task.{field}: expected one of {', '.join(allowed)}, found {value!r}")
     if self.mask_until is not None and not self.mask_ratio:
       faults.append("task.mask_until: expected a mask_ratio with it, found 0")
     for field in ("loss_chunks", "valid_batch_size", "valid_gpus"):

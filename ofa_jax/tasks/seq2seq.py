@@ -434,13 +434,13 @@ def _check_tokenizer(task: Seq2Seq, config: Any) -> list[str]:
   if not Path(task.tokenizer).is_dir():  # a model's, and models are opened with the data
     return []
   try:
-    found = task.words.vocab_size
+    words = task.words.vocab_size
   except ValueError as e:
     return [f"task.tokenizer: {e}"]
-  if found == config.model.vocab_size:
+  if words == config.model.vocab_size:
     return []
   return [
-    f"model.vocab_size: expected the {found} of {task.tokenizer}, found {config.model.vocab_size}"
+    f"model.vocab_size: expected the {words} of {task.tokenizer}, found {config.model.vocab_size}"
   ]
 
 

@@ -157,26 +157,26 @@ def infer_config(state_dict: Mapping[str, np.ndarray]) -> CNCLIPConfig:
       f"Expected a Chinese-CLIP state dict, found none of its tensors {error}; "
       f"the first names are {list(state_dict)[:3]}."
     ) from error
-  found = CNCLIPConfig(vision=vision, text=text, embed_dim=embed_dim)
+  config = CNCLIPConfig(vision=vision, text=text, embed_dim=embed_dim)
   image = [name for name, known in cnclip.VISION.items() if known == vision]
   texts = [name for name, known in cnclip.TEXT.items() if known == text]
   if image and texts:
-    found.name = f"{image[0]}@{texts[0]}"
-  return found
+    config.name = f"{image[0]}@{texts[0]}"
+  return config
 
 
 def standard_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Renames the tensors of training checkpoints and FlashAttention models to the released names."""
-  found = {}
+  standard = {}
   for name, tensor in rules.plain_names(state_dict).items():
     name = name.replace("attention.self.out_proj.", "attention.output.dense.")
     packed = re.fullmatch(r"(.*\.attention\.self)\.Wqkv\.(weight|bias)", name)
     if packed:
       for part, x in zip(("query", "key", "value"), np.split(tensor, 3), strict=True):
-        found[f"{packed[1]}.{part}.{packed[2]}"] = x
+        standard[f"{packed[1]}.{part}.{packed[2]}"] = x
     else:
-      found[re.sub(r"\.attn\.Wqkv\.", ".attn.in_proj_", name)] = tensor
-  return found
+      standard[re.sub(r"\.attn\.Wqkv\.", ".attn.in_proj_", name)] = tensor
+  return standard
 
 
 def rules_of(config: CNCLIPConfig) -> tuple[Rule, ...]:

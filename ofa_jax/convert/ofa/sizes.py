@@ -109,7 +109,7 @@ def infer_config(
   if problems:
     raise ValueError("Expected the options of an OFA, found " + "; ".join(problems))
   try:
-    found = _sizes(tensors)
+    sizes = _sizes(tensors)
   except KeyError as error:
     raise ValueError(
       f"Expected an OFA's state dict, found none of its tensors {error}; "
@@ -117,12 +117,12 @@ def infer_config(
     ) from error
   for name, ours in OPTIONS.items():
     if options.get(name) is not None:
-      found[ours] = options[name]
+      sizes[ours] = options[name]
   if options.get("sync_bn") and not options.get("freeze_resnet"):
-    found["batch_norm_eps"] = SYNC_BN_EPS
+    sizes["batch_norm_eps"] = SYNC_BN_EPS
   size = {f.name for f in dataclasses.fields(OFAConfig) if f.default is dataclasses.MISSING}
-  names = [n for n, known in SIZES.items() if all(getattr(known, f) == found[f] for f in size)]
-  return limits.check(OFAConfig(**found, name=names[0] if names else ""))
+  names = [n for n, known in SIZES.items() if all(getattr(known, f) == sizes[f] for f in size)]
+  return limits.check(OFAConfig(**sizes, name=names[0] if names else ""))
 
 
 def settings(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,7 +255,7 @@ def _sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
   vocab_size, width = tensors[WORDS].shape
   token_rows, heads = tensors["encoder.token_rel_pos_table_list.0.weight"].shape
   image_rows = len(tensors["encoder.image_rel_pos_table_list.0.weight"])
-  found = {
+  sizes = {
     "width": width,
     "mlp": len(tensors["encoder.layers.0.fc1.bias"]),
     "encoder_layers": rules.count_layers(tensors, r"encoder\.layers\.(\d+)\."),
@@ -280,11 +280,11 @@ def _sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     "classifier": _classifier(tensors, width),
   }
   for side in ("encoder", "decoder"):
-    found[f"{side}_prompt"] = len(tensors.get(f"{side}.{side}_prompt_encoder.embedding.weight", ()))
+    sizes[f"{side}_prompt"] = len(tensors.get(f"{side}.{side}_prompt_encoder.embedding.weight", ()))
   if "decoder.image_position_idx" in tensors:
     window = math.isqrt(len(tensors["decoder.image_position_idx"]) - CODES_AFTER)
-    found["code_image_size"] = CODE_PIXELS * window
-  return found
+    sizes["code_image_size"] = CODE_PIXELS * window
+  return sizes
 
 
 def _classifier(tensors: Mapping[str, np.ndarray], width: int) -> ClassifierConfig | None:

@@ -199,21 +199,21 @@ def to_huggingface(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   Raises:
     ValueError: it has parts that this layout has not.
   """
-  found = {}
+  renamed = {}
   for name, tensor in tensors.items():
     side, layers, number, rest = _in_layer(name)
     for theirs, fairseq in HUGGINGFACE.get(side, ()) if layers else ():
       if rest.startswith(f"{fairseq}."):
         name = f"{side}.layers.{number}.{theirs}{rest[len(fairseq) :]}"
         break
-    found[name] = tensor
-  extra = [n for n in found if re.search(r"\.adapter\.|_prompt_encoder\.|\.w_resid$|^class", n)]
+    renamed[name] = tensor
+  extra = [n for n in renamed if re.search(r"\.adapter\.|_prompt_encoder\.|\.w_resid$|^class", n)]
   if extra:
     raise ValueError(
       f"Expected a model as transformers has it, found {extra[0]} and {len(extra) - 1} other "
       "tensors of adapters, prompts, residual factors or heads; use --to=torch"
     )
-  return found
+  return renamed
 
 
 def standard_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -221,7 +221,7 @@ def standard_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
   Old are `in_proj` (queries, keys and values in one) and `layer_norms.0`; a head may have any name.
   """
-  found = {}
+  standard = {}
   for name, tensor in rules.plain_names(state_dict).items():
     side, layers, number, rest = _in_layer(name)
     if layers:
@@ -236,10 +236,10 @@ def standard_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     packed = re.fullmatch(r"(.*)\.in_proj_(weight|bias)", name)
     if packed:
       for part, x in zip("qkv", np.split(tensor, 3), strict=True):
-        found[f"{packed[1]}.{part}_proj.{packed[2]}"] = x
+        standard[f"{packed[1]}.{part}_proj.{packed[2]}"] = x
     else:
-      found[re.sub(r"^classification_heads\.\w+\.", "classification_heads.cls.", name)] = tensor
-  return found
+      standard[re.sub(r"^classification_heads\.\w+\.", "classification_heads.cls.", name)] = tensor
+  return standard
 
 
 def buffers(config: OFAConfig) -> dict[str, np.ndarray]:
@@ -251,11 +251,11 @@ def buffers(config: OFAConfig) -> dict[str, np.ndarray]:
   codes = code_cells(
     config.code_window**2 + CODES_AFTER, config.code_window, config.image_bucket_size
   )
-  found = {"decoder.image_position_idx": codes.astype(np.int64)}
+  stored = {"decoder.image_position_idx": codes.astype(np.int64)}
   for side in ("encoder", "decoder"):
-    found[f"{side}.version"] = np.full(1, 3, np.float32)
-    found[f"{side}.token_rp_bucket"], found[f"{side}.image_rp_bucket"] = token, image
-  return found
+    stored[f"{side}.version"] = np.full(1, 3, np.float32)
+    stored[f"{side}.token_rp_bucket"], stored[f"{side}.image_rp_bucket"] = token, image
+  return stored
 
 
 def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -265,8 +265,8 @@ def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def _in_layer(name: str) -> tuple[str, str, str, str]:
   """Cuts "encoder.layers.3.fc1.bias" into its four parts; others have an empty second one."""
-  found = re.fullmatch(r"(encoder|decoder)\.(layers)\.(\d+)\.(.*)", name)
-  return found.groups() if found else ("", "", "", name)
+  parts = re.fullmatch(r"(encoder|decoder)\.(layers)\.(\d+)\.(.*)", name)
+  return parts.groups() if parts else ("", "", "", name)
 
 
 def _equal(table: np.ndarray, other: np.ndarray) -> bool:
@@ -287,5 +287,5 @@ def _untied(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
       f"Expected the tables {', '.join((WORDS, *TIED))} to be equal, found that {others[0]} "
       "differs; this model has no separate ones"
     )
-  found = {name: x for name, x in tensors.items() if name not in TIED}
-  return found if words is None else {**found, WORDS: words}
+  untied = {name: x for name, x in tensors.items() if name not in TIED}
+  return untied if words is None else {**untied, WORDS: words}
