@@ -362,13 +362,15 @@ def join(job: Job, *, timeout: int) -> None:
     ValueError: something else listens at the job's port, or JAX refuses.
     ConnectionError: another process or the network failed.
   """
-  where = f" at {job.address} as process {job.index} of {job.num}" if job.address else ""
-  expected = f"Expected to join the processes of the job{where} (of {job.source})"
+  where = (
+    f"at {job.address} as process {job.index} of {job.num}" if job.address else "of its cluster"
+  )
+  expected = f"Expected to join the processes of the job {where}"
 
   def too_late():
     print(
       f"error: {expected} within --start-timeout={timeout} s, found that not all of them came. Do "
-      "all of them run, with the same address, and can they reach it?",
+      f"all of them run, with the same address, and can they reach it? It was read from {job.source}.",
       file=sys.stderr,
       flush=True,
     )

@@ -60,6 +60,7 @@ class Job:
     return [
       dict(word.split("=", 1) for word in line.split() if "=" in word)
       for line in self.run("scontrol", "--oneliner", "show", "job", self.id).splitlines()
+      if line.startswith("JobId=")  # and not one of the command's own
     ]
 
   def wait_for(self, text, *, within=300):
@@ -170,6 +171,30 @@ def test_cancelled_it_is_not_queued_again(cluster, tmp_path):
   job.run("scancel", job.id)
   assert job.end()[0][::2] == ("CANCELLED", 0)
   assert "told" in job.text() and "queued again" not in job.text()
+
+
+# Runs until it is told to stop; when it is started again, it finishes.
+UNTIL_TOLD = """
+[[ -z ${SLURM_RESTART_COUNT:-} ]] || exit 0
+trap 'echo told; exit "$OFA_JAX_INTERRUPTED_STATUS"' TERM
+echo ready; sleep 1000 & wait
+"""
+
+
+def test_preempted_it_is_queued_again(cluster, tmp_path):
+  job = Job(cluster, tmp_path / "job.log", "bash", "-c", UNTIL_TOLD, options=TWO)
+  job.wait_for("ready\nready")
+  urgent = Job(cluster, tmp_path / "urgent.log", "sleep", "1", options=(*TWO, "--partition=urgent"))
+  assert urgent.end() == [("COMPLETED", 0, 0)]
+  assert job.end() == [("COMPLETED", 0, 1)], job.text()
+  assert job.text().count("told") == 2
+
+
+def test_at_its_time_limit_it_is_queued_again(cluster, tmp_path):
+  options = (*TWO, "--time=1", "--signal=TERM@30")
+  job = Job(cluster, tmp_path / "job.log", "bash", "-c", UNTIL_TOLD, options=options)
+  assert job.end() == [("COMPLETED", 0, 1)], job.text()
+  assert job.text().count("told") == 2 and "status 75, queued again" in job.text()
 
 
 def test_an_array_extracts_the_bytes_of_one_job(cluster, tmp_path):
