@@ -370,7 +370,8 @@ def join(job: Job, *, timeout: int) -> None:
   def too_late():
     print(
       f"error: {expected} within --start-timeout={timeout} s, found that not all of them came. Do "
-      f"all of them run, with the same address, and can they reach it? It was read from {job.source}.",
+      "all of them run, with the same address, and can they reach it? It was read from "
+      f"{job.source}.",
       file=sys.stderr,
       flush=True,
     )
