@@ -219,7 +219,7 @@ def _extract(
     first = next(encoded(0, batch_size, pipeline.BadRows(1.0))) if goes_on else []
     left = writer.partial.stat().st_size > 0
     done = writer.resume(ids, first=first, multiple=batch_size)
-    if left and not done:
+    if left and not done and len(ids):
       print(f"Starting anew: of {writer.partial} no whole batch would be the same now")
     bad.carry(done - writer.count, seen=done)
     unit = f"{writer.kind}s"

@@ -172,7 +172,7 @@ def test_shares_of_the_rows_make_the_bytes_of_one_job(
   for extract, rows in (
     (extract_features.extract_texts, texts), (extract_features.extract_images, images)
   ):  # fmt: skip
-    straight, path = tmp_path / f"straight.{suffix}", tmp_path / f"x.{suffix}"
+    straight, path = (tmp_path / f"{x}.{extract.__name__}.{suffix}" for x in ("one", "many"))
     whole = extract(vit, rows, output=straight, batch_size=3)
     parts = [shards.Shard(i, num) for i in range(num)]
     counts = [extract(vit, rows, output=path, batch_size=3, shard=part) for part in parts[1:]]
