@@ -19,14 +19,14 @@ import rich.progress
 from absl import app, flags
 from ml_collections import config_flags
 
-from ofa_jax import cli_help, cli_parsers, numerics, outputs
+from ofa_jax import cli_help, cli_parsers, configs, numerics, outputs
 from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
 from ofa_jax.engine import lock, log, processes
 from ofa_jax.engine.watchdog import INTERRUPTED
 from ofa_jax.files import written_whole
 from ofa_jax.text_files import printable
 
-RECIPES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs")
+(RECIPES,) = configs.__path__
 
 
 def define_config(
@@ -81,6 +81,13 @@ def define_interrupted_status() -> flags.FlagHolder:
   )
 
 
+def define_max_bad_rate(rows: str) -> flags.FlagHolder:
+  """The flag --max-bad-rate, a share; `rows`: what may be unreadable."""
+  text = f"Share of unreadable {rows} allowed."
+  serializer = flags.ArgumentSerializer()
+  return flags.DEFINE(cli_parsers.Share(), "max-bad-rate", 0.01, text, serializer=serializer)
+
+
 def define_path(name: str, help_text: str, *, required: bool = False) -> flags.FlagHolder:
   """A flag that is a path, a URL or the name of something; ~ is the home directory."""
   return flags.DEFINE(
@@ -132,7 +139,9 @@ def readable(interrupted: str = "the same command starts anew") -> Iterator[None
   try:
     yield
   except processes.Stopped:
-    raise SystemExit(flags.FLAGS["interrupted-status"].value) from None
+    # The signal may have come amid a compilation: what the interpreter would clear away at its end
+    # is in no state for that.
+    processes.end(flags.FLAGS["interrupted-status"].value)
   except KeyboardInterrupt:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough, the status is not to change
     print(f"Interrupted; {interrupted}", file=sys.stderr, flush=True)
