@@ -2,10 +2,10 @@
 
   python -m tests.kills JOB COUNT [FOLDER [SIGNAL]]
 
-of train, train_ofa, extract_features, generate, convert. The signal is SIGKILL, or SIGTERM or SIGINT
-for trainings, which save and end in order. Prints how many ended equal, and is the config of the
-trainings. Commands are forked from this process, so that the moments lie in their
-work and not in their imports; in every second try the command is killed twice.
+of train, train_ofa, extract_features, generate, convert. The signal is SIGKILL; SIGTERM or SIGINT
+are for trainings, which save and end in order. Prints how many ended equal, and is the config of
+the trainings. Commands are forked from this process, so that the moments lie in their work and not
+in their imports; in every second try the command is killed twice.
 """
 
 import contextlib
