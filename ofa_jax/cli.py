@@ -171,20 +171,23 @@ def sole_writer(
   flag: str = "--output",
   inputs: Iterable[str | os.PathLike | None] = (),
   new: bool = False,
+  makes_parents: bool = True,
+  buckets: bool = False,
 ) -> Iterator[None]:
-  """Sees that a local file can be written and that no other process writes it during the block.
+  """Sees that a file can be written and that no other process writes it during the block.
 
   Args:
-    path: the file; its parents are made.
+    path: the file.
     flag: what a person gave it as.
     inputs: what the command reads, which must not be the same.
     new: it may be a folder, too, and must not exist.
+    makes_parents, buckets: see `outputs.check_file`; in buckets there are no locks.
 
   Raises:
     ValueError: it cannot be written, see `outputs.check_file`; another process writes it.
   """
   if not new:
-    outputs.check_file(path, flag=flag, inputs=inputs)
+    outputs.check_file(path, flag=flag, inputs=inputs, makes_parents=makes_parents, buckets=buckets)
   elif not os.path.lexists(path):
     outputs.check_new(path, flag=flag)
   with lock.one_writer(path, file=True) as note:

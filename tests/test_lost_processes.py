@@ -12,7 +12,7 @@ import pytest
 from ofa_jax.engine.watchdog import ALLOWANCE
 from tests.test_processes import finish, start_cluster, wait_for
 
-LIMIT = 3.0  # seconds a step; an evaluation or a save may take ALLOWANCE times as long
+LIMIT = 8.0  # seconds a step; an evaluation or a save may take ALLOWANCE times as long
 LEAVING = 30.0  # seconds for showing the stacks, and for what the other may still be told
 
 
@@ -44,7 +44,9 @@ def test_the_other_ends_and_two_go_on(digits, tmp_path, number):
     both[victim].send_signal(signal.SIGCONT)
     both[victim].communicate(timeout=ALLOWANCE * LIMIT + LEAVING)
     assert all(process.returncode not in (0, None) for process in both), output
-    assert "another process" in output and "Thread 0x" in output, output
+    # Where process 0 is gone, JAX may be the first to see it.
+    assert "another process" in output or "another task died" in output, output
+    assert "Thread 0x" in output, output
     goes_on = start_cluster(digits, folder, *run, "--config.steps=1", port=free_port(), num=2)
     output = finish(goes_on[0])
     finish(goes_on[1])
