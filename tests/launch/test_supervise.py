@@ -28,7 +28,10 @@ def supervise(folder, *command, **environment):
 
 def started(folder, *command):
   process = subprocess.Popen(
-    [SCRIPT, "run", *command], cwd=folder, env={**os.environ, "DELAY": "0"}
+    [SCRIPT, "run", *command],
+    cwd=folder,
+    env={**os.environ, "DELAY": "0"},
+    start_new_session=True,
   )
   end = time.monotonic() + 30
   while not (folder / "starts").exists():
@@ -99,6 +102,6 @@ def test_one_supervisor_a_folder(tmp_path):
   second = supervise(tmp_path, "true")
   assert second.returncode == 2
   assert f"found process {process.pid}" in second.stderr
-  process.kill()  # its lock goes with it
+  os.killpg(process.pid, signal.SIGKILL)  # its lock goes with it
   process.wait()
   assert supervise(tmp_path, "true").returncode == 0

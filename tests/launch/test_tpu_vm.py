@@ -232,11 +232,7 @@ def test_run_before_install_says_so(fake):
 def test_run_logs_status_stop_delete(installed):
   status, _, errors = tpu_vm(installed, "run", after=["bash", "-c", JOB])
   assert status == 0, errors
-  assert tpu_vm(installed, "status")[1].split() == [
-    "muge:",
-    "ACTIVE",
-    *["host:", "running"] * 2,
-  ] or (tpu_vm(installed, "status")[1].count(": running") == 2)
+  assert tpu_vm(installed, "status")[1].count(": running") == 2
   log = installed / "worker-1" / "ofa_jax" / "run" / "log.txt"
   wait_for(lambda: "start 1 of" in log.read_text())
   assert "venv/bin/python" in log.read_text()  # what was installed comes first on the PATH
