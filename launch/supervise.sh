@@ -5,9 +5,9 @@
 #
 # FOLDER receives log.txt, all that the command prints, and status: empty while it runs, its exit
 # status at the end. 75 (interrupted, and saved) and an end by a signal start the same command
-# again; 0 is the end, and so is everything else, such as a fault of the config (1). SIGTERM goes
-# to the command, which saves, and is then the end. RESTARTS is how often it is started again at
-# most (100), DELAY the seconds before (10).
+# again; 0 is the end, and so is everything else, such as a fault of the config (1) and Ctrl-C
+# (130). SIGTERM goes to the command, which saves, and is then the end. RESTARTS is how often it is
+# started again at most (100), DELAY the seconds before (10).
 set -uo pipefail
 
 if (($# < 2)); then
@@ -26,6 +26,9 @@ fi
 echo $$ >"$folder/pid"
 : >"$folder/status"
 exec >>"$folder/log.txt" 2>&1
+
+# What our commands then end with when they were told to stop and have saved.
+export OFA_JAX_INTERRUPTED_STATUS=75
 
 say() {
   echo "[supervise $(date -u +%Y-%m-%dT%H:%M:%SZ) $(hostname)] $*"
@@ -59,7 +62,7 @@ while true; do
   elif ((status == 0)); then
     say "finished"
     break
-  elif ((status != 75 && status < 128)); then
+  elif (((status != 75 && status < 128) || status == 130)); then
     say "ended with $status, which the same command would again: not started again"
     break
   elif ((restarts >= ${RESTARTS:-100})); then

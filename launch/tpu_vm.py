@@ -242,17 +242,10 @@ def run(args) -> None:
   """Starts the command on all workers."""
   if not args.command:
     raise LaunchError("run: expected a command after --, such as -- python -m ofa_jax.train ...")
-  command = shlex.join(interruptible(args.command))
+  command = shlex.join(args.command)
   script = START.format(folder=FOLDER, restarts=args.restarts, command=command)
   checked(ssh(args, script, limit=600), "starting")
   say(f"started; tpu_vm.py logs {args.name} --follow shows what it prints")
-
-
-def interruptible(command: list[str]) -> list[str]:
-  """The command with the status by which a supervisor knows that it was only interrupted."""
-  ours = any(word.startswith("ofa_jax.") for word in command)
-  given = any(word.startswith("--interrupted-status") for word in command)
-  return command if given or not ours else [*command, "--interrupted-status=75"]
 
 
 def workers(args) -> dict[str, str]:

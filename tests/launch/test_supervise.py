@@ -48,6 +48,7 @@ def started(folder, *command):
     ("139 134 0", 3, 0),  # the compiler or the runtime crashed
     ("1", 1, 1),  # a fault of the config
     ("75 2", 2, 2),
+    ("130", 1, 130),  # Ctrl-C
   ],
 )
 def test_what_is_started_again(tmp_path, ends, starts, status):
@@ -63,6 +64,12 @@ def test_a_real_signal_starts_it_again(tmp_path):
   script = "test -e starts && exit 0; touch starts; kill -KILL $$"
   assert supervise(tmp_path, "bash", "-c", script).returncode == 0
   assert "ended with 137: started again" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_commands_are_told_how_to_end_when_interrupted(tmp_path):
+  command = ("bash", "-c", "echo $OFA_JAX_INTERRUPTED_STATUS")
+  assert supervise(tmp_path, *command).returncode == 0
+  assert "\n75\n" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_not_without_an_end(tmp_path):

@@ -257,14 +257,6 @@ def test_run_starts_only_what_does_not_run(installed):
   assert (installed / "worker-1" / "ofa_jax" / "run" / "pid").read_text() == other
 
 
-def test_our_commands_get_the_status_of_the_interrupted(module):
-  train = ["python", "-m", "ofa_jax.train", "--config=c.py"]
-  assert module.interruptible(train) == [*train, "--interrupted-status=75"]
-  own = [*train, "--interrupted-status=3"]
-  assert module.interruptible(own) == own
-  assert module.interruptible(["bash", "job.sh"]) == ["bash", "job.sh"]
-
-
 def keep(fake):
   return start(fake, "keep", "--type=v6e-8", "--spot", after=["bash", "-c", JOB])
 
