@@ -9,10 +9,10 @@ cd "$(dirname "$0")/.."
 tested=$(mktemp)
 trap 'rm -f "$tested"' EXIT
 # Builds from elsewhere have no place in an image, and CUDA's own libraries follow JAX.
-uv pip freeze | grep -v -e '^-e' -e '@' -e '^ofa-jax' -e '^nvidia' >"$tested"
+uv pip freeze | grep -v -e '^-e' -e '@' -e '^ofa-jax' -e '^nvidia' -e '^python-dateutil' -e '^wrapt' >"$tested"
 for kind in tpu cuda; do
   file=launch/requirements-$kind.txt
-  uv pip compile --quiet pyproject.toml --extra=$kind --constraint="$tested" \
+  uv pip compile --quiet pyproject.toml --extra=$kind --extra=gcs --extra=s3 --constraint="$tested" \
     --python-version=3.12 --python-platform=x86_64-manylinux_2_31 \
     --no-annotate --no-header --output-file="$file"
   printf '%s\n' "# Python 3.12 on Linux, x86-64; written by launch/lock.sh" | cat - "$file" >"$tested.$kind"
