@@ -1,6 +1,7 @@
 """The launch scripts: linted, their YAML in shape, and those that can run here really run."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -8,13 +9,12 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 
 from ofa_jax.engine import log
 from tests.test_processes import ROOT, SMALL
 
 LAUNCH = ROOT / "launch"
-SCRIPTS = ("local.sh", "slurm.sbatch", "tpu_vm.sh")
+SCRIPTS = ("local.sh", "slurm.sbatch", "smoke.sh", "supervise.sh", "gke/xpk.sh")
 TRAIN = (sys.executable, "-m", "ofa_jax.train", "--config=configs/quickstart.py", *SMALL)
 SHORT = ("--config.steps=6", "--config.log_every=2", "--config.evals=()")
 
@@ -51,7 +51,7 @@ def environment(digits):
   return {**os.environ, "JAX_PLATFORMS": "cpu", "OFA_JAX_DATA": str(digits.parent)}
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [*SCRIPTS, "lock.sh"])
 def test_shellcheck(name):
   shellcheck = shutil.which("shellcheck") or shutil.which(
     "shellcheck", path=os.path.dirname(sys.executable)
@@ -193,27 +193,11 @@ def test_slurm_puts_a_container_before_the_command(environment, tmp_path):
   assert "srun option --container-image=x\nsrun option --exact" in result.stdout
 
 
-def test_jobset_is_in_shape():
-  """The fields that Kubernetes' Job, pod and JobSet v1alpha2 schemas require, and their sums."""
-  jobset = yaml.safe_load((LAUNCH / "gke" / "jobset.yaml").read_text())
-  assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-  assert jobset["spec"].keys() == {"failurePolicy", "replicatedJobs"}
-  (job,) = jobset["spec"]["replicatedJobs"]
-  assert job.keys() == {"name", "replicas", "template"}
-  spec = job["template"]["spec"]
-  pod = spec["template"]["spec"]
-  (container,) = pod["containers"]
-  assert pod["restartPolicy"] == "Never"  # a Job allows no "Always"
-  assert container.keys() >= {"name", "image", "command", "resources"}
-  assert all(isinstance(word, str) for word in container["command"])
-  assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
-  rows, columns = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
-  chips = container["resources"]["limits"]["google.com/tpu"]
-  assert spec["parallelism"] == spec["completions"] == int(rows) * int(columns) // chips
-
-
 @pytest.mark.parametrize("path", sorted(LAUNCH.rglob("*.*")), ids=lambda p: p.name)
 def test_no_hyper_parameters(path):
   if path.suffix != ".md":
     text = path.read_text()
-    assert "--config." not in text and "XLA_FLAGS" not in text
+    fields = set(re.findall(r"--config\.([\w.]+)", text))
+    # Where weights come from and how long a step may hang are the launcher's; a smoke job is short.
+    assert fields <= {"init", "step_timeout"} or path.name == "smoke.sh"
+    assert "XLA_FLAGS" not in text
