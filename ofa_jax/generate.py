@@ -5,7 +5,8 @@ r"""What an OFA says: captions, answers, boxes and labels, for one input or a fi
   python -m ofa_jax.generate --model=M --task=caption --input=caption_test.tsv --output=F.jsonl
 
 Tasks: caption; vqa (questions); refcoco (phrases to boxes); snli_ve (hypotheses and perhaps
-premises to labels); classify; text (prompts in your own words, with or without an image).
+premises to labels); classify; text (prompts in your own words, with or without an image); and of
+texts alone cola, mnli, mrpc, qnli, qqp, rte, sst2 (labels) and gigaword (articles to summaries).
 
 The input is the original's TSV of the task, or one with other `--columns`; or pictures in any form
 that training reads: a folder, a table (.csv, .tsv) whose columns go by name
@@ -37,10 +38,19 @@ from ofa_jax.data.tsv import IMAGE, BadRow
 from ofa_jax.decode.beam import Search
 from ofa_jax.engine import log
 from ofa_jax.inference.ofa import OFAModel
-from ofa_jax.tasks import caption, free_text, image_classify, refcoco, snli_ve, vqa
+from ofa_jax.tasks import (
+  caption,
+  free_text,
+  gigaword,
+  glue,
+  image_classify,
+  refcoco,
+  snli_ve,
+  vqa,
+)
 from ofa_jax.tasks.answering import Answering
 
-TEXTS = ("id", "text", "premise", "objects")
+TEXTS = ("id", "text", "text2", "premise", "objects")
 MAY_BE_EMPTY = ("id", "objects")
 
 
@@ -51,6 +61,8 @@ TASKS: dict[str, Answering] = {
   "snli_ve": snli_ve.ANSWERING,
   "classify": image_classify.ANSWERING,
   "text": free_text.ANSWERING,
+  "gigaword": gigaword.ANSWERING,
+  **{part: glue.answering(part) for part in glue.PARTS},
 }
 
 
@@ -83,7 +95,7 @@ def predict(
     model: from `load_from_name`.
     task: one of `TASKS`.
     images: of each row; None: without images.
-    texts: "text" and perhaps "premise" or "objects" of each row.
+    texts: "text" and perhaps "text2", "premise" or "objects" of each row.
     options: how to.
 
   Raises:
@@ -110,6 +122,8 @@ def predict(
     if options.candidates is None:
       raise ValueError("Expected --candidates, a file with the names of all classes, found none")
     return model.classify(images, options.candidates, return_scores=True)
+  if task != "text":  # texts alone
+    return model.ask(TASKS[task], texts, search=search, return_scores=True)
   return model.generate(
     images,
     texts["text"],
@@ -285,6 +299,7 @@ def main() -> None:
   task = flags.DEFINE_enum("task", None, list(TASKS), "What to do.", required=True)
   image = cli.define_path("image", "Image file, for one input.")
   text = flags.DEFINE_string("text", None, "Question, phrase, hypothesis or prompt, for one input.")
+  text2 = flags.DEFINE_string("text2", None, "The other sentence, for one input (GLUE's tasks).")
   premise = flags.DEFINE_string("premise", None, "A text known to describe the image (snli_ve).")
   objects = flags.DEFINE_list("objects", None, "Names of what is in the image (vqa).")
   input_ = cli.define_paths("input", "TSV files, or one source of pictures, see above.")
@@ -364,6 +379,8 @@ def main() -> None:
       return
     model, options = load()
     texts = {"text": [text.value or ""]}
+    if text2.value:
+      texts["text2"] = [text2.value]
     if premise.value:
       texts["premise"] = [premise.value]
     if objects.value:
@@ -382,10 +399,11 @@ def _open_table(paths: Sequence[str], *, task: str, columns: Sequence[str] | Non
     ValueError: faulty files or columns, or the task reads a text that they do not have.
   """
   places = TASKS[task].columns
-  table = sources.open_rows(
-    paths, columns=_columns(task, columns) if columns else {}, places=places
-  )
-  missing = [c for c in places if c in (IMAGE, "text") and c not in table.columns]
+  given = _columns(task, columns) if columns else {}
+  if not given and IMAGE not in places and not any(map(sources.is_table, paths)):
+    given = dict(places)  # two columns of texts, and not an id and a picture
+  table = sources.open_rows(paths, columns=given, places=places)
+  missing = [c for c in places if c in (IMAGE, "text", "text2") and c not in table.columns]
   if missing:
     raise ValueError(
       f"Expected the columns {', '.join(places)} for {task}, found no "

@@ -32,6 +32,7 @@ class Answering:
     searched_as: under which name `OFAModel.searches` has the search.
     search: how answers are searched for, as in the original's scripts.
     reads_prompt: whether the decoder, too, reads the prompt before it answers.
+    ends_prompt: whether it then reads the prompt's end as well.
     choices: all that may be answered, and what each is called; None: anything.
     tell: `(answer, scale) -> JSON`, the answer as result files have it; scale is the stored
       picture's width and height divided by those that the model was given.
@@ -45,6 +46,7 @@ class Answering:
   searched_as: str = "answer"
   search: Search = dataclasses.field(default_factory=Search)
   reads_prompt: bool = False
+  ends_prompt: bool = False
   choices: Mapping[str, str] | None = None
   tell: Callable[[Any, np.ndarray], Any] = _as_it_is
 
