@@ -47,7 +47,7 @@ class OFAModel:
     config: sizes of the (first) model.
     tokenizer: the (first) model's own; ValueError, which says what is missing, where it has none.
     image_size: side in pixels that images are resized to.
-    searches: of "caption", "answer", "ground" and "summary"; of captions what the model says itself.
+    searches: of "caption", "answer", "ground", "summary"; of captions what the model says itself.
     preprocess: makes a Pillow image float32[S, S, 3], as the model wants it.
     num_params: scalars of all models.
     precision: what they compute in.
