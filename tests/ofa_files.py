@@ -18,11 +18,19 @@ def write_bpe(directory):
   Every text of the goldens is cut as with the whole files. Pieces that these texts do not need are
   missing, and their lines in dict.txt hold the number of no piece.
   """
-  part = json.loads((GOLDEN / "tokenizer/bpe.json").read_text())
+  part = {"pieces": {}, "merges": set()}
+  for path in GOLDEN.glob("tokenizer/bpe*.json"):
+    stored = json.loads(path.read_text())
+    part["pieces"] |= stored["pieces"]
+    part["merges"] |= set(stored["merges"])
+  # GPT-2 numbers its pieces in the order of the merges that make them.
+  order = {merge: part["pieces"][merge.replace(" ", "")][0] for merge in part["merges"]}
   directory.mkdir(parents=True, exist_ok=True)
   encoder = {piece: number for piece, (number, _) in part["pieces"].items()}
   (directory / "encoder.json").write_text(json.dumps(encoder))
-  (directory / "vocab.bpe").write_text("#version: 0.2\n" + "\n".join(part["merges"]) + "\n")
+  (directory / "vocab.bpe").write_text(
+    "#version: 0.2\n" + "\n".join(sorted(order, key=order.get)) + "\n"
+  )
   lines = {place: number for number, place in part["pieces"].values()}
   symbols = (lines.get(place, f"unused{place}") for place in range(4, 50264))
   (directory / "dict.txt").write_text("".join(f"{symbol} 1\n" for symbol in symbols))
