@@ -48,16 +48,21 @@ def write_chinese(directory):
   return directory
 
 
-def check_rows(task, golden, *, rng=None, ddof=1):
+def check_rows(task, golden, *, rng=None, first=0, ddof=1):
   """The examples of a task's rows, which are those of a golden: ids and the image's statistics.
 
-  `ddof` is what the golden's deviation was divided by less than the number of values.
+  Args:
+    task: with the rows as training data.
+    golden: the original's items.
+    rng: for the rows.
+    first: the row of the first item.
+    ddof: what the golden's deviation was divided by less than the number of values.
   """
   rows = task.examples("train")
   blank = rows.blank()
   examples = []
   for i, item in enumerate(golden["items"]):
-    example = rows.example(i, rng)
+    example = rows.example(first + i, rng)
     assert {k: (v.shape, v.dtype) for k, v in example.items()} == {
       k: (v.shape, v.dtype) for k, v in blank.items()
     }

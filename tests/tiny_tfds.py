@@ -27,9 +27,9 @@ def build(folder: pathlib.Path, *, rows: int = 6):
       )
 
     def _split_generators(self, download):
-      return {"train": self._rows(rows), "validation": self._rows(3)}
+      return {"train": self._generate_examples(rows), "validation": self._generate_examples(3)}
 
-    def _rows(self, count):
+    def _generate_examples(self, count):
       for i in range(count):
         pixels = np.random.default_rng(i).integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)
         file = io.BytesIO()

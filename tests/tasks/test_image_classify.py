@@ -107,15 +107,16 @@ def test_noise_comes_before_the_loss(bpe, tmp_path):
     "image": np.full((2, 8, 8, 3), 100, np.uint8),
     "erased": np.array([[0, 0, 4, 4], [0, 0, 0, 0]], np.int32),
   }
+  batch = jax.tree.map(jnp.asarray, batch)
   key, trie = jax.random.key(0), object()
   ready = task.prepare(None, batch, rngs=key, step=0, frozen=trie)
-  plain = normalized(jnp.asarray(batch["image"]), mean=task.pixel_mean, std=task.pixel_std)
+  plain = normalized(batch["image"], mean=task.pixel_mean, std=task.pixel_std)
   np.testing.assert_array_equal(ready["image"][1], plain[1])
   changed = np.asarray(ready["image"][0] != plain[0])
   assert changed[:4, :4].all() and not changed[4:].any() and not changed[:, 4:].any()
   assert ready["trie"] is trie
   none = dataclasses.replace(task, augment="none")
-  assert none.prepare(None, batch, rngs=key, step=0, frozen=trie)["image"].dtype == np.uint8
+  assert none.prepare(None, batch, rngs=key, step=0, frozen=trie)["image"].dtype == jnp.uint8
 
 
 PICTURE = (FOLDER / "train.tsv").read_text().split("\t")[0]
