@@ -5,7 +5,8 @@ r"""What an OFA says: captions, answers, boxes and labels, for one input or a fi
   python -m ofa_jax.generate --model=M --task=caption --input=caption_test.tsv --output=F.jsonl
 
 Tasks: caption; vqa (questions); refcoco (phrases to boxes); snli_ve (hypotheses and perhaps
-premises to labels); classify; text (prompts in your own words, with or without an image).
+premises to labels); classify; ocr and ocr_document (the texts in a picture, or in a long line of a
+document); text (prompts in your own words, with or without an image).
 
 The input is the original's TSV of the task, or one with other `--columns`; or pictures in any form
 that training reads: a folder, a table (.csv, .tsv) whose columns go by name
@@ -20,11 +21,12 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
+from PIL import Image
 
 from ofa_jax import api, cli, partial
 from ofa_jax.data import answers, pipeline, sources
@@ -37,7 +39,7 @@ from ofa_jax.data.tsv import IMAGE, BadRow
 from ofa_jax.decode.beam import Search
 from ofa_jax.engine import log
 from ofa_jax.inference.ofa import OFAModel
-from ofa_jax.tasks import caption, free_text, image_classify, refcoco, snli_ve, vqa
+from ofa_jax.tasks import caption, free_text, image_classify, ocr, refcoco, snli_ve, vqa
 from ofa_jax.tasks.answering import Answering
 
 TEXTS = ("id", "text", "premise", "objects")
@@ -50,6 +52,8 @@ TASKS: dict[str, Answering] = {
   "refcoco": refcoco.ANSWERING,
   "snli_ve": snli_ve.ANSWERING,
   "classify": image_classify.ANSWERING,
+  "ocr": ocr.ANSWERING,
+  "ocr_document": ocr.DOCUMENTS,
   "text": free_text.ANSWERING,
 }
 
@@ -82,7 +86,7 @@ def predict(
   Args:
     model: from `load_from_name`.
     task: one of `TASKS`.
-    images: of each row; None: without images.
+    images: of each row, as the task's `Answering.square` made them; None: without images.
     texts: "text" and perhaps "premise" or "objects" of each row.
     options: how to.
 
@@ -110,6 +114,9 @@ def predict(
     if options.candidates is None:
       raise ValueError("Expected --candidates, a file with the names of all classes, found none")
     return model.classify(images, options.candidates, return_scores=True)
+  if task in ("ocr", "ocr_document"):
+    document = task == "ocr_document"
+    return model.read(images, document=document, placed=True, search=search, return_scores=True)
   return model.generate(
     images,
     texts["text"],
@@ -128,10 +135,18 @@ class TaskRows:
     table: with the columns of a task.
     size: side of the images given, in pixels.
     begin: rows that are left out at the beginning.
+    square: makes an image out of a picture, see `Answering.square`.
   """
 
-  def __init__(self, table: TextImages, *, size: int, begin: int = 0):
-    self._table, self._size, self._begin = table, size, begin
+  def __init__(
+    self,
+    table: TextImages,
+    *,
+    size: int,
+    begin: int = 0,
+    square: Callable[[Image.Image, int], np.ndarray] | None = None,
+  ):
+    self._table, self._size, self._begin, self._square = table, size, begin, square
     self._reader = ImageReader(table, size=size, rgb_first=True)
 
   def __len__(self) -> int:
@@ -148,7 +163,8 @@ class TaskRows:
         if not text.strip() and name not in MAY_BE_EMPTY:
           raise BadRow(row.name, f"the {name} is empty")
     if IMAGE in example:
-      example |= {IMAGE: row.square(None), "size": np.array(row.size, np.float32)}
+      image = self._square(row.image(), self._size) if self._square else row.square(None)
+      example |= {IMAGE: image, "size": np.array(row.size, np.float32)}
     return example
 
   def blank(self) -> dict[str, np.ndarray]:
@@ -199,7 +215,8 @@ def predict_file(
   }
 
   def batches(begin: int, bad: pipeline.BadRows) -> Iterator[list[bytes]]:
-    rows = TaskRows(table, size=model.image_size, begin=begin)
+    square = TASKS[task].square
+    rows = TaskRows(table, size=model.image_size, begin=begin, square=square)
     with pipeline.eval_batches(rows, batch_size=batch_size, bad=bad) as read:
       for batch in read:
         yield _lines(model, task, table, batch, begin=begin, options=options, bad=bad)
@@ -363,6 +380,8 @@ def main() -> None:
       print(f"{count} predictions of {len(table)} rows are stored in {output.value}")
       return
     model, options = load()
+    if pictures and (square := TASKS[task.value].square):
+      pictures = [square(pictures[0].convert("RGB"), model.image_size)]
     texts = {"text": [text.value or ""]}
     if premise.value:
       texts["premise"] = [premise.value]
