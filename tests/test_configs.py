@@ -37,6 +37,16 @@ SIZES = {
   ("ofa_vqa.py", "base"): 182_238_536,
   ("ofa_vqa.py", "large"): 472_977_152,
   ("ofa_vqa.py", "huge,test"): 929_486_848,
+  ("ofa_vqa.py", "base,zeroshot"): 182_238_536,
+  ("ofa_caption.py", "large,el_db"): 472_977_152,
+  ("ofa_snli_ve.py", "tiny"): 33_488_336,
+  ("ofa_snli_ve.py", "huge,test"): 929_486_848,
+  ("ofa_snli_ve.py", "base,zeroshot"): 182_238_536,
+  ("ofa_glue.py", None): 472_977_152,
+  ("ofa_glue.py", "mnli,base,tfds,test"): 182_238_536,
+  ("ofa_glue.py", "rte,tiny"): 33_488_336,
+  ("ofa_gigaword.py", None): 472_977_152,
+  ("ofa_gigaword.py", "medium,test"): 92_892_000,
 }
 
 # Parameters of the released models; of ViT-B-32, which was not released, by its config.
@@ -131,5 +141,7 @@ def test_an_unknown_variant_is_told():
 def test_questions_are_of_a_size_and_perhaps_of_the_test_split():
   assert load("ofa_vqa.py", None).name == "OFA-base: VQA"
   assert [e.split for e in load("ofa_vqa.py", "large,test").evals] == ["test"]
-  with pytest.raises(ValueError, match="base, large, huge and perhaps test, found tiny"):
+  with pytest.raises(
+    ValueError, match="base, large, huge and perhaps test or zeroshot, found tiny"
+  ):
     load("ofa_vqa.py", "tiny,test")

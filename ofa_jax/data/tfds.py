@@ -4,6 +4,8 @@ Random access needs the `array_record` files that `prepare` asks for; they go to
 (default `~/tensorflow_datasets`).
 """
 
+import contextlib
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,6 +72,9 @@ def prepared(name: str) -> Any:
   """
   import tensorflow_datasets as tfds  # slow to import, and rarely needed
 
+  # Sets that are described in modules of an older form, GLUE's too, are known once these are read.
+  with contextlib.suppress(ModuleNotFoundError):
+    importlib.import_module(f"tensorflow_datasets.text.{name.partition('/')[0]}")
   try:
     builder = tfds.builder(name, file_format="array_record")
     builder.download_and_prepare()

@@ -32,8 +32,8 @@ _ENDINGS = ("s", "d", "ll")  # behind an apostrophe
 def fix_tokenization(text: str) -> str:
   """Returns a text with brackets, quotes, contractions, numbers and hyphens as the Treebank's.
 
-  As in the original, quotes open and close in turn wherever they stand, and of an acronym the
-  letters after the second stand there twice.
+  As in the original, quotes open and close in turn wherever they stand, and what is behind the
+  second letter of an acronym stands there twice.
   """
   words, fixed = text.split(), []
   opened = dict.fromkeys(_QUOTES, False)

@@ -33,6 +33,7 @@ class Answering:
     searched_as: under which name `OFAModel.searches` has the search.
     search: how answers are searched for, as in the original's scripts.
     reads_prompt: whether the decoder, too, reads the prompt before it answers.
+    ends_prompt: whether it then reads the prompt's end as well.
     choices: all that may be answered, and what each is called; None: anything.
     square: `(picture, its side) -> uint8[S, S, 3]`, what the model sees of a picture in evaluations
       and inference; None: the whole of it, squashed.
@@ -48,6 +49,7 @@ class Answering:
   searched_as: str = "answer"
   search: Search = dataclasses.field(default_factory=Search)
   reads_prompt: bool = False
+  ends_prompt: bool = False
   choices: Mapping[str, str] | None = None
   square: Callable[[Image.Image, int], np.ndarray] | None = None
   tell: Callable[[Any, np.ndarray], Any] = _as_it_is

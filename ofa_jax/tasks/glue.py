@@ -154,6 +154,7 @@ def answering(part: str) -> Answering:
     result="prediction",
     number_ids=True,
     reads_prompt=True,
+    ends_prompt=True,
     choices={answer: known.told[answer] for answer in known.answers},
   )
 
