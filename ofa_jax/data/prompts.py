@@ -16,11 +16,18 @@ MAX_ARTICLE_WORDS = MAX_SENTENCE_WORDS = 512  # of Gigaword's articles, of each 
 
 CAPTION = " what does the image describe?"
 CAPTION_CHINESE = "图片描述了什么内容?"
+READING = " what are the texts on the image?"
+READING_CHINESE = "图片上的文字是什么?"
 
 
 def caption(*, chinese: bool = False) -> str:
   """Asks for a caption; the same question asks for an image's class."""
   return CAPTION_CHINESE if chinese else CAPTION
+
+
+def reading(*, chinese: bool = False) -> str:
+  """Asks for the words that stand in an image."""
+  return READING_CHINESE if chinese else READING
 
 
 def question(text: str, *, max_words: int = MAX_WORDS) -> str:

@@ -27,8 +27,9 @@ from ofa_jax.inference import inputs
 from ofa_jax.inference.devices import itself
 from ofa_jax.inference.identity import identity
 from ofa_jax.inference.inputs import Picture
+from ofa_jax.inference.reading import Reading
 from ofa_jax.inference.runner import Runner, as_lists
-from ofa_jax.tasks import caption, free_text, gigaword, image_classify, refcoco, snli_ve, vqa
+from ofa_jax.tasks import caption, free_text, gigaword, image_classify, ocr, refcoco, snli_ve, vqa
 from ofa_jax.tasks.answering import Answering, read
 from ofa_jax.tokenizers.ofa import OFATokenizer
 from ofa_jax.tokenizers.special import BOS
@@ -36,7 +37,7 @@ from ofa_jax.tokenizers.special import BOS
 Results: TypeAlias = list | tuple[list, np.ndarray]
 
 
-class OFAModel:
+class OFAModel(Reading):
   """An OFA, or several as an ensemble, on all local devices.
 
   Images are whatever `data.given.picture` takes (paths, Pillow images, arrays of 0 to 255 or of
@@ -47,7 +48,7 @@ class OFAModel:
     config: sizes of the (first) model.
     tokenizer: the (first) model's own; ValueError, which says what is missing, where it has none.
     image_size: side in pixels that images are resized to.
-    searches: of "caption", "answer", "ground", "summary"; of captions what the model says itself.
+    searches: of "caption", "answer", "ground", "read", "summary"; of captions the model's own.
     preprocess: makes a Pillow image float32[S, S, 3], as the model wants it.
     num_params: scalars of all models.
     precision: what they compute in.
@@ -77,10 +78,9 @@ class OFAModel:
     self.identity = identity(sources, precision=precision, image_size=self.image_size)
     self._runner = Runner(sources, precision=precision, devices=devices)
     self.config, self.num_params = self._runner.config, self._runner.num_params
-    self._source = sources[0]
-    colours = self._runner.colours
+    self._source, colours = sources[0], self._runner.colours
     self.preprocess = functools.partial(inputs.preprocess, size=self.image_size, colours=colours)
-    asked = (caption.ANSWERING, vqa.ANSWERING, refcoco.ANSWERING, gigaword.ANSWERING)
+    asked = (x.ANSWERING for x in (caption, vqa, refcoco, ocr, gigaword))
     self.searches = {x.searched_as: dataclasses.replace(x.search) for x in asked}
     own = sources[0].settings["generation"]
     self.searches["caption"] = dataclasses.replace(self.searches["caption"], **own)

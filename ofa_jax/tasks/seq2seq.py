@@ -315,11 +315,14 @@ class Seq2Seq(Task):
     """
 
     def best(model, rows, trie):
-      hypotheses = self.generate(model, rows["batch"], rngs=rows["rngs"], trie=trie)
-      return {"tokens": hypotheses.tokens[:, 0], "score": hypotheses.scores[:, 0]}
+      return self.best(self.generate(model, rows["batch"], rngs=rows["rngs"], trie=trie))
 
     keys = answers.row_keys(rngs, batch["index"]) if self.search.sample else None
     return answers.on_each_device(best)(model, {"batch": batch, "rngs": keys}, frozen)
+
+  def best(self, hypotheses: Hypotheses) -> dict[str, jax.Array]:
+    """The "tokens" int32[B, N] of each row's answer, and its "score": those of the best one."""
+    return {"tokens": hypotheses.tokens[:, 0], "score": hypotheses.scores[:, 0]}
 
   def generate(
     self,

@@ -17,6 +17,7 @@ from ofa_jax.convert.ofa import start as ofa_start
 from ofa_jax.convert.ofa import table as ofa
 from ofa_jax.convert.params import Weights
 from ofa_jax.convert.releases import Release
+from ofa_jax.data import images
 from ofa_jax.models.ofa.model import SIZES, OFAConfig
 from ofa_jax.tokenizers.ofa import LAYOUTS, OFATokenizer
 
@@ -30,10 +31,15 @@ RELEASES: dict[str, Release] = {
 
 
 def read_settings(described: Mapping[str, Any]) -> dict[str, Any]:
-  """What a model directory's `config.json`, or the task of a run's, says besides the sizes."""
-  return limits.check_settings(
-    {name: described.get(name, default) for name, default in SETTINGS.items()}
-  )
+  """What a model directory's `config.json`, or the task of a run's, says besides the sizes.
+
+  A run's says by its "pixel_mean" what its pixels are normalised with.
+  """
+  settings = {name: described.get(name, default) for name, default in SETTINGS.items()}
+  mean = described.get("pixel_mean")
+  if mean is not None and "imagenet_normalization" not in described:
+    settings["imagenet_normalization"] = mean == list(images.IMAGENET_MEAN)
+  return limits.check_settings(settings)
 
 
 def infer(
