@@ -6,7 +6,7 @@
 MODEL and the data are those of configs/cnclip_custom.py; the caption of a picture may be the name
 of its class, for pictures with equal captions are positives of each other. This recipe is for four
 to a hundred pictures a class: nothing is trained but what is added to the matrices of attention in
-both towers, in factors of rank 2 (0.2 % of ViT-B-16's numbers), so that little can be forgotten.
+both towers, in factors of rank 2 (0.12 % of ViT-B-16's numbers), so that little can be forgotten.
 The rate and the rank follow arXiv 2405.18541, which tunes CLIP so; it is not measured here on its
 data sets.
 
