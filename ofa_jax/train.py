@@ -105,6 +105,8 @@ def _open(config, workdir, notice, opened):
   )
   out.table(config.name or "ofa_jax", named)
   out.record(f"Weights: {origin}")
+  if "trained" in (few := dict(named)):
+    out.record(f"Trained: {few['trained']}")
   if checkpoints.steps():
     out.line(f"Checkpoints: {checkpoints.listing()}")
   if jax.process_index() == 0:
