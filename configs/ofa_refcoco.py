@@ -8,8 +8,9 @@ DATA is refcoco (the default), refcoco+ or refcocog; SIZE is tiny, medium, base 
 or huge. The original publishes the scripts of base and large; tiny and medium follow that of base,
 huge that of large. With testA or testB (RefCOCOg: test) the evaluation is of that split. With
 "zeroshot" it is that of the original's script for a pretrained model, pictures of 480 pixels. With
-"chinese" texts, prompt and vocabulary are Chinese; the original publishes models of base and large,
-and no script that trains them.
+"el" the encouraging loss is added, as in the original's scripts of large. With "chinese" texts,
+prompt and vocabulary are Chinese; the original publishes models of base and large, and no script
+that trains them.
 
 Data: `refcoco_data/refcoco_{train,val,testA,testB}.tsv`, `refcocoplus_data/refcocoplus_*.tsv`,
 `refcocog_data/refcocog_{train,val,test}.tsv` under OFA_JAX_DATA, which is datasets/ where it is not
@@ -50,12 +51,12 @@ def get_config(argument: str = "refcoco,base") -> Config:
   words = [word for word in argument.split(",") if word]
   data = next((word for word in words if word in DATA), "refcoco")
   size = next((word for word in words if word in ofa.SIZES), "base")
-  known = (*DATA, *ofa.SIZES, *SPLITS[data], "zeroshot", "chinese")
+  known = (*DATA, *ofa.SIZES, *SPLITS[data], "zeroshot", "el", "chinese")
   unknown = [word for word in words if word not in known]
   if unknown:
     raise ValueError(
       f"Expected data out of {', '.join(DATA)}, a size out of {', '.join(ofa.SIZES)}, and perhaps "
-      f"{', '.join(SPLITS[data])}, zeroshot or chinese, found {', '.join(unknown)}"
+      f"{', '.join(SPLITS[data])}, zeroshot, el or chinese, found {', '.join(unknown)}"
     )
   split = next((word for word in words if word in SPLITS[data]), None)
   chinese, big = "chinese" in words, size in ("large", "huge")
@@ -71,6 +72,7 @@ def get_config(argument: str = "refcoco,base") -> Config:
     tokenizer=name,
     image_size=480 if "zeroshot" in words else 512,
     smoothing=0.1,
+    log_end=0.75 if "el" in words else None,
   )
   drop_path = 0.2 if big else 0.1
   vocabulary = {"vocab_size": CHINESE_WORDS} if chinese else {}

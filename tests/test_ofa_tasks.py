@@ -15,8 +15,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from ofa_jax import api, evaluate, generate, trees
+from ofa_jax import api, evaluate, generate, hub, trees
 from ofa_jax.config import Config, MeshShape
+from ofa_jax.data.images import IMAGENET_MEAN
 from ofa_jax.data.rows import Row
 from ofa_jax.data.tsv import IMAGE, BadRow, Table
 from ofa_jax.engine import log
@@ -205,6 +206,8 @@ def test_generated_as_evaluated(name, run_of, tmp_path):
   task = run.config.evals[0].task
   if run.case.generates is None:
     pytest.skip("the command has no such task")
+  colours = hub.open_model(str(run.workdir)).settings["imagenet_normalization"]
+  assert colours is (task.pixel_mean == IMAGENET_MEAN)
   model, _ = api.load_from_name(str(run.workdir))
   answering = generate.TASKS[run.case.generates]
   table = Table(task.valid, columns=run.case.columns or dict(answering.columns))
