@@ -210,6 +210,8 @@ def test_generated_as_evaluated(name, run_of, tmp_path):
   assert colours is (task.pixel_mean == IMAGENET_MEAN)
   model, _ = api.load_from_name(str(run.workdir))
   answering = generate.TASKS[run.case.generates]
+  if run.case.generates == "caption":  # a run that learnt captions says how they are searched for
+    assert model.searches["caption"] == task.search
   table = Table(task.valid, columns=run.case.columns or dict(answering.columns))
   choices = getattr(task, "choices", None)
   options = generate.Options(search=task.search, candidates=choices and choices.texts)
