@@ -146,7 +146,7 @@ def small(case: Case, fields: dict[str, object], mesh: MeshShape) -> Config:
     remat="none",
     mesh=mesh,
     evals=tuple(
-      dataclasses.replace(e, task=dataclasses.replace(e.task, **fields), every=0, every_epochs=0)
+      dataclasses.replace(e, task=dataclasses.replace(e.task, **fields), every=2, every_epochs=0)
       for e in config.evals
     ),
   )
