@@ -48,11 +48,10 @@ SIZES = {
   ("ofa_gigaword.py", None): 472_977_152,
   ("ofa_gigaword.py", "medium,test"): 92_892_000,
   ("ofa_refcoco.py", None): 182_238_536,
-  ("ofa_refcoco.py", "refcoco+,huge,testB"): 929_486_848,
+  ("ofa_refcoco.py", "refcoco+,tiny,testB"): 33_488_336,
   ("ofa_refcoco.py", "refcocog,base,chinese"): 159_865_160,
   ("ofa_imagenet.py", "tiny,tfds,test"): 33_488_336,
-  ("ofa_imagenet.py", None): 472_977_152,
-  ("ofa_ocr.py", "large,document"): 443_145_984,
+  ("ofa_ocr.py", "base,document"): 159_865_160,
   ("ofa_muge.py", None): 159_865_160,
 }
 
