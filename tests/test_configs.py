@@ -54,6 +54,12 @@ SIZES = {
   ("ofa_glue.py", "rte,tiny"): 33_488_336,
   ("ofa_gigaword.py", None): 472_977_152,
   ("ofa_gigaword.py", "medium,test"): 92_892_000,
+  ("ofa_refcoco.py", None): 182_238_536,
+  ("ofa_refcoco.py", "refcoco+,tiny,testB"): 33_488_336,
+  ("ofa_refcoco.py", "refcocog,base,chinese"): 159_865_160,
+  ("ofa_imagenet.py", "tiny,tfds,test"): 33_488_336,
+  ("ofa_ocr.py", "base,document"): 159_865_160,
+  ("ofa_muge.py", None): 159_865_160,
 }
 
 # Parameters of the released models; of ViT-B-32, which was not released, by its config.
@@ -152,3 +158,26 @@ def test_questions_are_of_a_size_and_perhaps_of_the_test_split():
     ValueError, match="base, large, huge and perhaps test or zeroshot, found tiny"
   ):
     load("ofa_vqa.py", "tiny,test")
+
+
+def test_grounding_is_of_a_data_set_a_size_and_a_split():
+  assert load("ofa_refcoco.py", "refcocog,base").epochs == 12
+  large = load("ofa_refcoco.py", "refcocog,large,test,el")
+  assert (large.epochs, large.optim.lr, large.task.log_end) == (10, 3e-5, 0.75)
+  assert [e.split for e in large.evals] == ["test"]
+  assert large.task.test[0].endswith("refcocog_data/refcocog_test.tsv")
+  plus = load("ofa_refcoco.py", "refcoco+,testB,zeroshot").task
+  assert plus.test[0].endswith("refcocoplus_data/refcocoplus_testB.tsv") and plus.image_size == 480
+  chinese = load("ofa_refcoco.py", "chinese").task
+  assert chinese.columns == (0, 3, 1, 2) and "refcoco_cn_data" in chinese.train[0]
+  with pytest.raises(ValueError, match="perhaps test, zeroshot, el or chinese, found testA"):
+    load("ofa_refcoco.py", "refcocog,testA")
+
+
+@pytest.mark.parametrize("name", ["ofa_imagenet.py", "ofa_ocr.py", "ofa_muge.py"])
+def test_the_test_split_is_evaluated_alone(name):
+  config = load(name, "large,test")
+  assert [(e.name, e.split) for e in config.evals] == [("test", "test")]
+  assert config.best_metric is None and load(name, "large").best_metric.startswith("valid/")
+  with pytest.raises(ValueError, match="found some"):
+    load(name, "large,some")

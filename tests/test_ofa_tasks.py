@@ -15,8 +15,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from ofa_jax import api, evaluate, generate, trees
+from ofa_jax import api, evaluate, generate, hub, trees
 from ofa_jax.config import Config, MeshShape
+from ofa_jax.data.images import IMAGENET_MEAN
 from ofa_jax.data.rows import Row
 from ofa_jax.data.tsv import IMAGE, BadRow, Table
 from ofa_jax.engine import log
@@ -145,7 +146,7 @@ def small(case: Case, fields: dict[str, object], mesh: MeshShape) -> Config:
     remat="none",
     mesh=mesh,
     evals=tuple(
-      dataclasses.replace(e, task=dataclasses.replace(e.task, **fields), every=0, every_epochs=0)
+      dataclasses.replace(e, task=dataclasses.replace(e.task, **fields), every=2, every_epochs=0)
       for e in config.evals
     ),
   )
@@ -205,8 +206,12 @@ def test_generated_as_evaluated(name, run_of, tmp_path):
   task = run.config.evals[0].task
   if run.case.generates is None:
     pytest.skip("the command has no such task")
+  colours = hub.open_model(str(run.workdir)).settings["imagenet_normalization"]
+  assert colours is (task.pixel_mean == IMAGENET_MEAN)
   model, _ = api.load_from_name(str(run.workdir))
   answering = generate.TASKS[run.case.generates]
+  if run.case.generates == "caption":  # a run that learnt captions says how they are searched for
+    assert model.searches["caption"] == task.search
   table = Table(task.valid, columns=run.case.columns or dict(answering.columns))
   choices = getattr(task, "choices", None)
   options = generate.Options(search=task.search, candidates=choices and choices.texts)

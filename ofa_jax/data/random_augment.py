@@ -205,19 +205,19 @@ def _warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
   xs = np.rint(a * columns * one) + np.rint((b * lines + c) * one) + half
   ys = np.rint(d * columns * one) + np.rint((e * lines + f) * one) + half
   xs, ys = (places.astype(np.int64) >> (_BITS - 5) for places in (xs, ys))
-  left, top, right, low = xs >> 5, ys >> 5, xs & 31, ys & 31
-  framed = np.pad(image, ((1, 1), (1, 1), (0, 0)), constant_values=FILL).astype(np.int64)
+  right, low = (xs & 31).astype(np.int32)[..., None], (ys & 31).astype(np.int32)[..., None]
+  # Two pixels of frame, so that places beyond it have four neighbours in it; a pixel is one number.
+  framed = np.full((height + 4, width + 4, 4), FILL, np.uint8)
+  framed[2:-2, 2:-2, :3] = image
+  pixels, line = framed.view(np.uint32).ravel(), width + 4
+  corner = ((ys >> 5).clip(-2, height) + 2) * line + (xs >> 5).clip(-2, width) + 2
 
-  def pixels(y, x):
-    return framed[y.clip(-1, height) + 1, x.clip(-1, width) + 1]
+  def at(places):
+    return pixels[places].view(np.uint8).reshape(height, width, 4)[..., :3].astype(np.int32)
 
-  total = (
-    pixels(top, left) * ((32 - low) * (32 - right))[..., None]
-    + pixels(top, left + 1) * ((32 - low) * right)[..., None]
-    + pixels(top + 1, left) * (low * (32 - right))[..., None]
-    + pixels(top + 1, left + 1) * (low * right)[..., None]
-  )
-  return ((total + 512) >> 10).astype(np.uint8)
+  upper = at(corner) * (32 - right) + at(corner + 1) * right
+  lower = at(corner + line) * (32 - right) + at(corner + line + 1) * right
+  return ((upper * (32 - low) + lower * low + 512) >> 10).astype(np.uint8)
 
 
 def _mapped(image: np.ndarray, tables: list[np.ndarray]) -> np.ndarray:

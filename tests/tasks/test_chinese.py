@@ -72,3 +72,12 @@ def test_an_exact_caption_is_exact(task):
   valid = np.array([True, True, False, True, True, True])  # the third has three captions
   scores = task.score({"examples": {"tokens": tokens, "valid": valid}}, streams)
   assert scores["exact"] == 1 and scores["rouge_l"] == pytest.approx(1)
+
+
+def test_results_are_told_as_the_original_tells_them(task):
+  golden = json.loads((FOLDER / "caption_decoding.json").read_text())
+  tokens = np.full((4, 20), 1, np.int32)
+  for row, ids in zip(tokens, golden["tokens"], strict=True):
+    row[: len(ids)] = ids
+  told = task.told({"examples": {"tokens": tokens, "valid": np.ones(4, bool)}})
+  assert list(told.values()) == [line["caption"] for line in golden["caption_task"]]

@@ -33,12 +33,17 @@ RELEASES: dict[str, Release] = {
 def read_settings(described: Mapping[str, Any]) -> dict[str, Any]:
   """What a model directory's `config.json`, or the task of a run's, says besides the sizes.
 
-  A run's says by its "pixel_mean" what its pixels are normalised with.
+  A run's says by its "pixel_mean" what its pixels are normalised with; one that learnt captions, by
+  its "search" how they are searched for.
   """
   settings = {name: described.get(name, default) for name, default in SETTINGS.items()}
   mean = described.get("pixel_mean")
   if mean is not None and "imagenet_normalization" not in described:
     settings["imagenet_normalization"] = mean == list(images.IMAGENET_MEAN)
+  search = described.get("search")
+  if isinstance(search, Mapping) and str(described.get("_class")).endswith(".Caption"):
+    known = {name: search.get(name) for name in ofa_sizes.GENERATION.values()}
+    settings["generation"] = {k: v for k, v in known.items() if isinstance(v, int | float)}
   return limits.check_settings(settings)
 
 
