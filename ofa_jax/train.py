@@ -105,7 +105,8 @@ def _open(config, workdir, notice, opened):
     program, num_rows=rows.num_rows, steps=steps, origin=origin, workdir=workdir
   )
   out.table(config.name or "ofa_jax", named)
-  out.begun(origin, layout=cluster.layout())
+  few = [f"Trained: {text}" for name, text in named if name == "trained"]
+  out.begun(origin, layout=[*few, *cluster.layout()])
   if checkpoints.steps():
     out.line(f"Checkpoints: {checkpoints.listing()}")
   if jax.process_index() == 0:
