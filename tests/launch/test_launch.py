@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from ofa_jax.engine import log
+from ofa_jax.engine import cluster, log
 from tests.test_processes import ROOT, SMALL
 
 LAUNCH = ROOT / "launch"
@@ -134,30 +134,27 @@ def test_slurm_runs_two_tasks(environment, tmp_path):
   assert "of JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID" in text
 
 
-# What `cli` calls, with the arguments of `jax.distributed.initialize` written down in its place.
-READ = """
-import os, sys
-from ofa_jax.engine import cluster
-job = cluster.read(os.environ, asked=False, tpu=False)
-print("job", job.index, job.num, job.address, job.local_devices, job.method)
-"""
-
-
 @pytest.mark.parametrize(
   ("tasks", "devices"),
   [(1, [None]), (8, [(i,) for i in range(8)]), (2, [(0, 1, 2, 3), (4, 5, 6, 7)])],
 )
 def test_slurm_gives_each_process_its_gpus(environment, tmp_path, tasks, devices):
-  result = slurm(tmp_path, environment, sys.executable, "-c", READ, tasks=tasks)
-  assert result.returncode == 0, result.stderr
-  jobs = sorted(
-    line.split(" ", 4)[1:] for line in result.stdout.splitlines() if line.startswith("job")
+  result = slurm(
+    tmp_path, environment, "bash", "-c", f"env --null > {tmp_path}/$SLURM_PROCID", tasks=tasks
   )
-  jobs.sort(key=lambda job: int(job[0]))
-  assert [(int(i), int(num)) for i, num, *_ in jobs] == [(i, 2 * tasks) for i in range(2 * tasks)]
-  assert len({address for _, _, address, _ in jobs}) == 1
-  assert jobs[0][2].startswith("localhost:2")
-  assert [rest for *_, rest in jobs] == [f"{d} deactivate" for d in 2 * devices]
+  assert result.returncode == 0, result.stderr
+  jobs = []
+  for i in range(2 * tasks):
+    lines = (tmp_path / f"{i}").read_text().rstrip("\0").split("\0")
+    jobs.append(
+      cluster.read(dict(line.split("=", 1) for line in lines), asked=False, tpu=False, num_gpus=0)
+    )
+  assert [(job.index, job.num, job.method) for job in jobs] == [
+    (i, 2 * tasks, "deactivate") for i in range(2 * tasks)
+  ]
+  (address,) = {job.address for job in jobs}
+  assert address.startswith("localhost:2")
+  assert [job.local_devices for job in jobs] == 2 * devices
 
 
 @pytest.mark.parametrize(
