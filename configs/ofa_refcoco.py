@@ -1,6 +1,7 @@
 """Fine-tunes a pretrained OFA on visual grounding: RefCOCO, RefCOCO+, RefCOCOg, also in Chinese.
 
   python -m ofa_jax.train --config=configs/ofa_refcoco.py[:DATA,SIZE] --workdir=D
+  python -m ofa_jax.train --config=configs/ofa_refcoco.py:large,prompt --workdir=D
   python -m ofa_jax.evaluate --config=configs/ofa_refcoco.py:refcoco+,large,testA --checkpoint=D
   python -m ofa_jax.evaluate --config=configs/ofa_refcoco.py:large,zeroshot --checkpoint=OFA-large
 
@@ -8,9 +9,10 @@ DATA is refcoco (the default), refcoco+ or refcocog; SIZE is tiny, medium, base 
 or huge. The original publishes the scripts of base and large; tiny and medium follow that of base,
 huge that of large. With testA or testB (RefCOCOg: test) the evaluation is of that split. With
 "zeroshot" it is that of the original's script for a pretrained model, pictures of 480 pixels. With
-"el" the encouraging loss is added, as in the original's scripts of large. With "chinese" texts,
-prompt and vocabulary are Chinese; the original publishes models of base and large, and no script
-that trains them.
+"chinese" texts, prompt and vocabulary are Chinese; the original publishes models of base and large,
+and no script that trains them. With "el" the encouraging loss is added, as in the original's
+scripts of that name for large. With "prompt", "adapter", "bitfit" or "lora" few parameters are
+trained (configs/ofa_tuning.py), by the original's 100 epochs of 1,024 rows, pictures of 480 pixels.
 
 Data: `refcoco_data/refcoco_{train,val,testA,testB}.tsv`, `refcocoplus_data/refcocoplus_*.tsv`,
 `refcocog_data/refcocog_{train,val,test}.tsv` under OFA_JAX_DATA, which is datasets/ where it is not
@@ -39,25 +41,28 @@ import os
 from pathlib import Path
 
 from ofa_jax.config import Config, Eval, MeshShape, Optim
+from ofa_jax.configs.ofa_tuning import KINDS, tuned
 from ofa_jax.models import ofa
 from ofa_jax.tasks.refcoco import RefCOCO
 
 DATA = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "refcocog": "RefCOCOg"}
 SPLITS = {"refcoco": ("testA", "testB"), "refcoco+": ("testA", "testB"), "refcocog": ("test",)}
 CHINESE_WORDS = 30325
+WORDS = ("zeroshot", "chinese", "el")
 
 
 def get_config(argument: str = "refcoco,base") -> Config:
   words = [word for word in argument.split(",") if word]
   data = next((word for word in words if word in DATA), "refcoco")
   size = next((word for word in words if word in ofa.SIZES), "base")
-  known = (*DATA, *ofa.SIZES, *SPLITS[data], "zeroshot", "el", "chinese")
+  known = (*DATA, *ofa.SIZES, *SPLITS[data], *WORDS, *KINDS)
   unknown = [word for word in words if word not in known]
   if unknown:
     raise ValueError(
       f"Expected data out of {', '.join(DATA)}, a size out of {', '.join(ofa.SIZES)}, and perhaps "
-      f"{', '.join(SPLITS[data])}, zeroshot, el or chinese, found {', '.join(unknown)}"
+      f"{', '.join((*SPLITS[data], *WORDS, *KINDS))}, found {', '.join(unknown)}"
     )
+  kind = next((word for word in words if word in KINDS), None)
   split = next((word for word in words if word in SPLITS[data]), None)
   chinese, big = "chinese" in words, size in ("large", "huge")
   file = data.replace("+", "plus")
@@ -70,7 +75,7 @@ def get_config(argument: str = "refcoco,base") -> Config:
     test=(f"{folder}/{file}_{split or SPLITS[data][0]}.tsv",),
     columns=(0, 3, 1, 2) if chinese else (0, 4, 2, 3),
     tokenizer=name,
-    image_size=480 if "zeroshot" in words else 512,
+    image_size=480 if kind or "zeroshot" in words else 512,
     smoothing=0.1,
     log_end=0.75 if "el" in words else None,
   )
@@ -79,15 +84,15 @@ def get_config(argument: str = "refcoco,base") -> Config:
   evaluation = Eval(name="valid", task=task, every=500, every_epochs=1)
   if split is not None:
     evaluation = Eval(name=split, task=task, split="test")
-  return Config(
+  config = Config(
     name=f"{name}: {DATA[data]}",
     init=name,
     model=ofa.config(
       size, dropout=0.1, encoder_drop_path=drop_path, decoder_drop_path=drop_path, **vocabulary
     ),
     task=task,
-    batch_size=128,
-    epochs=12 if data == "refcocog" and not big else 10,
+    batch_size=1024 if kind else 128,
+    epochs=100 if kind else 12 if data == "refcocog" and not big else 10,
     seed=1,
     log_every=10,
     save_every=500,
@@ -106,3 +111,4 @@ def get_config(argument: str = "refcoco,base") -> Config:
     remat="full" if big else "none",
     evals=(evaluation,),
   )
+  return tuned(config, kind) if kind else config

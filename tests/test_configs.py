@@ -26,6 +26,8 @@ SIZES = {
   ("cnclip_coco.py", "RN50"): 76_989_537,
   ("cnclip_custom.py", None): 188_262_913,
   ("cnclip_custom.py", "RN50"): 76_989_537,
+  ("cnclip_few_shot.py", None): 188_262_913,
+  ("cnclip_few_shot.py", "RN50"): 76_989_537,
   ("quickstart.py", "ofa"): 3_468_680,
   ("ofa_custom.py", None): 182_238_536,
   ("ofa_custom.py", "OFA-tiny"): 33_488_336,
@@ -39,6 +41,11 @@ SIZES = {
   ("ofa_vqa.py", "huge,test"): 929_486_848,
   ("ofa_vqa.py", "base,zeroshot"): 182_238_536,
   ("ofa_caption.py", "large,el_db"): 472_977_152,
+  ("ofa_refcoco.py", "large,prompt"): 477_892_352,
+  ("ofa_refcoco.py", "base,adapter"): 184_092_152,
+  ("ofa_refcoco.py", "refcoco+,base,bitfit"): 182_238_536,
+  ("ofa_refcoco.py", "refcocog,large,el"): 472_977_152,
+  ("ofa_refcoco.py", "tiny,lora"): 33_488_336,
   ("ofa_snli_ve.py", "tiny"): 33_488_336,
   ("ofa_snli_ve.py", "huge,test"): 929_486_848,
   ("ofa_snli_ve.py", "base,zeroshot"): 182_238_536,
@@ -163,7 +170,7 @@ def test_grounding_is_of_a_data_set_a_size_and_a_split():
   assert plus.test[0].endswith("refcocoplus_data/refcocoplus_testB.tsv") and plus.image_size == 480
   chinese = load("ofa_refcoco.py", "chinese").task
   assert chinese.columns == (0, 3, 1, 2) and "refcoco_cn_data" in chinese.train[0]
-  with pytest.raises(ValueError, match="perhaps test, zeroshot, el or chinese, found testA"):
+  with pytest.raises(ValueError, match="perhaps test, zeroshot, chinese, el, .*lora, found testA"):
     load("ofa_refcoco.py", "refcocog,testA")
 
 

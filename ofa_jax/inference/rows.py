@@ -21,6 +21,7 @@ class TaskRows:
     table: with the columns of a task.
     size: side of the images given, in pixels.
     begin: rows that are left out at the beginning.
+    end: the first row that is left out at the end; None: none is.
     square: makes an image out of a picture, see `Answering.square`.
   """
 
@@ -30,13 +31,15 @@ class TaskRows:
     *,
     size: int,
     begin: int = 0,
+    end: int | None = None,
     square: Callable[[Image.Image, int], np.ndarray] | None = None,
   ):
-    self._table, self._size, self._begin, self._square = table, size, begin, square
+    self._table, self._size, self._square = table, size, square
+    self._begin, self._end = begin, len(table) if end is None else end
     self._reader = ImageReader(table, size=size, rgb_first=True)
 
   def __len__(self) -> int:
-    return len(self._table) - self._begin
+    return self._end - self._begin
 
   def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
     """One row. Raises BadRow when it cannot be read."""

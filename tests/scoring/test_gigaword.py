@@ -24,7 +24,7 @@ def test_words_are_the_originals(text):
     ("it ' s he ' d we ' ll", "it 's he 'd we 'll"),
     ("wait . . . there", "wait ... there"),
     ("wait . .", "wait . ."),
-    ("1 , 000 , 000 people", "1,000 , 000 people"),
+    ("1 , 000 , 000 people", "1,000,000 people"),
     ("3 . 5 percent", "3.5 percent"),
     ("U . N . report", "U.N. . report"),
     ("- a - b - ( c - -", "- a-b - -lrb- c --"),
@@ -53,8 +53,9 @@ def test_scores_with_and_without_resampling():
   both = gigaword.scores(answers, references, bootstrap=True)
   medians = rouge.bootstrap(rows)
   for kind in gigaword.KINDS:
-    assert scores[f"{kind}_f1"] == both[f"{kind}_f1"] == 100 * np.mean(rows[kind][:, 2])
-    assert scores[f"{kind}_recall"] == 100 * np.mean(rows[kind][:, 1])
+    assert scores[f"{kind}_f1"] == both[f"{kind}_f1"]
+    assert scores[f"{kind}_f1"] == pytest.approx(100 * np.mean(rows[kind][:, 2]), rel=1e-12)
+    assert scores[f"{kind}_recall"] == pytest.approx(100 * np.mean(rows[kind][:, 1]), rel=1e-12)
     assert both[kind] == 100 * medians[kind][2]
   # Of texts that are in that form already the means are those of the original's own run.
   plain = [i for i, text in enumerate(answers) if gigaword.hypothesis(text) == text]

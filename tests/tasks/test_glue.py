@@ -12,6 +12,7 @@ from ofa_jax.data.tsv import BadRow
 from ofa_jax.decode import candidates, trie
 from ofa_jax.models.abstract import abstract
 from ofa_jax.tasks.glue import PARTS, Glue, answering
+from ofa_jax.tokenizers.ofa import OFATokenizer
 from ofa_jax.validation import validate
 from tests import ofa_task_files, tiny
 from tests.ofa_directory import write_words
@@ -148,8 +149,9 @@ def test_a_file_without_labels_needs_no_column_for_them(bpe, tmp_path):
 
 def test_labels_of_several_tokens_need_room(tmp_path):
   files = ofa_task_files.glue("mnli", tmp_path)
-  words = str(write_words(tmp_path / "words"))
-  task = Glue(**files | {"tokenizer": words})
+  words = tmp_path / "words"
+  OFATokenizer.train([" a dog"], vocab_size=280).save(words)  # which has not met the labels
+  task = Glue(**files | {"tokenizer": str(words)})
   with pytest.raises(
     ValueError, match=r"to be one token each, found \d+ in .*words; set task.answer"
   ):
