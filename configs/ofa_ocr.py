@@ -10,8 +10,8 @@ Here it is as with English captions, stage 1, and the embeddings are trained. Wi
 evaluation is of the test split.
 
 Data: `ocr_data/ocr_{scene,document}_{train,val,test}.tsv` under OFA_JAX_DATA, which is datasets/
-where it is not set, with three columns: id, image, text. It needs OpenCC: pip install
-"ofa-jax[ocr]".
+where it is not set, with three columns: id, image, text. It needs OpenCC:
+`pip install opencc-python-reimplemented`.
 Hardware: any number of devices gives the same updates, and `accum` makes them fit. BatchNorm has
 the statistics of a whole batch (of a part, with `accum`).
 

@@ -58,7 +58,7 @@ def tiny_config(name, folder, shapes):
     mesh=MeshShape(data=2, fsdp=2, tensor=2),
     precision="fp32",
     remat="none",
-    evals=(Eval(name="valid", task=task),),
+    evals=(Eval(name="valid", task=task, every=2),),
   )
 
 

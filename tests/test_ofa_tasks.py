@@ -44,7 +44,7 @@ class Case:
     generates: the command's name of the task; None: it does not generate it.
     answer: the key of the answer in the command's lines; in the result file it is the last one.
     columns: of the command's input beside the defaults.
-    quick: whether eight devices are compared with one in the quick tests, too.
+    quick: whether it is among the quick tests; the others are of the same classes.
   """
 
   config: tuple[str, str]
@@ -104,6 +104,7 @@ CASES = {
     metrics=("acc", "ned"),
     result=("image_id", "ocr"),
     generates="ocr",
+    quick=True,
   ),
   "muge": Case(
     config=("ofa_muge.py", "base"),
@@ -180,7 +181,10 @@ def run_of(tmp_path_factory, shapes):
   return train_once
 
 
-ALL = pytest.mark.parametrize("name", CASES)
+SLOW = pytest.mark.slow  # each compiles training and evaluations twice, half a minute to a minute
+ALL = pytest.mark.parametrize(
+  "name", [pytest.param(name, marks=() if case.quick else SLOW) for name, case in CASES.items()]
+)
 
 
 @ALL
@@ -244,13 +248,7 @@ def test_evaluated_again_on_another_mesh(name, run_of, tmp_path):
   assert json.loads(stored) == run.results()
 
 
-@pytest.mark.parametrize(
-  "name",
-  # Each compiles an update for one device, half a minute; two in the quick tests stand for all.
-  [
-    pytest.param(name, marks=() if case.quick else pytest.mark.slow) for name, case in CASES.items()
-  ],
-)
+@ALL
 def test_eight_devices_are_one(name, run_of):
   run = run_of(name)
   alone = dataclasses.replace(run.config, evals=())
@@ -264,13 +262,13 @@ def test_eight_devices_are_one(name, run_of):
 
 
 @ALL
-def test_bad_rows_are_counted_and_named(name, run_of, tmp_path, capsys):
+def test_bad_rows_are_named(name, run_of, tmp_path):
   """A row that lacks a column, and one whose text is of another encoding."""
   run = run_of(name)
   lines = pathlib.Path(run.config.task.train[0]).read_bytes().splitlines()
   broken = b"\t".join(lines[0].split(b"\t")[:-1])
   columns = lines[1].split(b"\t")
-  words = next(i for i in run.config.task.columns if len(columns[i]) < 200 and i)
+  words = run.config.task.columns[-1]
   columns[words] = "é".encode("latin-1") + columns[words]
   path = tmp_path / "train.tsv"
   path.write_bytes(b"\n".join([broken, b"\t".join(columns), *lines[2:]]) + b"\n")

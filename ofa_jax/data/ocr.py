@@ -87,7 +87,7 @@ def _converter():
   except ImportError as error:
     raise ImportError(
       "Expected OpenCC, which simplifies Chinese characters for OCR, found no package opencc; "
-      'install it: pip install "ofa-jax[ocr]"'
+      "install it: pip install opencc-python-reimplemented"
     ) from error
   return OpenCC("t2s")
 

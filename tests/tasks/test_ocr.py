@@ -184,6 +184,6 @@ def test_faults_of_a_config_are_told_at_once(words, tmp_path, monkeypatch):
     assert text in str(raised.value)
   data._converter.cache_clear()
   monkeypatch.setitem(sys.modules, "opencc", None)
-  with pytest.raises(ValueError, match=r'Expected OpenCC.*pip install "ofa-jax\[ocr\]"'):
+  with pytest.raises(ValueError, match=r"Expected OpenCC.*pip install opencc-python"):
     task.examples("train")
   data._converter.cache_clear()
