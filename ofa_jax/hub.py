@@ -133,9 +133,9 @@ def open_model(
   Raises:
     ValueError: none of these, with near names; or the file's own faults.
   """
-  path = pathlib.Path(name).expanduser()
+  path = _at_home(name)
   if str(name) in RELEASES:
-    root = pathlib.Path(download_root or "~/.cache/ofa_jax").expanduser()
+    root = _at_home(download_root or "~/.cache/ofa_jax")
     path = fetch(str(name), root, source=source)
   folder, which = checkpoint.split_step(str(path))
   if which is not None and os.path.isdir(folder):
@@ -150,6 +150,16 @@ def open_model(
     f"Expected a model's name ({', '.join(RELEASES)}), a model directory, a Hugging Face "
     f"directory or a .pt file; found {str(name)!r}, which is none of them{hint}"
   )
+
+
+def _at_home(path: str | os.PathLike) -> pathlib.Path:
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError as error:
+    raise ValueError(
+      f"Expected a home directory for {path}, found none. Set HOME, or give another folder "
+      "(download_root=)."
+    ) from error
 
 
 def fetch(name: str, root: pathlib.Path, *, source: str | None = None) -> pathlib.Path:
