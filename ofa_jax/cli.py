@@ -23,7 +23,7 @@ from ofa_jax import cli_help, cli_parsers, configs, numerics, outputs
 from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
 from ofa_jax.engine import lock, log, processes
 from ofa_jax.engine.watchdog import INTERRUPTED
-from ofa_jax.files import written_whole
+from ofa_jax.files import room_for, written_whole
 from ofa_jax.text_files import printable
 
 (RECIPES,) = configs.__path__
@@ -184,7 +184,8 @@ def sole_writer(
     makes_parents, buckets: see `outputs.check_file`; in buckets there are no locks.
 
   Raises:
-    ValueError: it cannot be written, see `outputs.check_file`; another process writes it.
+    ValueError: it cannot be written, see `outputs.check_file`; another process writes it; the disk
+      is full in the block.
   """
   if not new:
     outputs.check_file(path, flag=flag, inputs=inputs, makes_parents=makes_parents, buckets=buckets)
@@ -195,7 +196,8 @@ def sole_writer(
       print(note, file=sys.stderr)
     if new:  # only now, so that the lock of one that was killed at its very end is cleared away
       outputs.check_new(path, flag=flag)
-    yield
+    with room_for(path):
+      yield
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from ofa_jax.convert.params import ModelConfig, Weights, place, placement
 from ofa_jax.convert.releases import Release
 from ofa_jax.engine import checkpoint, faults
 from ofa_jax.engine.step import State
-from ofa_jax.files import written_whole
+from ofa_jax.files import room_for, written_whole
 from ofa_jax.models.abstract import abstract
 
 FORMAT = 1
@@ -136,7 +136,8 @@ def open_model(
   path = _at_home(name)
   if str(name) in RELEASES:
     root = _at_home(download_root or "~/.cache/ofa_jax")
-    path = fetch(str(name), root, source=source)
+    with room_for(root):
+      path = fetch(str(name), root, source=source)
   folder, which = checkpoint.split_step(str(path))
   if which is not None and os.path.isdir(folder):
     return _open_directory(pathlib.Path(folder), which)
@@ -156,10 +157,8 @@ def _at_home(path: str | os.PathLike) -> pathlib.Path:
   try:
     return pathlib.Path(path).expanduser()
   except RuntimeError as error:
-    raise ValueError(
-      f"Expected a home directory for {path}, found none. Set HOME, or give another folder "
-      "(download_root=)."
-    ) from error
+    text = f"Expected a home directory for {path}, found none. Set HOME, or give another folder."
+    raise ValueError(text) from error
 
 
 def fetch(name: str, root: pathlib.Path, *, source: str | None = None) -> pathlib.Path:
@@ -227,6 +226,7 @@ def save_directory(
     **family.settings,
     **(settings or {}),
   }
+  faults.silence_echoes()
   with written_whole(directory) as made:
     made.mkdir()
     if family.tokenizers is not None:
