@@ -86,6 +86,16 @@ def room_for(path: str | os.PathLike) -> Iterator[None]:
     ) from error
 
 
+def at_home(path: str | os.PathLike) -> pathlib.Path:
+  """The path with its ~ replaced by the home directory; ValueError where there is none."""
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError as error:
+    raise ValueError(
+      f"Expected a home directory for {path}, found none. Set HOME, or give another folder."
+    ) from error
+
+
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
   """Writes a small file, local or in a bucket, that is always the old one or the new one."""
   if "://" in str(path):

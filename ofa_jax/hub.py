@@ -29,7 +29,7 @@ from ofa_jax.convert.params import ModelConfig, Weights, place, placement
 from ofa_jax.convert.releases import Release
 from ofa_jax.engine import checkpoint, faults
 from ofa_jax.engine.step import State
-from ofa_jax.files import room_for, written_whole
+from ofa_jax.files import at_home, room_for, written_whole
 from ofa_jax.models.abstract import abstract
 
 FORMAT = 1
@@ -87,7 +87,7 @@ class Source:
     """
     if folder is None:
       return self
-    source = dataclasses.replace(self, files=pathlib.Path(folder).expanduser())
+    source = dataclasses.replace(self, files=at_home(folder))
     source.tokenizer  # noqa: B018 - read here, so that it is told here
     return source
 
@@ -133,9 +133,9 @@ def open_model(
   Raises:
     ValueError: none of these, with near names; or the file's own faults.
   """
-  path = _at_home(name)
+  path = at_home(name)
   if str(name) in RELEASES:
-    root = _at_home(download_root or "~/.cache/ofa_jax")
+    root = at_home(download_root or "~/.cache/ofa_jax")
     with room_for(root):
       path = fetch(str(name), root, source=source)
   folder, which = checkpoint.split_step(str(path))
@@ -151,14 +151,6 @@ def open_model(
     f"Expected a model's name ({', '.join(RELEASES)}), a model directory, a Hugging Face "
     f"directory or a .pt file; found {str(name)!r}, which is none of them{hint}"
   )
-
-
-def _at_home(path: str | os.PathLike) -> pathlib.Path:
-  try:
-    return pathlib.Path(path).expanduser()
-  except RuntimeError as error:
-    text = f"Expected a home directory for {path}, found none. Set HOME, or give another folder."
-    raise ValueError(text) from error
 
 
 def fetch(name: str, root: pathlib.Path, *, source: str | None = None) -> pathlib.Path:

@@ -34,12 +34,13 @@ def explained(workdir: str) -> Iterator[None]:
     if files.full_disk(error) is None:
       raise
     whole = ocp.utils.checkpoint_steps(epath.Path(workdir).resolve() / "checkpoints")
-    stands = f"The newest whole checkpoint is that of step {max(whole)}" if whole else (
-      "No checkpoint was finished yet"
-    )  # fmt: skip
+    stands, then = "No checkpoint was finished yet", "it starts anew"
+    if whole:
+      stands = f"The newest whole checkpoint is that of step {max(whole)}"
+      then = "it goes on from there"
     raise ValueError(
       f"No space left for {workdir} ({str(error)[:120]}...). {stands}. Free some space, or lower "
-      "`keep`, and start the same command again: it goes on from there."
+      f"`keep`, and start the same command again: {then}."
     ) from error
 
 
