@@ -327,7 +327,8 @@ def _parse(argv):
   except Exception as e:
     if os.environ.get("OFA_JAX_TRACEBACK"):
       raise
-    _fail(_in_config_file(e, argv))
+    kept = isinstance(e, OSError) and e.__cause__  # of a config file that failed, see `_start`
+    _fail(_in_config_file(kept or e, argv))
 
 
 def _help(argv):
