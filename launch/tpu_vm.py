@@ -58,7 +58,7 @@ START = """cd {folder} 2>/dev/null && test -x venv/bin/python || {{
 if test ! -s run/status && kill -0 "$(cat run/pid 2>/dev/null)" 2>/dev/null; then
   echo "$(hostname): runs already"; exit 0; fi
 rm -f run/status run/pid
-PATH="$PWD/venv/bin:$PATH" RESTARTS={restarts} setsid nohup bash supervise.sh run {command} \\
+PATH="$PWD/venv/bin:$PWD:$PATH" RESTARTS={restarts} setsid nohup bash supervise.sh run {command} \\
   </dev/null >/dev/null 2>start.txt &
 for i in $(seq 10); do test -s run/pid && break; sleep 1; done
 test -s run/pid || {{ cat start.txt >&2; exit 1; }}
@@ -211,7 +211,7 @@ def ssh(args, script: str, *, limit: float, echo: bool = False, worker: str = "a
 def install(args) -> None:
   """Copies the wheel of this checkout, or names a published one, and installs it everywhere."""
   with tempfile.TemporaryDirectory() as folder:
-    files = [HERE / "requirements-tpu.txt", HERE / "supervise.sh"]
+    files = [HERE / name for name in ("requirements-tpu.txt", "supervise.sh", "smoke.sh")]
     package = args.package
     if package is None:
       wheel = build(pathlib.Path(folder))
