@@ -11,7 +11,7 @@ PACKAGE = ROOT / "ofa_jax"
 # What a part of the package may import of the others, and of its own; arrows go up in this table.
 NUMPY = {
   *("tokenizers", "data", "scoring"),
-  *("files", "text_files", "checksums", "pictures", "fonts", "partial", "outputs"),
+  *("files", "text_files", "checksums", "pictures", "fonts", "partial", "outputs", "shards"),
 }
 GROUND = {"config", "validation", "trees", "numerics"}
 PURE = {"losses", "models", "decode"}
