@@ -19,7 +19,6 @@ Published after this stage, COCO Karpathy test split, CIDEr:
 
 import dataclasses
 import os
-from pathlib import Path
 
 from ofa_jax.config import Config, Eval, MeshShape, Optim
 from ofa_jax.models import ofa
@@ -28,7 +27,7 @@ from ofa_jax.tasks.caption import ANSWERING, Caption
 
 def get_config(size: str = "base") -> Config:
   model = ofa.config(size, dropout=0.1, encoder_drop_path=0.1, decoder_drop_path=0.1)
-  data = Path(os.environ.get("OFA_JAX_DATA", "datasets")) / "caption_data"
+  data = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/caption_data"
   big = size in ("large", "huge")
   wider = {"num_beams": 10, "temperature": 0.98, "length_penalty": 0.98} if size == "huge" else {}
   task = Caption(

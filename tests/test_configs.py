@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from ofa_jax import trees
+from ofa_jax import trees, weights
 from ofa_jax.config import MeshShape, mesh_sizes
 from ofa_jax.engine import sharding, step
 from ofa_jax.models import cnclip
@@ -133,3 +133,19 @@ def test_questions_are_of_a_size_and_perhaps_of_the_test_split():
   assert [e.split for e in load("ofa_vqa.py", "large,test").evals] == ["test"]
   with pytest.raises(ValueError, match="base, large, huge and perhaps test, found tiny"):
     load("ofa_vqa.py", "tiny,test")
+
+
+@pytest.mark.parametrize(
+  "name", ["cnclip_vith14.py", "cnclip_muge.py", "ofa_caption.py", "ofa_vqa.py"]
+)
+def test_data_may_lie_in_a_bucket(name, monkeypatch):
+  monkeypatch.setenv("OFA_JAX_DATA", "gs://bucket/datasets")
+  assert "'gs://bucket/datasets/" in repr(load(name, None).task.train)
+
+
+@pytest.mark.parametrize(("name", "argument"), SIZES)
+def test_recipes_of_released_models_start_from_them(name, argument):
+  config = load(name, argument)
+  drawn = []
+  weights.from_scratch(config.model, seed=0, warn=drawn.append)
+  assert bool(drawn) == (config.init is not None)
