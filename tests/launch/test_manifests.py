@@ -283,6 +283,28 @@ def test_by_the_parser_of_xpk(fake_tool, monkeypatch):
   assert ask(python, script, json.dumps(typo))[0] != 0
 
 
+def test_the_jobset_that_xpk_makes(fake_tool, monkeypatch, tmp_path):
+  """It starts again what tpu.yaml does, on as many hosts."""
+  xpk, manifest = shutil.which("xpk"), tmp_path / "jobset.yaml"
+  interpreter("xpk")
+  words = words_of_xpk(fake_tool, monkeypatch)
+  words = [*words, "--dry-run", "--skip-validation", f"--output-manifest-file={manifest}"]
+  words = ["--tpu-type=v5litepod-256" if w.startswith("--tpu-type=") else w for w in words]
+  result = subprocess.run([xpk, *words], capture_output=True, text=True, timeout=120)
+  assert result.returncode == 0, result.stdout + result.stderr
+  made = yaml.safe_load(manifest.read_text())
+  (replicated,) = made["spec"]["replicatedJobs"]
+  job, (_, ours) = replicated["template"]["spec"], jobset(LAUNCH / "gke" / "tpu.yaml")
+  assert replicated["replicas"] == 2
+  assert job["parallelism"] == ours["parallelism"]
+  (rule,) = job["podFailurePolicy"]["rules"]
+  assert (rule["action"], rule["onExitCodes"]["operator"]) == ("FailJob", "NotIn")
+  assert {75, 137} <= set(rule["onExitCodes"]["values"]) and 1 not in rule["onExitCodes"]["values"]
+  pod = job["template"]["spec"]
+  assert pod["nodeSelector"].items() <= ours["template"]["spec"]["nodeSelector"].items()
+  assert "--interrupted-status=75" in manifest.read_text()
+
+
 @pytest.mark.parametrize(
   ("gpus", "nodes", "distributed"), [(True, 1, False), (True, 2, True), (False, 1, True)]
 )
