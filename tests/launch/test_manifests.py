@@ -254,8 +254,8 @@ def fake_tool(tmp_path, monkeypatch):
 
 def words_of_xpk(fake_tool, monkeypatch):
   fake_tool("xpk")
-  for name in ("CLUSTER", "ZONE", "PROJECT", *VALUES):
-    monkeypatch.setenv(name, VALUES.get(name, name.lower()))
+  for name, value in {"CLUSTER": "c", "ZONE": "us-west4-a", "PROJECT": "p", **VALUES}.items():
+    monkeypatch.setenv(name, value)
   script = LAUNCH / "gke" / "xpk.sh"
   result = subprocess.run([script, "v6e-256", "2"], capture_output=True, text=True, check=True)
   return result.stdout.splitlines()
