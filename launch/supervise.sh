@@ -71,7 +71,7 @@ while true; do
   fi
   restarts=$((restarts + 1))
   say "ended with $status: started again in ${DELAY:-10} s"
-  sleep "${DELAY:-10}" &
+  sleep "${DELAY:-10}" 9>&- &
   wait $! # `sleep` by itself would keep a signal waiting
   [[ -z $told ]] || break
 done

@@ -18,6 +18,7 @@ fulfilled in --wait hours ends. It needs gcloud, Python 3.9 and nothing else.
 """
 
 import argparse
+import json
 import pathlib
 import shlex
 import shutil
@@ -52,13 +53,13 @@ uv pip install --quiet --python=venv/bin/python --requirement=requirements-tpu.t
 uv pip install --quiet --python=venv/bin/python --no-deps --reinstall {package}
 venv/bin/python -c 'import ofa_jax; print("installed", ofa_jax.__version__)'
 """
+# A supervisor holds a lock as long as it lives, whatever process has its number after a reboot.
 # What runs already goes on: after one worker was rebooted, only that one is started.
 START = """cd {folder} 2>/dev/null && test -x venv/bin/python || {{
   echo "$(hostname): expected an installation, found none: tpu_vm.py install" >&2; exit 3; }}
-if test ! -s run/status && kill -0 "$(cat run/pid 2>/dev/null)" 2>/dev/null; then
-  echo "$(hostname): runs already"; exit 0; fi
+if test -e run/pid && ! flock --nonblock run/pid true; then echo "runs already"; exit 0; fi
 rm -f run/status run/pid
-PATH="$PWD/venv/bin:$PATH" RESTARTS={restarts} setsid nohup bash supervise.sh run {command} \\
+PATH="$PWD/venv/bin:$PWD:$PATH" RESTARTS={restarts} setsid nohup bash supervise.sh run {command} \\
   </dev/null >/dev/null 2>start.txt &
 for i in $(seq 10); do test -s run/pid && break; sleep 1; done
 test -s run/pid || {{ cat start.txt >&2; exit 1; }}
@@ -66,12 +67,14 @@ test -s run/pid || {{ cat start.txt >&2; exit 1; }}
 STATUS = """cd {folder} 2>/dev/null || {{ echo "WORKER $(hostname) not-installed"; exit 0; }}
 if test ! -e run/status; then echo "WORKER $(hostname) not-started"
 elif test -s run/status; then echo "WORKER $(hostname) $(cat run/status)"
-elif kill -0 "$(cat run/pid)" 2>/dev/null; then echo "WORKER $(hostname) running"
+elif ! flock --nonblock run/pid true; then echo "WORKER $(hostname) running"
 else echo "WORKER $(hostname) vanished"; fi
 """
-STOP = """cd {folder} 2>/dev/null && test -s run/pid && kill -TERM "$(cat run/pid)" 2>/dev/null
-for i in $(seq {seconds}); do test -s run/status && break; sleep 1; done
-test -s run/status || {{ echo "$(hostname): still running after {seconds} s" >&2; exit 1; }}
+STOP = """cd {folder} 2>/dev/null && test -e run/pid || exit 0
+if flock --nonblock run/pid true; then exit 0; fi
+kill -TERM "$(cat run/pid)"
+for i in $(seq {seconds}); do test -s run/status && exit 0; sleep 1; done
+echo "$(hostname): still running after {seconds} s" >&2; exit 1
 """
 
 
@@ -105,15 +108,15 @@ def checked(result: subprocess.CompletedProcess, what: str) -> str:
   return result.stdout or ""
 
 
-def tried(call, what: str, pause: float) -> str:
+def tried(call, what: str, pause: float, hopeless=lambda: False) -> str:
   """What a call printed that may fail in passing: some tries, each after a longer pause."""
   for turn in range(1, TRIES + 1):
     result = call()
-    if result.returncode == 0 or turn == TRIES:
+    if result.returncode == 0 or turn == TRIES or hopeless():
       break
     say(f"{what} failed, try {turn} of {TRIES}: {(result.stderr or '').strip()}")
     time.sleep(turn * pause)
-  return checked(result, f"{what}, tried {TRIES} times,")
+  return checked(result, f"{what}, tried {turn} times,")
 
 
 def say(text: str) -> None:
@@ -150,7 +153,12 @@ def state(args) -> str:
       return subprocess.CompletedProcess(words, 0, "MISSING", "")
     return result
 
-  return tried(describe, f"describing {args.name}", args.poll / 6).strip()
+  return tried(describe, f"describing {args.name}", args.poll).strip()
+
+
+def lost(args):
+  """Whether the slices were taken away, as a function to ask later."""
+  return lambda: state(args) in LOST
 
 
 def create(args) -> None:
@@ -199,33 +207,60 @@ def create(args) -> None:
     time.sleep(args.poll)
 
 
+def hosts(args) -> int:
+  """Workers of all slices, as the Cloud TPU API knows them."""
+  if args.hosts is None:
+    words = ("compute", "tpus", "queued-resources", "describe", args.name, *where(args))
+    text = tried(lambda: gcloud(*words, "--format=json", limit=120), "describe", args.poll)
+    nodes = [spec["nodeId"] for spec in json.loads(text)["tpu"]["nodeSpec"]]
+    args.hosts = 0
+    for node in nodes:
+      words = ("compute", "tpus", "tpu-vm", "describe", node, *where(args), "--format=json")
+      text = tried(lambda words=words: gcloud(*words, limit=120), f"describing {node}", args.poll)
+      args.hosts += len(json.loads(text)["networkEndpoints"])
+  return args.hosts
+
+
 def ssh(args, script: str, *, limit: float, echo: bool = False, worker: str = "all"):
-  """Runs a script on the workers of all slices at once."""
-  words = ["compute", "tpus", "queued-resources", "ssh", args.name, *where(args)]
+  """Runs a script on the workers of all slices at once, or on one of the first slice."""
+  words = ["compute", "tpus", "queued-resources", "ssh", args.name, *where(args), "--quiet"]
   words += ["--node=all" if worker == "all" else "--node=0", f"--worker={worker}"]
-  words += ["--batch-size=all", "--quiet"] if worker == "all" else ["--quiet"]
   words += ["--tunnel-through-iap"] if args.iap else ["--internal-ip"] if args.internal_ips else []
   return gcloud(*words, f"--command={script}", limit=limit, echo=echo)
+
+
+def everywhere(args, script: str, *, limit: float) -> subprocess.CompletedProcess:
+  """Runs a script on all workers; it has failed too where not all of them have run it.
+
+  gcloud goes on without a worker that it cannot reach, and without all of them where a key is
+  missing, and says that it succeeded.
+  """
+  result = ssh(args, f"( {script} ) && echo WORKER-DONE", limit=limit)
+  done = (result.stdout or "").count("WORKER-DONE")
+  if result.returncode == 0 and done != hosts(args):
+    text = f"{done} of {hosts(args)} workers answered: {result.stderr}"
+    return subprocess.CompletedProcess(result.args, 1, result.stdout, text)
+  return result
 
 
 def install(args) -> None:
   """Copies the wheel of this checkout, or names a published one, and installs it everywhere."""
   with tempfile.TemporaryDirectory() as folder:
-    files = [HERE / "requirements-tpu.txt", HERE / "supervise.sh"]
+    files = [HERE / name for name in ("requirements-tpu.txt", "supervise.sh", "smoke.sh")]
     package = args.package
     if package is None:
       wheel = build(pathlib.Path(folder))
       files, package = [*files, wheel], f"./{wheel.name}"
-    made = ssh(args, f"mkdir -p {FOLDER}", limit=600)
-    checked(made, "making a folder on the workers")
+    script = f"mkdir -p {FOLDER}"
+    tried(lambda: everywhere(args, script, limit=600), "reaching the workers", args.poll)
     words = ["compute", "tpus", "queued-resources", "scp", *map(str, files)]
     words += [f"{args.name}:{FOLDER}/", *where(args), "--node=all", "--worker=all", "--quiet"]
     words += ["--tunnel-through-iap"] if args.iap else []
     words += ["--internal-ip"] if args.internal_ips and not args.iap else []
     checked(gcloud(*words, limit=1800), "copying to the workers")
   script = INSTALL.format(folder=FOLDER, package=shlex.quote(package))
-  lines = tried(lambda: ssh(args, script, limit=3600), "installing", args.poll / 6).splitlines()
-  say(f"{sum(line.startswith('installed') for line in lines)} workers have {package}")
+  tried(lambda: everywhere(args, script, limit=3600), "installing", args.poll, lost(args))
+  say(f"{hosts(args)} workers have {package}")
 
 
 def build(folder: pathlib.Path) -> pathlib.Path:
@@ -244,14 +279,16 @@ def run(args) -> None:
     raise LaunchError("run: expected a command after --, such as -- python -m ofa_jax.train ...")
   command = shlex.join(args.command)
   script = START.format(folder=FOLDER, restarts=args.restarts, command=command)
-  checked(ssh(args, script, limit=600), "starting")
+  checked(everywhere(args, script, limit=600), "starting")
   say(f"started; tpu_vm.py logs {args.name} --follow shows what it prints")
 
 
 def workers(args) -> dict[str, str]:
   """What each worker's run is at: a status, or "running", "not-started", "not-installed"."""
   script = STATUS.format(folder=FOLDER)
-  text = tried(lambda: ssh(args, script, limit=300), "asking the workers", args.poll / 6)
+  text = tried(
+    lambda: everywhere(args, script, limit=300), "asking the workers", args.poll, lost(args)
+  )
   lines = [line.split() for line in text.splitlines() if line.startswith("WORKER ")]
   return {f"{i}:{name}": value for i, (_, name, value) in enumerate(sorted(lines))}
 
@@ -276,7 +313,7 @@ def logs(args) -> None:
 def stop(args) -> None:
   """Tells the command to save and end, and waits until it has."""
   script = STOP.format(folder=FOLDER, seconds=args.seconds)
-  checked(ssh(args, script, limit=args.seconds + 300), "stop")
+  checked(everywhere(args, script, limit=args.seconds + 300), "stop")
   status(args)
 
 
@@ -293,14 +330,14 @@ def keep(args) -> None:
   """Has the command run until it is finished, on as many slices one after the other as it takes."""
   if not args.command:
     raise LaunchError("keep: expected a command after --, such as -- python -m ofa_jax.train ...")
-  for lost in range(args.slices_lost + 1):
+  for num in range(args.slices_lost + 1):
     if state(args) in LOST[:-1]:
       delete(args)
     create(args)
     if whole_run(args):
       say(f"finished; {args.name} is still there: tpu_vm.py delete")
       return
-    say(f"{args.name} was taken away ({lost + 1} times so far)")
+    say(f"{args.name} was taken away ({num + 1} times so far)")
   raise LaunchError(
     f"keep: {args.name} was taken away {args.slices_lost + 1} times (--slices-lost)"
   )
@@ -323,7 +360,7 @@ def whole_run(args) -> bool:
       if not faults and values - {"0", "running"}:
         run(args)
     except LaunchError:
-      if state(args) in LOST:  # it went away between two calls
+      if lost(args)():  # it went away between two calls
         return False
       raise
     if faults and "running" not in values:
@@ -332,7 +369,7 @@ def whole_run(args) -> bool:
         f"said: tpu_vm.py logs {args.name}"
       )
     time.sleep(args.poll)
-    if state(args) in LOST:
+    if lost(args)():
       return False
 
 
@@ -381,7 +418,7 @@ def main() -> None:
   words = sys.argv[1:]
   cut = words.index("--") if "--" in words else len(words)
   args = parser().parse_args(words[:cut])
-  args.command = words[cut + 1 :]
+  args.command, args.hosts = words[cut + 1 :], None
   try:
     VERBS[args.verb](args)
   except LaunchError as fault:

@@ -1,8 +1,9 @@
 """A gcloud whose TPU workers are folders of this machine: what ssh is told is run in them.
 
 FAKE names the folder of its state: `states`, what `describe` answers, one a line and the last one
-for ever; `failures`, how many times it fails before; `calls`, what it was told. Flags that no
-real gcloud has are refused.
+for ever; `failures`, how many times it fails before; `silent`, how many workers are passed over
+as the real one does with those that it cannot reach; `calls`, what it was told. Flags that no real
+gcloud has are refused.
 """
 
 import json
@@ -59,9 +60,16 @@ def describe(words):
   now = states()
   if not now:
     fail("NOT_FOUND: Resource 'projects/p/locations/z/queuedResources/n' was not found")
+  if "--format=json" in words:
+    print(json.dumps({"state": {"state": now[0]}, "tpu": {"nodeSpec": [{"nodeId": words[4]}]}}))
+    return
   print(now[0])
   if len(now) > 1:
     (FAKE / "states").write_text("\n".join(now[1:]))
+
+
+def describe_node(words):
+  print(json.dumps({"networkEndpoints": [{"port": 8470}] * WORKERS}))
 
 
 def create(words):
@@ -72,7 +80,9 @@ def reached(words):
   if states()[:1] != ["ACTIVE"]:
     fail("the workers cannot be reached")
   chosen = flag(words, "worker")
-  return [home for i, home in enumerate(workers()) if chosen in ("all", str(i))]
+  silent = FAKE / "silent"
+  passed = int(silent.read_text()) if silent.exists() else 0
+  return [home for i, home in enumerate(workers()) if chosen in ("all", str(i))][passed:]
 
 
 def ssh(words):
@@ -87,7 +97,7 @@ def ssh(words):
     )
     for home in homes
   ]
-  sys.exit(max(process.wait() for process in processes))
+  sys.exit(max((process.wait() for process in processes), default=0))
 
 
 def scp(words):
@@ -109,6 +119,9 @@ def main():
   wrong = gcloud_flags.faults(words)
   if wrong:
     fail("; ".join(wrong))
+  if words[2] == "tpu-vm":
+    describe_node(words)
+    return
   verb = words[4] if words[0] == "alpha" else words[3]
   {f.__name__: f for f in (describe, create, ssh, scp, delete)}[verb](words)
 

@@ -41,8 +41,13 @@ def of_help(command: str) -> tuple[set[str], set[str]]:
   text = re.sub(r"\x1b\[[0-9;]*m|.\x08", "", result.stdout)  # bold and underlined
   synopsis = re.search(r"\bSYNOPSIS\n(.*?)\nDESCRIPTION\n", text, re.DOTALL)[1]
   everywhere = re.search(r"\nGCLOUD WIDE FLAGS\n(.*?)\n\n[A-Z]", text, re.DOTALL)[1]
-  names = re.compile(r"--[a-z][a-z0-9-]*")
-  return set(names.findall(synopsis)), set(names.findall(everywhere))
+  return names_of(synopsis), names_of(everywhere)
+
+
+def names_of(text: str) -> set[str]:
+  """The flags that a text names; `--[no-]async` is two."""
+  pairs = re.findall(r"--(\[no-\])?([a-z][a-z0-9-]*)", text)
+  return {f"--{name}" for _, name in pairs} | {f"--no-{name}" for both, name in pairs if both}
 
 
 def main() -> None:
@@ -52,8 +57,9 @@ def main() -> None:
   for name in recorded():
     flags, everywhere = of_help(name)
     commands[name] = " ".join(sorted(flags))
+  lines = version.stdout.splitlines()
   record = {
-    "version": version.stdout.splitlines()[0],
+    "version": ", ".join([lines[0], *(line for line in lines if line.startswith("core "))]),
     "everywhere": " ".join(sorted(everywhere)),
     "commands": commands,
   }

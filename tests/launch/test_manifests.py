@@ -254,8 +254,8 @@ def fake_tool(tmp_path, monkeypatch):
 
 def words_of_xpk(fake_tool, monkeypatch):
   fake_tool("xpk")
-  for name in ("CLUSTER", "ZONE", "PROJECT", *VALUES):
-    monkeypatch.setenv(name, VALUES.get(name, name.lower()))
+  for name, value in {"CLUSTER": "c", "ZONE": "us-west4-a", "PROJECT": "p", **VALUES}.items():
+    monkeypatch.setenv(name, value)
   script = LAUNCH / "gke" / "xpk.sh"
   result = subprocess.run([script, "v6e-256", "2"], capture_output=True, text=True, check=True)
   return result.stdout.splitlines()
@@ -281,6 +281,28 @@ def test_by_the_parser_of_xpk(fake_tool, monkeypatch):
   assert status == 0, said
   typo = [word.replace("--num-slices", "--num-slicess") for word in words]
   assert ask(python, script, json.dumps(typo))[0] != 0
+
+
+def test_the_jobset_that_xpk_makes(fake_tool, monkeypatch, tmp_path):
+  """It starts again what tpu.yaml does, on as many hosts."""
+  xpk, manifest = shutil.which("xpk"), tmp_path / "jobset.yaml"
+  interpreter("xpk")
+  words = words_of_xpk(fake_tool, monkeypatch)
+  words = [*words, "--dry-run", "--skip-validation", f"--output-manifest-file={manifest}"]
+  words = ["--tpu-type=v5litepod-256" if w.startswith("--tpu-type=") else w for w in words]
+  result = subprocess.run([xpk, *words], capture_output=True, text=True, timeout=120)
+  assert result.returncode == 0, result.stdout + result.stderr
+  made = yaml.safe_load(manifest.read_text())
+  (replicated,) = made["spec"]["replicatedJobs"]
+  job, (_, ours) = replicated["template"]["spec"], jobset(LAUNCH / "gke" / "tpu.yaml")
+  assert replicated["replicas"] == 2
+  assert job["parallelism"] == ours["parallelism"]
+  (rule,) = job["podFailurePolicy"]["rules"]
+  assert (rule["action"], rule["onExitCodes"]["operator"]) == ("FailJob", "NotIn")
+  assert {75, 137} <= set(rule["onExitCodes"]["values"]) and 1 not in rule["onExitCodes"]["values"]
+  pod = job["template"]["spec"]
+  assert pod["nodeSelector"].items() <= ours["template"]["spec"]["nodeSelector"].items()
+  assert "--interrupted-status=75" in manifest.read_text()
 
 
 @pytest.mark.parametrize(

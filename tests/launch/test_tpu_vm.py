@@ -229,6 +229,18 @@ def test_run_before_install_says_so(fake):
   assert "tpu_vm.py install" in errors
 
 
+@pytest.mark.parametrize("passed", [1, 2])
+def test_workers_that_gcloud_passes_over_are_missed(installed, passed):
+  """It goes on without those that it cannot reach, and its status is 0."""
+  (installed / "silent").write_text(str(passed))
+  for verb in ("install", "status"):
+    status, _, errors = tpu_vm(installed, verb)
+    assert status == 1
+    assert f"{2 - passed} of 2 workers answered" in errors
+  status, _, errors = tpu_vm(installed, "run", after=["true"])
+  assert f"starting failed (1): {2 - passed} of 2 workers answered" in errors
+
+
 def test_run_logs_status_stop_delete(installed):
   status, _, errors = tpu_vm(installed, "run", after=["bash", "-c", JOB])
   assert status == 0, errors
