@@ -146,7 +146,7 @@ def test_two_processes_sample_what_one_does(shapes, tmp_path, port):
     (tmp_path / d / "results" / "valid_predict.json").read_bytes() for d in ("one", "two")
   )
   assert one == two
-  assert len({row["caption"] for row in json.loads(one)}) > 100  # of 400, of few scenes
+  assert len({row["caption"] for row in json.loads(one)}) > 20  # of 80, of few scenes
 
 
 def wait_for(process, text):
