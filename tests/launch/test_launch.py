@@ -11,11 +11,15 @@ import sys
 import pytest
 
 from ofa_jax.engine import cluster, log
-from tests.test_processes import ROOT, SMALL
+from tests.compiling import QUICK
+from tests.test_processes import MODEL, ROOT, SMALL
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = ("local.sh", "slurm.sbatch", "smoke.sh", "supervise.sh", "gke/xpk.sh")
-TRAIN = (sys.executable, "-m", "ofa_jax.train", "--config=configs/quickstart.py", *SMALL)
+TRAIN = (
+  *(sys.executable, "-m", "ofa_jax.train", "--config=configs/quickstart.py"),
+  *(*SMALL, *MODEL["digits"]),
+)
 SHORT = ("--config.steps=6", "--config.log_every=2", "--config.evals=()")
 
 # What SLURM's own does with the options of our script: as many tasks as it was given, on nodes of
@@ -48,7 +52,7 @@ esac
 
 @pytest.fixture
 def environment(digits):
-  return {**os.environ, "JAX_PLATFORMS": "cpu", "OFA_JAX_DATA": str(digits.parent)}
+  return {**os.environ, **QUICK, "OFA_JAX_DATA": str(digits.parent)}
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, "lock.sh"])
