@@ -60,9 +60,8 @@ def of_state(state: Any, shardings: Any) -> Save:
   devices: collections.Counter[jax.Device] = collections.Counter()
   total = 0
   for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
-    itemsize = np.dtype(leaf.dtype).itemsize if not _is_key(leaf) else 4
     shape = sharding.shard_shape(leaf.shape)
-    size = math.prod(shape) * itemsize
+    size = math.prod(shape) * np.dtype(leaf.dtype).itemsize
     holders = collections.defaultdict(list)
     for device, index in sharding.devices_indices_map(leaf.shape).items():
       holders[tuple((i.start, i.stop) for i in index)].append(device)
@@ -82,7 +81,3 @@ def of_state(state: Any, shardings: Any) -> Save:
     device=max(devices.values(), default=0),
     hosts=sum(size > 0 for size in hosts.values()),
   )
-
-
-def _is_key(leaf: Any) -> bool:
-  return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
