@@ -23,6 +23,8 @@ from ofa_jax.engine import curves, writers
 
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
+TEXT = "log.txt"
+_WEIGHTS = "Weights: "  # begins a line that each start of a run writes
 _INDENT = "  "  # of the later lines of a text
 
 
@@ -101,6 +103,22 @@ class Log:
     """Rows of `metrics.jsonl` so far, those of earlier starts included (process 0 only)."""
     return self._rows
 
+  def begun(self, origin: str, *, layout: Sequence[str] = ()) -> None:
+    """Notes where the weights came from, and says so when the run was started before.
+
+    Args:
+      origin: of the weights.
+      layout: lines on the processes of the job.
+    """
+    if not self._main:
+      return
+    path = self.folder / TEXT
+    before = path.read_bytes().count(f" | {_WEIGHTS}".encode()) if path.exists() else 0
+    for text in (f"{_WEIGHTS}{origin}", *layout):
+      self.record(text)
+    if before:
+      self.line(f"Restart {before} of this run, from step {self._start}")
+
   def line(self, text: str, *, level: str = "INFO") -> None:
     """One line on the console and in `log.txt`."""
     if self._main:
@@ -110,7 +128,7 @@ class Log:
   def record(self, text: str, *, level: str = "INFO") -> None:
     """One line in `log.txt` alone."""
     if self._main:
-      append(self.folder / "log.txt", _stamped(text, level) + "\n")
+      append(self.folder / TEXT, _stamped(text, level) + "\n")
 
   def evaluated(self, step: int) -> bool:
     """Are there metrics of an evaluation at this step (process 0 only)?"""
