@@ -53,6 +53,7 @@ class Checkpoints:
     faults.silence_echoes()
     self.workdir = epath.Path(workdir).resolve()
     self.best = best  # may be set later
+    self._read_only = read_only
     self._manager = ocp.CheckpointManager(
       self.workdir / "checkpoints",
       item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS},
@@ -79,6 +80,10 @@ class Checkpoints:
     finally:
       if self._waiter is not None:
         self._waiter.join()
+      if (
+        error is not None and not self._read_only
+      ):  # of which a save may have been a part, on a full disk say
+        self.remove_partial()
 
   @property
   def folder(self) -> epath.Path:

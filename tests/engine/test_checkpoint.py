@@ -193,6 +193,21 @@ def test_what_is_not_there_is_told_with_what_is(kept, tmp_path):
     checkpoints.find("best")
 
 
+def test_a_run_that_fails_leaves_no_save_half_made(kept, tmp_path):
+  shutil.copytree(kept, tmp_path / "run")
+  half = tmp_path / "run" / "checkpoints" / "9.orbax-checkpoint-tmp"
+  for read_only in (True, False):
+    with (
+      pytest.raises(OSError),
+      checkpoint.Checkpoints(str(tmp_path / "run"), read_only=read_only) as opened,
+    ):
+      steps = opened.steps()
+      half.mkdir(exist_ok=True)
+      raise OSError(28, "No space left on device")
+    assert half.exists() == read_only
+  assert sorted(int(p.name) for p in half.parent.iterdir() if p.is_dir()) == steps
+
+
 def test_names_of_steps(tmp_path):
   split = checkpoint.split_step
   assert split("runs/a@8") == ("runs/a", "8")
