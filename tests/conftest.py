@@ -28,6 +28,8 @@ LONG = (
   "test_parity.py",
   "test_vqa_training.py",
   "test_ofa_training.py",
+  "test_ofa_tasks.py",
+  "test_language_tasks.py",
   "test_stopping.py",
   "tasks/test_options.py",
   "engine/test_step.py",
