@@ -389,7 +389,7 @@ def main() -> None:
 
   def command():
     if output.value is not None:
-      outputs.check_file(output.value, makes_parents=False, buckets=True)
+      outputs.check_file(output.value, makes_parents=False)
     target = topology.parse(name.value)
     devices = topology.devices(target)
     data, fsdp, tensor = config_lib.mesh_sizes(config.value.mesh, len(devices))

@@ -19,14 +19,13 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from ofa_jax import api, cli, partial
+from ofa_jax import api, cli, partial, storage
 from ofa_jax.data import answers, pipeline, sources
 from ofa_jax.data.cache import ImageReader
 from ofa_jax.data.given import picture
@@ -186,9 +185,8 @@ def predict_file(
     ValueError: what the task needs is missing.
     TooManyBadRows: more rows are unreadable.
   """
-  output = pathlib.Path(output)
   left = partial.place_of(output)
-  output.parent.mkdir(parents=True, exist_ok=True)
+  left.parent.mkdir(parents=True, exist_ok=True)
   work = {
     "input": partial.fingerprint(table.files),
     "columns": dict(table.columns),

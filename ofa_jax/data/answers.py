@@ -9,7 +9,7 @@ import json
 import pathlib
 from collections.abc import Iterable
 
-from ofa_jax import text_files
+from ofa_jax import storage, text_files
 from ofa_jax.data import plain_pickle
 
 PICKLES = (".pkl", ".pickle", ".p")
@@ -21,10 +21,10 @@ def load(path: str | pathlib.Path) -> tuple[str, ...]:
   Raises:
     ValueError: the file is missing, holds something else, no answer, or an empty one.
   """
-  path = pathlib.Path(path)
+  path = storage.of(path)
   try:
     if path.suffix in PICKLES:
-      listed = plain_pickle.load(path.read_bytes())
+      listed = plain_pickle.load(storage.read_bytes(path))
     else:
       text = text_files.read(path)
       if text.lstrip()[:1] in ("{", "["):

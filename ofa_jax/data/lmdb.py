@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ofa_jax import staging
 from ofa_jax.data import plain_pickle
 from ofa_jax.data.tsv import BadRow, Texts, check_files, decode_base64
 
@@ -34,7 +35,7 @@ class LmdbImages:
   """
 
   def __init__(self, directory: str | os.PathLike):
-    self._directory = os.path.realpath(directory)
+    self._directory = os.path.realpath(staging.local_folder(directory))
     self.files = (os.path.join(self._directory, "data.mdb"),)
     self._environment = _open(self._directory)
     with self._environment.begin() as transaction:
@@ -94,7 +95,7 @@ def read_lmdb_pairs(directory: str | os.PathLike) -> Texts:
       plain `(image_id, text_id, text)` (all are counted, the first five named).
     ImportError: the `lmdb` package is not installed.
   """
-  path = os.path.realpath(directory)
+  path = os.path.realpath(staging.local_folder(directory))
   text_ids, texts, image_ids, places, faults = [], [], [], [], []
   with _open(path).begin() as transaction:
     count = transaction.get(b"num_samples")

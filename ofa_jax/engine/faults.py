@@ -13,6 +13,9 @@ from typing import Any
 import orbax.checkpoint as ocp
 from etils import epath
 
+from ofa_jax import storage
+from ofa_jax.engine import bucket_arrays
+
 
 class SaveError(OSError):
   """A checkpoint could not be saved, however often it was tried; the text says how to go on."""
@@ -32,7 +35,8 @@ def explained(workdir: str) -> Iterator[None]:
   except Exception as error:
     if not any(_is_disk_full(cause) for cause in _causes(error)):
       raise
-    whole = ocp.utils.checkpoint_steps(epath.Path(workdir).resolve() / "checkpoints")
+    folder = bucket_arrays.path_of(workdir) / "checkpoints"
+    whole = [] if storage.in_bucket(workdir) else ocp.utils.checkpoint_steps(folder)
     stands = f"The newest whole checkpoint is that of step {max(whole)}" if whole else (
       "No checkpoint was finished yet"
     )  # fmt: skip

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax import hub, losses
+from ofa_jax import hub, losses, storage
 from ofa_jax.data import images
 from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
 from ofa_jax.data.protocols import TextImages
@@ -401,9 +401,9 @@ def load_tokenizer(name: str) -> OFATokenizer:
 
 
 def _tokenizer_folder(name: str) -> Path:
-  folder = Path(name)
-  if folder.is_dir() and not (folder / "config.json").exists():
-    return folder
+  folder = storage.of(name)
+  if storage.is_dir(folder) and not storage.exists(folder / "config.json"):
+    return hub.files_of(folder)
   source = hub.open_model(name)
   if source.files is None:
     return source.tokenizer  # raises what is missing
@@ -431,7 +431,7 @@ def _learnt(targets: jax.Array, number: int, *, ignore_prefix: int) -> tuple[jax
 
 
 def _check_tokenizer(task: Seq2Seq, config: Any) -> list[str]:
-  if not Path(task.tokenizer).is_dir():  # a model's, and models are opened with the data
+  if not storage.is_dir(task.tokenizer):  # a model's, and models are opened with the data
     return []
   try:
     words = task.words.vocab_size
