@@ -19,7 +19,7 @@ import rich.progress
 from absl import app, flags
 from ml_collections import config_flags
 
-from ofa_jax import cli_help, cli_parsers, numerics, outputs
+from ofa_jax import cli_help, cli_parsers, numerics, outputs, staging
 from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
 from ofa_jax.engine import lock, log, processes
 from ofa_jax.engine.watchdog import INTERRUPTED
@@ -90,6 +90,15 @@ def define_path(name: str, help_text: str, *, required: bool = False) -> flags.F
     help_text,
     serializer=flags.ArgumentSerializer(),
     required=required,
+  )
+
+
+def define_stage() -> flags.FlagHolder:
+  """The flag that has data of buckets copied to a local disk, see `ofa_jax.staging`."""
+  return define_path(
+    "stage",
+    "Folder of a local disk to which data files of gs:// and s3:// are copied as they are needed; "
+    "copies that are there are used again.",
   )
 
 
@@ -217,6 +226,8 @@ class _Rate(rich.progress.ProgressColumn):
 def _start(main, unexpected):
   if unexpected:
     raise ValueError(f"Expected only flags (--name=value), found {' '.join(unexpected)}")
+  if "stage" in flags.FLAGS and flags.FLAGS.stage:
+    staging.stage_to(flags.FLAGS.stage)
   if "config" in flags.FLAGS:
     _join_cluster()
   with processes.one_fate():

@@ -246,6 +246,7 @@ def main() -> None:
   tokenizer = cli.define_path(
     "tokenizer", "Folder of an OFA's tokenizer, instead of the one that the config names."
   )
+  cli.define_stage()
 
   def command():
     log.quiet_libraries()

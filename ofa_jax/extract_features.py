@@ -222,6 +222,7 @@ def main() -> None:
   )
   batch_size = flags.DEFINE_integer("batch-size", 256, "Rows encoded together.", lower_bound=1)
   precision = cli.define_precision()
+  cli.define_stage()
   order = flags.DEFINE_enum(
     "order", "id", ("id", "file"), "Images by the bytes of their ids, as the original's, or not."
   )

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from ofa_jax import api, cli, partial, storage
+from ofa_jax import api, cli, partial
 from ofa_jax.data import answers, pipeline, sources
 from ofa_jax.data.cache import ImageReader
 from ofa_jax.data.given import picture
@@ -306,6 +306,7 @@ def main() -> None:
     "tokenizer", None, "Folder of the tokenizer's files; default: those beside the model."
   )
   precision = cli.define_precision()
+  cli.define_stage()
   max_bad_rate = flags.DEFINE_float("max-bad-rate", 0.01, "Share of unreadable rows allowed.")
   searched = {
     "num_beams": flags.DEFINE_integer("num-beams", None, "Hypotheses; default: the task's."),

@@ -312,8 +312,9 @@ def _filesystem(path: str | os.PathLike) -> "fsspec.AbstractFileSystem":
 @functools.cache
 def _configure(scheme: str) -> None:
   """Once: no list of a folder is remembered, for other hosts write there, too."""
-  if os.environ.get("STORAGE_EMULATOR_HOST"):  # emulators lack the service that tells bucket types
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+  # It asks for the type of the bucket at every turn, which wants a right of its own; only zonal
+  # ("Rapid") buckets need it.
+  os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
   import fsspec
 
   for name in ("gs", "gcs", "s3"):

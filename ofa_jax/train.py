@@ -429,6 +429,7 @@ def main() -> None:
   )  # fmt: skip
 
   status = cli.define_interrupted_status()
+  cli.define_stage()
 
   def command():
     log.quiet_libraries()

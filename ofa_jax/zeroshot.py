@@ -239,6 +239,7 @@ def main() -> None:
   output = cli.define_path("output", "JSON file for the predictions.", required=True)
   batch_size = flags.DEFINE_integer("batch-size", 256, "Images encoded together.", lower_bound=1)
   precision = cli.define_precision()
+  cli.define_stage()
   context_length = flags.DEFINE_integer(
     "context-length", None, "Tokens of a prompt; default: the model's.", lower_bound=2
   )

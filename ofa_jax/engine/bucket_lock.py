@@ -48,6 +48,10 @@ def held(place: str, *, beat: float, silence: int) -> Iterator[dict[str, Any] | 
   thread = threading.Thread(target=_keep_alive, args=(place, mine, done, beat), daemon=True)
   thread.start()
   try:
+    time.sleep(SETTLE)
+    now = _read(place) or {}
+    if now.get("token") != mine["token"]:
+      raise Held(now)
     yield before
   finally:
     done.set()
@@ -70,20 +74,12 @@ def _take(place: str, mine: dict[str, Any], *, beat: float, silence: int) -> dic
   if holder is None:
     with contextlib.suppress(FileExistsError):
       _write(place, mine, new=True)
-      return _settled(place, mine, before=None)
+      return None
     holder = _read(place) or {}
   if _alive(place, holder, beat=beat, silence=silence):
     raise Held(holder)
   _write(place, mine)
-  return _settled(place, mine, before=holder)
-
-
-def _settled(place: str, mine: dict[str, Any], *, before: dict[str, Any] | None):
-  time.sleep(SETTLE)
-  now = _read(place)
-  if now is None or now.get("token") != mine["token"]:
-    raise Held(now or {})
-  return before
+  return holder
 
 
 def _alive(place: str, holder: dict[str, Any], *, beat: float, silence: int) -> bool:
@@ -117,6 +113,8 @@ def _keep_alive(place: str, mine: dict[str, Any], done: threading.Event, beat: f
     number += 1
     with contextlib.suppress(OSError):  # the next beat comes
       now = _read(place)
+      if done.is_set():
+        return
       if now is not None and now.get("token") != mine["token"]:
         print(
           f"error: {place} was taken over by process {now.get('pid')} on {now.get('host')}: two "
