@@ -105,7 +105,7 @@ def check_library(path: str | os.PathLike) -> None:
   except ImportError as error:
     raise ValueError(
       f"Expected the package {library} to open {os.fspath(path)}, found none. "
-      f'pip install "ofa_jax[{extra}]"'
+      f"pip install {library} (the extra [{extra}] has it)"
     ) from error
 
 
