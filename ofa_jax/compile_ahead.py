@@ -12,6 +12,7 @@ it fit is compiled too; and when the compiler crashes, which is told as such: it
 of its own.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -24,7 +25,7 @@ import time
 import jax
 from absl import flags
 
-from ofa_jax import cli, files, numerics, outputs, validation
+from ofa_jax import cli, files, numerics, validation
 from ofa_jax import config as config_lib
 from ofa_jax.ahead import apart, cost, flops, hlo, savings, topology
 from ofa_jax.config import Config
@@ -388,8 +389,12 @@ def main() -> None:
   config, name, tries, output = _define_flags()
 
   def command():
-    if output.value is not None:
-      outputs.check_file(output.value, makes_parents=False)
+    with contextlib.ExitStack() as held:
+      if output.value is not None:
+        held.enter_context(cli.sole_writer(output.value, makes_parents=False))
+      work()
+
+  def work():
     target = topology.parse(name.value)
     devices = topology.devices(target)
     data, fsdp, tensor = config_lib.mesh_sizes(config.value.mesh, len(devices))

@@ -12,7 +12,9 @@ that training reads: a folder, a table (.csv, .tsv) whose columns go by name
 (--columns=image:filepath,text:question), .tar shards, Chinese-CLIP's `_imgs.tsv` or LMDB. The
 output has one JSON object a row, in the order of the rows, with the keys of the original's results
 and a "score", or an "error" where the row cannot be read. Threads decode images while the devices
-compute. A run that was killed continues where it stopped and ends with the same bytes.
+compute. A run that was killed continues where it stopped and ends with the same bytes. Several
+jobs share the rows with --shard=0/4, --shard=1/4, ... beside the same flags; then the same command
+with --shard=merge/4 makes of their files the one file, byte for byte.
 """
 
 import contextlib
@@ -25,7 +27,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from ofa_jax import api, cli, partial
+from ofa_jax import api, cli, partial, shards
 from ofa_jax.data import answers, pipeline, sources
 from ofa_jax.data.cache import ImageReader
 from ofa_jax.data.given import picture
@@ -127,14 +129,16 @@ class TaskRows:
     table: with the columns of a task.
     size: side of the images given, in pixels.
     begin: rows that are left out at the beginning.
+    end: the first row that is left out at the end.
   """
 
-  def __init__(self, table: TextImages, *, size: int, begin: int = 0):
-    self._table, self._size, self._begin = table, size, begin
+  def __init__(self, table: TextImages, *, size: int, begin: int = 0, end: int | None = None):
+    self._table, self._size = table, size
+    self._begin, self._end = begin, len(table) if end is None else end
     self._reader = ImageReader(table, size=size, rgb_first=True)
 
   def __len__(self) -> int:
-    return len(self._table) - self._begin
+    return self._end - self._begin
 
   def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
     """One row. Raises BadRow when it cannot be read."""
@@ -168,8 +172,9 @@ def predict_file(
   options: Options,
   batch_size: int = 16,
   max_bad_rate: float = 0.01,
+  shard: shards.Shard | None = None,
 ) -> int:
-  """Writes the predictions of all rows; returns how many there are.
+  """Writes the predictions of all rows, or of a shard of them; returns how many there are.
 
   Args:
     model: from `load_from_name`.
@@ -180,11 +185,14 @@ def predict_file(
     options: how to.
     batch_size: rows predicted together.
     max_bad_rate: the largest share of unreadable rows; see `pipeline.BadRows`.
+    shard: of the rows, for its own file beside `output`.
 
   Raises:
     ValueError: what the task needs is missing.
     TooManyBadRows: more rows are unreadable.
   """
+  output = shard.place(output) if shard else output
+  start, end = shard.rows(len(table), batch_size=batch_size) if shard else (0, len(table))
   left = partial.place_of(output)
   left.parent.mkdir(parents=True, exist_ok=True)
   work = {
@@ -194,13 +202,14 @@ def predict_file(
     "task": task,
     "options": dataclasses.asdict(options),
     "batch size": batch_size,
+    **(shard.work() if shard else {}),
   }
 
   def batches(begin: int, bad: pipeline.BadRows) -> Iterator[list[bytes]]:
-    rows = TaskRows(table, size=model.image_size, begin=begin)
+    rows = TaskRows(table, size=model.image_size, begin=start + begin, end=end)
     with pipeline.eval_batches(rows, batch_size=batch_size, bad=bad) as read:
       for batch in read:
-        yield _lines(model, task, table, batch, begin=begin, options=options, bad=bad)
+        yield _lines(model, task, table, batch, begin=start + begin, options=options, bad=bad)
 
   done = 0
   if partial.taken_up(left, work):
@@ -218,13 +227,15 @@ def predict_file(
   bad.carry(sum("error" in json.loads(line) for line in lines[:done]) if done else 0, seen=done)
   with (
     open(left, "ab") as file,
-    cli.progress(task, total=len(table), done=done, unit="rows") as advance,
+    cli.progress(task, total=end - start, done=done, unit="rows") as advance,
   ):
-    for lines in batches(done, bad) if done < len(table) else ():
+    for lines in batches(done, bad) if done < end - start else ():
       file.writelines(lines)
       file.flush()
       advance(len(lines))
   written = left.read_bytes().splitlines()
+  if shard is not None:
+    shards.note(output, work)
   partial.finish(left, output)
   return sum("error" not in json.loads(line) for line in written)
 
@@ -307,7 +318,8 @@ def main() -> None:
   )
   precision = cli.define_precision()
   cli.define_stage()
-  max_bad_rate = flags.DEFINE_float("max-bad-rate", 0.01, "Share of unreadable rows allowed.")
+  shard_ = cli.define_shard()
+  max_bad_rate = cli.define_max_bad_rate("rows")
   searched = {
     "num_beams": flags.DEFINE_integer("num-beams", None, "Hypotheses; default: the task's."),
     "max_length": flags.DEFINE_integer("max-length", None, "Tokens before the end, at most."),
@@ -324,6 +336,8 @@ def main() -> None:
     if input_.value:
       if not output.value or image.value or text.value:
         raise ValueError("Expected --output, and neither --image nor --text, beside --input")
+    elif shard_.value:
+      raise ValueError("Expected --input beside --shard, found none")
     elif not image.value and not text.value:
       raise ValueError("Expected --input, or --image, --text or both, found none of them")
     pictures = [picture(image.value)] if image.value else None
@@ -347,7 +361,13 @@ def main() -> None:
 
     if input_.value:
       inputs = (*input_.value, *name.value, candidates.value)
-      with cli.sole_writer(output.value, inputs=inputs):
+      shard = shards.parse(shard_.value, environ=os.environ)
+      merges = shard is not None and shard.index is None
+      place = output.value if shard is None or merges else shard.place(output.value)
+      with cli.sole_writer(place, inputs=inputs):
+        if merges:
+          print(f"{shards.merge(output.value, shard)} parts are together in {output.value}")
+          return
         table = _open_table(input_.value, task=task.value, columns=columns.value)
         model, options = load()
         count = predict_file(
@@ -358,8 +378,9 @@ def main() -> None:
           options=options,
           batch_size=batch_size.value,
           max_bad_rate=max_bad_rate.value,
+          shard=shard,
         )
-      print(f"{count} predictions of {len(table)} rows are stored in {output.value}")
+      print(f"{count} predictions of {len(table)} rows are stored in {place}")
       return
     model, options = load()
     texts = {"text": [text.value or ""]}

@@ -336,6 +336,7 @@ def _open_huggingface(path: pathlib.Path, described: Mapping[str, Any], family: 
   config, settings = explain(path, family.huggingface.infer, path, described)
 
   def load(shardings=None):
+    checksums.verify(path)  # of a folder that `ofa_jax.convert` has written
     return place(*family.huggingface.load(path, config), shardings)
 
   return Source(

@@ -25,6 +25,7 @@ from ofa_jax.data import pipeline
 from ofa_jax.data.streams import Streams, unnamed
 from ofa_jax.engine import (
   checkpoint,
+  cluster,
   config_file,
   faults,
   lock,
@@ -103,7 +104,7 @@ def _open(config, workdir, notice, opened):
     program, num_rows=rows.num_rows, steps=steps, origin=origin, workdir=workdir
   )
   out.table(config.name or "ofa_jax", named)
-  out.record(f"Weights: {origin}")
+  out.begun(origin, layout=cluster.layout())
   if checkpoints.steps():
     out.line(f"Checkpoints: {checkpoints.listing()}")
   if jax.process_index() == 0:

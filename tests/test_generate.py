@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 import ofa_jax
-from ofa_jax import evaluate, generate
+from ofa_jax import evaluate, generate, shards
 from ofa_jax.config import Config, Eval
 from ofa_jax.data.tsv import BadRow, Table
 from ofa_jax.decode.beam import Search
+from ofa_jax.shards import Shard
 from ofa_jax.tasks.caption import Caption
 from tests.ofa_directory import save_micro
 from tests.ofa_golden import micro_config
@@ -114,6 +115,24 @@ def test_every_row_has_a_line_in_its_place(table, tmp_path, capsys):
   assert [line.get("score") for line in lines[4:8]] == [None, 0, -1, -2]
   assert "Skipped a bad row" in capsys.readouterr().out
   assert [x.name for x in (tmp_path / "out").iterdir()] == ["caption.jsonl"]
+
+
+def test_shares_of_the_rows_make_the_bytes_of_one_job(table, tmp_path):
+  def predict(model, name, shard=None):
+    return generate.predict_file(
+      model, "caption", table, output=tmp_path / name, shard=shard,
+      options=OPTIONS, batch_size=2, max_bad_rate=0.5,
+    )  # fmt: skip
+
+  for num in (2, 7):  # of six batches
+    counts = [predict(Model(), "x.jsonl", Shard(i, num)) for i in range(1, num)]
+    if num == 2:
+      with pytest.raises(KilledError):
+        predict(Dies(), "x.jsonl", Shard(0, num))
+    counts.append(predict(Model(), "x.jsonl", Shard(0, num)))
+    assert sum(counts) == predict(Model(), "straight.jsonl") == ROWS - 1
+    assert shards.merge(tmp_path / "x.jsonl", Shard(None, num)) == num
+    assert (tmp_path / "x.jsonl").read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
 
 
 def test_results_have_the_originals_keys(table, tmp_path):

@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO
 
 import numpy as np
 import orjson
@@ -175,14 +176,7 @@ class FeatureWriter:
 
   def _header(self, count: int) -> bytes:
     """The beginning of the file, of the same length for every count."""
-    if self._format == "jsonl":
-      return b""
-    header = io.BytesIO()
-    dtype = np.lib.format.dtype_to_descr(_row_dtype(self._width))
-    np.lib.format.write_array_header_1_0(
-      header, {"descr": dtype, "fortran_order": False, "shape": (count,)}
-    )
-    return header.getvalue()
+    return b"" if self._format == "jsonl" else _npy_header(_row_dtype(self._width), count)
 
   def _whole_rows(self, begin: int) -> Iterator[tuple[int, int]]:
     """The id of each row that is written to its end, and the offset of that end."""
@@ -202,6 +196,13 @@ class FeatureWriter:
       while len(row := self._file.read(dtype.itemsize)) == dtype.itemsize:
         begin += dtype.itemsize
         yield int(np.frombuffer(row, dtype)["id"][0]), begin
+
+
+def join_of(
+  path: str | os.PathLike,
+) -> Callable[[Sequence[pathlib.Path], BinaryIO], None] | None:
+  """What `shards.merge` puts files of this form together with."""
+  return _join_npy if form_of(path) == "npy" else None
 
 
 def form_of(path: str | os.PathLike) -> str:
@@ -245,6 +246,23 @@ _OTHER_DIGITS = re.compile(rb"(?<![\d.])-?(?:0\.0000\d+|\d[.\d]*e-\d+)")
 
 def _row_dtype(width: int) -> np.dtype:
   return np.dtype([("id", "<i8"), ("feature", "<f4", (width,))])
+
+
+def _npy_header(dtype: np.dtype, count: int) -> bytes:
+  header = io.BytesIO()
+  described = np.lib.format.dtype_to_descr(dtype)
+  np.lib.format.write_array_header_1_0(
+    header, {"descr": described, "fortran_order": False, "shape": (count,)}
+  )
+  return header.getvalue()
+
+
+def _join_npy(paths: Sequence[pathlib.Path], whole: BinaryIO) -> None:
+  rows = [np.load(path, mmap_mode="r") for path in paths]
+  whole.write(_npy_header(rows[0].dtype, sum(map(len, rows))))
+  for part in rows:
+    for begin in range(0, len(part), _BLOCK):
+      whole.write(part[begin : begin + _BLOCK].tobytes())
 
 
 def _load_npy(path: str) -> tuple[np.ndarray, np.ndarray]:

@@ -23,6 +23,8 @@ from ofa_jax.engine import curves, growing, writers
 
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
+TEXT = "log.txt"
+_WEIGHTS = "Weights: "  # begins a line that each start of a run writes
 _INDENT = "  "  # of the later lines of a text
 
 
@@ -59,7 +61,7 @@ class Log:
     self._main = jax.process_index() == 0
     self.folder = storage.of(workdir)
     self._lines, self._metrics = (
-      growing.Growing(str(self.folder / name)) for name in ("log.txt", METRICS)
+      growing.Growing(str(self.folder / name)) for name in (TEXT, METRICS)
     )
     self._console = rich.console.Console(quiet=not self._main, highlight=False, soft_wrap=True)
     self._bar = rich.progress.Progress(
@@ -114,6 +116,23 @@ class Log:
   def history(self) -> list[dict[str, float]]:
     """Rows of `metrics.jsonl` so far, those of earlier starts included (process 0 only)."""
     return self._rows
+
+  def begun(self, origin: str, *, layout: Sequence[str] = ()) -> None:
+    """Notes where the weights came from, and says so when the run was started before.
+
+    Args:
+      origin: of the weights.
+      layout: lines on the processes of the job.
+    """
+    if not self._main:
+      return
+    path = self.folder / TEXT
+    text = storage.read_bytes(path) if storage.exists(path) else b""
+    before = text.count(f" | {_WEIGHTS}".encode())
+    for text in (f"{_WEIGHTS}{origin}", *layout):
+      self.record(text)
+    if before:
+      self.line(f"Restart {before} of this run, from step {self._start}")
 
   def line(self, text: str, *, level: str = "INFO") -> None:
     """One line on the console and in `log.txt`."""

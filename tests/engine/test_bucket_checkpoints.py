@@ -32,7 +32,7 @@ def test_round_trip(bucket, program, services):
   at, params, _ = checkpoint.open_weights(bucket, **layout(program), which="2")
   assert at == 2
   assert_same(state.ema, params)
-  assert not any("1/" == n[:2] for n in storage.files_below(f"{bucket}/checkpoints"))
+  assert not any(n[:2] == "1/" for n in storage.files_below(f"{bucket}/checkpoints"))
   if bucket.startswith("gs"):
     methods = {m for m, path in services["gs"].asked if "/d/" in path or "%2Fd%2F" in path}
     assert {"POST", "GET"} <= methods  # TensorStore's own requests

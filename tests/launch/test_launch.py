@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -17,11 +18,31 @@ SCRIPTS = ("local.sh", "slurm.sbatch", "tpu_vm.sh")
 TRAIN = (sys.executable, "-m", "ofa_jax.train", "--config=configs/quickstart.py", *SMALL)
 SHORT = ("--config.steps=6", "--config.log_every=2", "--config.evals=()")
 
-# What SLURM's own does with the options of our script: as many tasks as it was given.
+# What SLURM's own does with the options of our script: as many tasks as it was given, on nodes of
+# SLURM_NTASKS_PER_NODE; the highest of their statuses.
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do echo "srun option $1"; shift; done
-for ((i = 0; i < SLURM_NTASKS; i++)); do SLURM_PROCID=$i "$@" & done
-wait
+export SLURM_STEP_ID=0 SLURM_STEP_NODELIST=$SLURM_JOB_NODELIST SLURM_STEP_NUM_TASKS=$SLURM_NTASKS
+export SLURM_STEP_TASKS_PER_NODE=$SLURM_TASKS_PER_NODE
+tasks=()
+for ((i = 0; i < SLURM_NTASKS; i++)); do
+  SLURM_PROCID=$i SLURM_LOCALID=$((i % SLURM_NTASKS_PER_NODE)) \\
+    SLURM_NODEID=$((i / SLURM_NTASKS_PER_NODE)) "$@" &
+  tasks+=($!)
+done
+status=0
+for task in "${tasks[@]}"; do
+  one=0
+  wait "$task" || one=$?
+  ((one <= status)) || status=$one
+done
+exit "$status"
+"""
+SCONTROL = """#!/usr/bin/env bash
+case $1 in
+  show) printf 'localhost\\nother\\n' ;;
+  *) echo "scontrol $*" ;;
+esac
 """
 
 
@@ -74,24 +95,102 @@ def test_local_passes_on_sigterm():
   assert process.wait(timeout=20) == 0
 
 
-def test_slurm_runs_two_tasks(environment, tmp_path):
+def slurm(tmp_path, environment, *command, tasks=2, nodes=2, **more):
+  """Runs the batch script as SLURM does on the first of some nodes."""
   tools = tmp_path / "bin"
-  tools.mkdir()
-  (tools / "srun").write_text(SRUN)
-  (tools / "scontrol").write_text("#!/usr/bin/env bash\nprintf 'localhost\\nother\\n'\n")
-  for tool in tools.iterdir():
-    tool.chmod(0o755)
-  slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "node[1-2]"}
-  result = subprocess.run(
-    [LAUNCH / "slurm.sbatch", *TRAIN, *SHORT, f"--workdir={tmp_path / 'run'}"],
+  tools.mkdir(exist_ok=True)
+  for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+    (tools / name).write_text(text)
+    (tools / name).chmod(0o755)
+  variables = {
+    "SLURM_JOB_ID": str(os.getpid()),
+    "SLURM_JOB_NODELIST": "node[1-2]",
+    "SLURM_NTASKS": f"{tasks * nodes}",
+    "SLURM_NTASKS_PER_NODE": f"{tasks}",
+    "SLURM_TASKS_PER_NODE": f"{tasks}(x{nodes})",
+    "SLURM_CPUS_ON_NODE": "96",
+    "SLURM_GPUS_ON_NODE": "8",
+    "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7",
+    **more,
+  }
+  return subprocess.run(
+    [LAUNCH / "slurm.sbatch", *command],
     cwd=ROOT,
-    env={**environment, **slurm, "PATH": f"{tools}:{os.environ['PATH']}"},
+    env={**environment, **variables, "PATH": f"{tools}:{os.environ['PATH']}"},
     capture_output=True,
     text=True,
   )
-  assert "srun option --kill-on-bad-exit=1" in result.stdout
+
+
+def test_slurm_runs_two_tasks(environment, tmp_path):
+  result = slurm(tmp_path, environment, *TRAIN, *SHORT, f"--workdir={tmp_path / 'run'}", tasks=1)
+  for option in ("--ntasks=2", "--kill-on-bad-exit=1", "--cpu-bind=cores", "--cpus-per-task=96"):
+    assert f"srun option {option}\n" in result.stdout
   assert "on 2 host(s)" in result.stdout, result.stdout + result.stderr
   assert [r["step"] for r in log.read_metrics(tmp_path / "run")] == [2, 4, 6]
+  text = (tmp_path / "run" / "log.txt").read_text()
+  host = socket.gethostname()
+  assert f"Process 0 on {host}: 1 cpu" in text and f"Process 1 on {host}: 1 cpu" in text
+  assert "of JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID" in text
+
+
+# What `cli` calls, with the arguments of `jax.distributed.initialize` written down in its place.
+READ = """
+import os, sys
+from ofa_jax.engine import cluster
+job = cluster.read(os.environ, asked=False, tpu=False)
+print("job", job.index, job.num, job.address, job.local_devices, job.method)
+"""
+
+
+@pytest.mark.parametrize(
+  ("tasks", "devices"),
+  [(1, [None]), (8, [(i,) for i in range(8)]), (2, [(0, 1, 2, 3), (4, 5, 6, 7)])],
+)
+def test_slurm_gives_each_process_its_gpus(environment, tmp_path, tasks, devices):
+  result = slurm(tmp_path, environment, sys.executable, "-c", READ, tasks=tasks)
+  assert result.returncode == 0, result.stderr
+  jobs = sorted(
+    line.split(" ", 4)[1:] for line in result.stdout.splitlines() if line.startswith("job")
+  )
+  jobs.sort(key=lambda job: int(job[0]))
+  assert [(int(i), int(num)) for i, num, *_ in jobs] == [(i, 2 * tasks) for i in range(2 * tasks)]
+  assert len({address for _, _, address, _ in jobs}) == 1
+  assert jobs[0][2].startswith("localhost:2")
+  assert [rest for *_, rest in jobs] == [f"{d} deactivate" for d in 2 * devices]
+
+
+@pytest.mark.parametrize(
+  ("script", "status", "again"),
+  [
+    ("exit 0", 0, False),
+    ('exit "$OFA_JAX_INTERRUPTED_STATUS"', 75, True),
+    ("kill -KILL $$", 137, True),
+    ("exit 1", 1, False),
+    ("exit 2", 2, False),
+    ("exit 130", 130, False),
+    # One is at fault, the other was killed for it, or found no peer.
+    ("((JAX_PROCESS_ID == 0)) || exit 1; kill -KILL $$", 1, False),
+    ("((JAX_PROCESS_ID == 0)) || exit 1; exit 75", 1, False),
+    ("((JAX_PROCESS_ID == 0)) || kill -KILL $$; exit 75", 137, True),
+  ],
+)
+def test_slurm_starts_again_what_may_go_on(environment, tmp_path, script, status, again):
+  result = slurm(tmp_path, environment, "bash", "-c", script, SLURM_RESTART_COUNT="3")
+  assert result.returncode == status, result.stderr
+  assert (f"scontrol requeue {os.getpid()}" in result.stdout) == again
+  assert ("queued again (restart 4)" in result.stderr) == again
+  limited = slurm(
+    tmp_path, environment, "bash", "-c", script, SLURM_RESTART_COUNT="3", RESTARTS="3"
+  )
+  assert limited.returncode == status and "requeue" not in limited.stdout
+
+
+def test_slurm_puts_a_container_before_the_command(environment, tmp_path):
+  more = {"CONTAINER": "env INSIDE=yes", "SRUN_FLAGS": "--container-image=x --exact"}
+  result = slurm(tmp_path, environment, "bash", "-c", "echo inside $INSIDE", **more)
+  assert result.stdout.count("inside yes") == 4
+  assert "srun option --container-image=x\nsrun option --exact" in result.stdout
 
 
 def test_jobset_is_in_shape():
