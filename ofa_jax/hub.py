@@ -34,7 +34,6 @@ from ofa_jax.models.abstract import abstract
 
 FORMAT = 1
 TOKENIZER = "tokenizer"  # the folder of an OFA's in a workdir
-_TOKENIZER_BYTES = 64 << 20  # of a file of one, which is no file of weights
 WEIGHTS = ("*.safetensors", "*.bin")  # of Hugging Face directories
 FAMILIES: tuple[Family, ...] = (cnclip_family.FAMILY, ofa_family.FAMILY)
 RELEASES: dict[str, Release] = {
@@ -88,7 +87,9 @@ class Source:
     """
     if folder is None:
       return self
-    source = dataclasses.replace(self, files=files_of(storage.of(folder).expanduser()))
+    source = dataclasses.replace(
+      self, files=staging.tokenizer_files(storage.of(folder).expanduser())
+    )
     source.tokenizer  # noqa: B018 - read here, so that it is told here
     return source
 
@@ -327,7 +328,7 @@ def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: Family) 
     load=load,
     form="directory",
     settings=family.read_settings(described),
-    files=files_of(path),
+    files=staging.tokenizer_files(path),
     stored=lambda: [path / "config.json", path / "params"],
   )
 
@@ -393,7 +394,7 @@ def _files_of_run(path: pathlib.Path, tokenizer: str | None) -> pathlib.Path | N
     path: its workdir, which holds one since runs keep theirs.
     tokenizer: what its task says: a folder, or a model that has one. None: it needs none.
   """
-  own = files_of(path / TOKENIZER)
+  own = staging.tokenizer_files(path / TOKENIZER)
   if not isinstance(tokenizer, str | None):
     raise ValueError(
       f"{path}: expected the folder of a tokenizer, found {type(tokenizer).__name__}"
@@ -401,21 +402,11 @@ def _files_of_run(path: pathlib.Path, tokenizer: str | None) -> pathlib.Path | N
   if tokenizer is None or own.is_dir():
     return own if own.is_dir() else None
   if storage.is_dir(tokenizer) and not storage.exists(storage.of(tokenizer) / "config.json"):
-    return files_of(storage.of(tokenizer))
+    return staging.tokenizer_files(storage.of(tokenizer))
   try:
     return open_model(tokenizer).files
   except ValueError:  # moved, or of another machine: the weights are still to be had
     return own
-
-
-def files_of(folder: pathlib.Path) -> pathlib.Path:
-  """The folder with the files of a tokenizer; of a bucket one with copies of them."""
-  if not storage.in_bucket(folder):
-    return folder
-  try:
-    return staging.local_folder(folder, most=_TOKENIZER_BYTES, below=False)
-  except FileNotFoundError:
-    return pathlib.Path(os.devnull)
 
 
 def _open_torch(

@@ -16,6 +16,7 @@ import sys
 from ofa_jax import files, storage
 
 VARIABLE = "OFA_JAX_STAGE"  # an environment variable, for the processes that a command starts
+_SMALL = 64 << 20  # bytes of a file that is none of weights
 _TOLD = 64 << 20  # bytes of a copy that is worth a line
 
 
@@ -100,6 +101,14 @@ def local_folder(
     raise FileNotFoundError(f"{root}: expected files, found none")
   name, copy = copies[0]
   return copy.parents[name.count("/")]
+
+
+def tokenizer_files(folder: str | os.PathLike) -> pathlib.Path:
+  """A folder with the files of a tokenizer; of a bucket one with copies, without any weights."""
+  try:
+    return local_folder(folder, most=_SMALL, below=False)
+  except FileNotFoundError:
+    return pathlib.Path(os.devnull)  # which has none, as its reader tells
 
 
 def _is_copy(place: pathlib.Path, note: pathlib.Path, *, size: int, mark: str) -> bool:

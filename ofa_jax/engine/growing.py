@@ -6,12 +6,31 @@ the end; a killed process loses the lines since then, none of those before its l
 for every save flushes. A local file has each line at once.
 """
 
+import contextlib
 import threading
 import time
+import weakref
 
 from ofa_jax import storage
 
 EVERY = 5.0  # seconds between two writes of an object
+LAST = 5.0  # seconds that a process which ends at once waits for its last lines
+
+
+_open: "weakref.WeakSet[Growing]" = weakref.WeakSet()
+
+
+def write_last_lines(*, within: float = LAST) -> None:
+  """Flushes what is open in buckets, for a process that ends without closing it; raises nothing."""
+  for file in list(_open):
+    thread = threading.Thread(target=_flushed, args=(file,), daemon=True)
+    thread.start()
+    thread.join(within)
+
+
+def _flushed(file: "Growing") -> None:
+  with contextlib.suppress(Exception):
+    file.flush()
 
 
 class Growing:
@@ -25,6 +44,8 @@ class Growing:
   def __init__(self, path: str, *, every: float = EVERY):
     self._path, self._every = path, every
     self._remote = storage.in_bucket(path)
+    if self._remote:
+      _open.add(self)
     self._pending = threading.Event()
     self._ended = threading.Event()
     self._text = threading.Lock()
@@ -67,6 +88,7 @@ class Growing:
 
   def close(self) -> None:
     """Writes the rest; errors as `flush`."""
+    _open.discard(self)
     self._ended.set()
     self._pending.set()
     if self._thread is not None:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax import hub, losses, storage
+from ofa_jax import hub, losses, staging, storage
 from ofa_jax.data import images
 from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
 from ofa_jax.data.protocols import TextImages
@@ -403,7 +403,7 @@ def load_tokenizer(name: str) -> OFATokenizer:
 def _tokenizer_folder(name: str) -> Path:
   folder = storage.of(name)
   if storage.is_dir(folder) and not storage.exists(folder / "config.json"):
-    return hub.files_of(folder)
+    return staging.tokenizer_files(folder)
   source = hub.open_model(name)
   if source.files is None:
     return source.tokenizer  # raises what is missing
