@@ -79,10 +79,10 @@ class Growing:
     """
     with self._writing:
       with self._text:
+        self._pending.clear()
         if self._content is None or len(self._content) == self._written:
           return
         content = bytes(self._content)
-        self._pending.clear()
       storage.write_bytes(self._path, content)
       self._written = len(content)
 
