@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from ofa_jax.engine import log
 from tests import bucket_servers, ofa_directory, tiny
 from tests.evaluation_golden import RETRIEVAL, save_model
 from tests.kills import write_pictures
+from tests.test_processes import finish, start_cluster
 
 ROOT = pathlib.Path(__file__).parent.parent
 TIMES = ("data_time", "batch_time", "rows_per_s")
@@ -198,3 +200,19 @@ def test_every_command(bucket, services, tmp_path):
       assert stored == content, (name, out)
   assert {p.name for p in ssd.rglob("*.tsv")} == {"test_imgs.tsv", "in.tsv"}
   assert not [name for name in storage.files_below(place) if "in-use" in name or "partial" in name]
+
+
+@pytest.mark.slow  # four processes, for each service
+def test_two_processes_write_one_run(bucket, digits, tmp_path):
+  """Each writes its own part of the arrays: the steps are those of a local folder."""
+  flags = ("--config.steps=4", "--config.save_every=2", "--config.evals=()", "--config.mesh.fsdp=2")
+  for folder in (f"{bucket}/run", tmp_path / "run"):
+    with socket.socket() as s:
+      s.bind(("localhost", 0))
+      port = s.getsockname()[1]
+    cluster = start_cluster(digits, folder, *flags, "--config.mesh.data=1", port=port, num=2)
+    for process in cluster:
+      finish(process)
+  assert_equal(weights(f"{bucket}/run"), weights(tmp_path / "run"))
+  names = storage.files_below(f"{bucket}/run/checkpoints/4/model")
+  assert any(name.startswith("ocdbt.process_1/") for name in names)
