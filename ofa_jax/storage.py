@@ -151,9 +151,11 @@ def glob(pattern: str) -> list[str]:
 
 
 def files_below(folder: str | os.PathLike) -> dict[str, Object]:
-  """The objects below a name in a bucket, by their names relative to it, sorted."""
+  """The objects below a name in a bucket, by their names relative to it, sorted; perhaps none."""
   root = os.fspath(folder).rstrip("/")
-  infos = _retried(root, lambda fs: fs.find(root, detail=True))
+  infos: dict[str, dict[str, Any]] = {}
+  with contextlib.suppress(FileNotFoundError):
+    infos = _retried(root, lambda fs: fs.find(root, detail=True))
   begin = len(root) - 5 + 1  # names are given without the scheme
   files = {i["name"][begin:]: Object(_stat_of(i), i.get("crc32c")) for i in infos.values()}
   return {name: files[name] for name in sorted(files) if name and not name.endswith("/")}

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import os
+import pathlib
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -105,14 +106,14 @@ def save_atomically(place: str | os.PathLike, **arrays: np.ndarray) -> None:
     np.savez(file, **arrays)
 
 
-def _load(place: str) -> np.lib.npyio.NpzFile:
+def _load(place: pathlib.Path) -> np.lib.npyio.NpzFile:
   # Without pickles, which is the default.
   return np.load(io.BytesIO(storage.read_bytes(place)) if storage.in_bucket(place) else place)
 
 
-def _places(path: str, index_dir: str | None) -> list[str]:
+def _places(path: str, index_dir: str | None) -> list[pathlib.Path]:
   name = os.path.basename(path) + ".index.npz"
   own = f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{name}"
   if index_dir is not None:
-    return [os.path.join(index_dir, own)]
-  return [os.path.join(os.path.dirname(path), name), str(storage.cache_home() / "index" / own)]
+    return [storage.of(index_dir) / own]
+  return [storage.of(path).with_name(name), storage.cache_home() / "index" / own]

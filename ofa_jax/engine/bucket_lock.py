@@ -76,6 +76,8 @@ def _take(place: str, mine: dict[str, Any], *, beat: float, silence: int) -> dic
       _write(place, mine, new=True)
       return None
     holder = _read(place) or {}
+    if holder.get("token") == mine["token"]:  # it was made, and the answer was lost
+      return None
   if _alive(place, holder, beat=beat, silence=silence):
     raise Held(holder)
   _write(place, mine)

@@ -79,6 +79,7 @@ def test_the_best_is_named(bucket, program):
     assert run.find("best") == 1
 
 
+@pytest.mark.slow  # a minute of waiting between tries
 def test_saves_go_through_passing_faults(bucket, program, services, monkeypatch):
   monkeypatch.setitem(bucket_arrays.RETRIES, "initial_delay", "0.01s")
   monkeypatch.setattr(storage, "WAITS", (0.01,) * 3)
