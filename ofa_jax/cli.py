@@ -19,7 +19,7 @@ from ml_collections import config_flags
 from ofa_jax import cli_help, cli_parsers, configs, numerics, outputs, staging
 from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
 from ofa_jax.engine import cluster, lock, log, processes
-from ofa_jax.files import written_whole
+from ofa_jax.files import room_for, written_whole
 from ofa_jax.text_files import printable
 
 (RECIPES,) = configs.__path__
@@ -204,7 +204,8 @@ def sole_writer(
     makes_parents: see `outputs.check_file`.
 
   Raises:
-    ValueError: it cannot be written, see `outputs.check_file`; another process writes it.
+    ValueError: it cannot be written, see `outputs.check_file`; another process writes it; the disk
+      is full in the block.
   """
   if not new:
     outputs.check_file(path, flag=flag, inputs=inputs, makes_parents=makes_parents)
@@ -215,7 +216,8 @@ def sole_writer(
       print(note, file=sys.stderr)
     if new:  # only now, so that the lock of one that was killed at its very end is cleared away
       outputs.check_new(path, flag=flag)
-    yield
+    with room_for(path):
+      yield
 
 
 @contextlib.contextmanager
@@ -299,7 +301,8 @@ def _parse(argv):
   except Exception as e:
     if os.environ.get("OFA_JAX_TRACEBACK"):
       raise
-    _fail(_in_config_file(e, argv))
+    kept = isinstance(e, OSError) and e.__cause__  # of a config file that failed, see `_start`
+    _fail(_in_config_file(kept or e, argv))
 
 
 def _help(argv):

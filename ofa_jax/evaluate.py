@@ -261,6 +261,7 @@ def main() -> None:
         if results.value is not None:
           outputs.check_folder(results.value, flag="--results")
           note = held.enter_context(lock.one_writer(results.value))
+          held.enter_context(files.room_for(results.value))
           if note:
             _to_stderr(note)
       metrics = run(config.value, directory.value, results=results.value)

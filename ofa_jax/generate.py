@@ -5,7 +5,9 @@ r"""What an OFA says: captions, answers, boxes and labels, for one input or a fi
   python -m ofa_jax.generate --model=M --task=caption --input=caption_test.tsv --output=F.jsonl
 
 Tasks: caption; vqa (questions); refcoco (phrases to boxes); snli_ve (hypotheses and perhaps
-premises to labels); classify; text (prompts in your own words, with or without an image).
+premises to labels); classify; ocr and ocr_document (the texts in a picture, or in a long line of a
+document); text (prompts in your own words, with or without an image); and of texts alone cola,
+mnli, mrpc, qnli, qqp, rte, sst2 (labels) and gigaword (articles to summaries).
 
 The input is the original's TSV of the task, or one with other `--columns`; or pictures in any form
 that training reads: a folder, a table (.csv, .tsv) whose columns go by name
@@ -29,21 +31,26 @@ from absl import flags
 
 from ofa_jax import api, cli, partial, shards
 from ofa_jax.data import answers, pipeline, sources
-from ofa_jax.data.cache import ImageReader
 from ofa_jax.data.given import picture
 from ofa_jax.data.protocols import TextImages
-from ofa_jax.data.rows import Row
 from ofa_jax.data.text import REFERENCES
 from ofa_jax.data.tsv import IMAGE, BadRow
 from ofa_jax.decode.beam import Search
 from ofa_jax.engine import log
 from ofa_jax.inference.ofa import OFAModel
-from ofa_jax.tasks import caption, free_text, image_classify, refcoco, snli_ve, vqa
+from ofa_jax.inference.rows import TEXTS, TaskRows
+from ofa_jax.tasks import (
+  caption,
+  free_text,
+  gigaword,
+  glue,
+  image_classify,
+  ocr,
+  refcoco,
+  snli_ve,
+  vqa,
+)
 from ofa_jax.tasks.answering import Answering
-
-TEXTS = ("id", "text", "premise", "objects")
-MAY_BE_EMPTY = ("id", "objects")
-
 
 TASKS: dict[str, Answering] = {
   "caption": caption.ANSWERING,
@@ -51,7 +58,11 @@ TASKS: dict[str, Answering] = {
   "refcoco": refcoco.ANSWERING,
   "snli_ve": snli_ve.ANSWERING,
   "classify": image_classify.ANSWERING,
+  "ocr": ocr.ANSWERING,
+  "ocr_document": ocr.DOCUMENTS,
   "text": free_text.ANSWERING,
+  "gigaword": gigaword.ANSWERING,
+  **{part: glue.answering(part) for part in glue.PARTS},
 }
 
 
@@ -83,8 +94,8 @@ def predict(
   Args:
     model: from `load_from_name`.
     task: one of `TASKS`.
-    images: of each row; None: without images.
-    texts: "text" and perhaps "premise" or "objects" of each row.
+    images: of each row, as the task's `Answering.square` made them; None: without images.
+    texts: "text" and perhaps "text2", "premise" or "objects" of each row.
     options: how to.
 
   Raises:
@@ -111,6 +122,11 @@ def predict(
     if options.candidates is None:
       raise ValueError("Expected --candidates, a file with the names of all classes, found none")
     return model.classify(images, options.candidates, return_scores=True)
+  if task in ("ocr", "ocr_document"):
+    document = task == "ocr_document"
+    return model.read(images, document=document, placed=True, search=search, return_scores=True)
+  if task != "text":  # texts alone
+    return model.ask(TASKS[task], texts, search=search, return_scores=True)
   return model.generate(
     images,
     texts["text"],
@@ -120,47 +136,6 @@ def predict(
     search=search,
     return_scores=True,
   )
-
-
-class TaskRows:
-  """The rows of a table: "image" as pixels, its "size" (w, h) before, and `TEXTS` as strings.
-
-  Args:
-    table: with the columns of a task.
-    size: side of the images given, in pixels.
-    begin: rows that are left out at the beginning.
-    end: the first row that is left out at the end.
-  """
-
-  def __init__(self, table: TextImages, *, size: int, begin: int = 0, end: int | None = None):
-    self._table, self._size = table, size
-    self._begin, self._end = begin, len(table) if end is None else end
-    self._reader = ImageReader(table, size=size, rgb_first=True)
-
-  def __len__(self) -> int:
-    return self._end - self._begin
-
-  def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-    """One row. Raises BadRow when it cannot be read."""
-    del rng
-    row = Row(self._table, self._begin + i, reader=self._reader)
-    example = self.blank()
-    for place, name in enumerate(TEXTS):
-      if name in self._table.columns:
-        example["texts"][place] = text = row[name]
-        if not text.strip() and name not in MAY_BE_EMPTY:
-          raise BadRow(row.name, f"the {name} is empty")
-    if IMAGE in example:
-      example |= {IMAGE: row.square(None), "size": np.array(row.size, np.float32)}
-    return example
-
-  def blank(self) -> dict[str, np.ndarray]:
-    """What stands in a batch where a row is bad."""
-    blank = {"texts": np.array([""] * len(TEXTS), object)}
-    if IMAGE in self._table.columns:
-      blank[IMAGE] = np.zeros((self._size, self._size, 3), np.uint8)
-      blank["size"] = np.full(2, self._size, np.float32)
-    return blank
 
 
 def predict_file(
@@ -206,7 +181,8 @@ def predict_file(
   }
 
   def batches(begin: int, bad: pipeline.BadRows) -> Iterator[list[bytes]]:
-    rows = TaskRows(table, size=model.image_size, begin=start + begin, end=end)
+    square = TASKS[task].square
+    rows = TaskRows(table, size=model.image_size, begin=start + begin, end=end, square=square)
     with pipeline.eval_batches(rows, batch_size=batch_size, bad=bad) as read:
       for batch in read:
         yield _lines(model, task, table, batch, begin=start + begin, options=options, bad=bad)
@@ -294,6 +270,7 @@ def main() -> None:
   task = flags.DEFINE_enum("task", None, list(TASKS), "What to do.", required=True)
   image = cli.define_path("image", "Image file, for one input.")
   text = flags.DEFINE_string("text", None, "Question, phrase, hypothesis or prompt, for one input.")
+  text2 = flags.DEFINE_string("text2", None, "The other sentence, for one input (GLUE's tasks).")
   premise = flags.DEFINE_string("premise", None, "A text known to describe the image (snli_ve).")
   objects = flags.DEFINE_list("objects", None, "Names of what is in the image (vqa).")
   input_ = cli.define_paths("input", "TSV files, or one source of pictures, see above.")
@@ -383,7 +360,11 @@ def main() -> None:
       print(f"{count} predictions of {len(table)} rows are stored in {place}")
       return
     model, options = load()
+    if pictures and (square := TASKS[task.value].square):
+      pictures = [square(pictures[0].convert("RGB"), model.image_size)]
     texts = {"text": [text.value or ""]}
+    if text2.value:
+      texts["text2"] = [text2.value]
     if premise.value:
       texts["premise"] = [premise.value]
     if objects.value:
@@ -402,10 +383,11 @@ def _open_table(paths: Sequence[str], *, task: str, columns: Sequence[str] | Non
     ValueError: faulty files or columns, or the task reads a text that they do not have.
   """
   places = TASKS[task].columns
-  table = sources.open_rows(
-    paths, columns=_columns(task, columns) if columns else {}, places=places
-  )
-  missing = [c for c in places if c in (IMAGE, "text") and c not in table.columns]
+  given = _columns(task, columns) if columns else {}
+  if not given and IMAGE not in places and not any(map(sources.is_table, paths)):
+    given = dict(places)  # two columns of texts, and not an id and a picture
+  table = sources.open_rows(paths, columns=given, places=places)
+  missing = [c for c in places if c in (IMAGE, "text", "text2") and c not in table.columns]
   if missing:
     raise ValueError(
       f"Expected the columns {', '.join(places)} for {task}, found no "

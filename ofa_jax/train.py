@@ -104,7 +104,8 @@ def _open(config, workdir, notice, opened):
     program, num_rows=rows.num_rows, steps=steps, origin=origin, workdir=workdir
   )
   out.table(config.name or "ofa_jax", named)
-  out.begun(origin, layout=cluster.layout())
+  few = [f"Trained: {text}" for name, text in named if name == "trained"]
+  out.begun(origin, layout=[*few, *cluster.layout()])
   if checkpoints.steps():
     out.line(f"Checkpoints: {checkpoints.listing()}")
   if jax.process_index() == 0:
@@ -377,7 +378,7 @@ def _first_state(program, checkpoints, *, steps, warn):
   if config.resume is not None:
     return _resume(program, state, steps=steps)
   if config.init is None:
-    return state, f"from scratch, seed {config.seed}"
+    return state, weights.from_scratch(config.model, seed=config.seed, warn=warn)
   loaded = weights.load_weights(program, config.init, initial=state.params)
   if loaded.changed:
     warn(f"{config.init} is not the whole of this model: {'; '.join(loaded.changed)}")

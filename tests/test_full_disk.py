@@ -71,7 +71,8 @@ def test_one_message_and_what_was_there_stays(outcomes, name):
   straight, full, worked, (status, output), left, (again, _) = outcomes[name]
   _, made, replaces = COMMANDS[name]
   assert worked[0] == 0, worked[1]
-  assert status == 1 and "File too large" in output, output
+  told = f"error: Expected room for {full / made}, found: File too large. Make room"
+  assert status == 1 and output.startswith(told), output
   assert "Traceback" not in output and len(output.splitlines()) <= 3, output
   partials = {f"{made}.partial", f"{made}.partial.json"}  # with which it goes on
   assert {*left} - partials == ({made} if replaces else set())

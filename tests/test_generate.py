@@ -17,6 +17,7 @@ from ofa_jax import evaluate, generate, shards
 from ofa_jax.config import Config, Eval
 from ofa_jax.data.tsv import BadRow, Table
 from ofa_jax.decode.beam import Search
+from ofa_jax.inference.rows import TaskRows
 from ofa_jax.shards import Shard
 from ofa_jax.tasks.caption import Caption
 from tests.ofa_directory import save_micro
@@ -151,9 +152,9 @@ def test_a_row_without_a_question_is_bad(tmp_path):
   (tmp_path / "in.tsv").write_text(f"7\t{image}\t \n8\t{image}\twhat?\n")
   table = Table([tmp_path / "in.tsv"], columns=COLUMNS)
   with pytest.raises(BadRow, match="the text is empty"):
-    generate.TaskRows(table, size=16).example(0, None)
+    TaskRows(table, size=16).example(0, None)
   with pytest.raises(BadRow, match="not a JPEG"):
-    generate.TaskRows(table, size=16, begin=1).example(0, None)
+    TaskRows(table, size=16, begin=1).example(0, None)
 
 
 def test_a_run_that_was_killed_goes_on(table, tmp_path):

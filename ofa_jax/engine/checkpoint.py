@@ -12,6 +12,7 @@ The newest ones stay, and beside them the best one by a metric. `W@8`, `W@best`,
 import contextlib
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -51,6 +52,7 @@ class Checkpoints:
     faults.silence_echoes()
     self.workdir = bucket_arrays.path_of(workdir)
     self.best = best  # may be set later
+    self._read_only = read_only
     self._manager = ocp.CheckpointManager(
       self.workdir / "checkpoints",
       item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS},
@@ -78,6 +80,10 @@ class Checkpoints:
     finally:
       if self._waiter is not None:
         self._waiter.join()
+      if (
+        error is not None and not self._read_only
+      ):  # of which a save may have been a part, on a full disk say
+        self.remove_partial()
 
   @property
   def folder(self) -> epath.Path:
@@ -143,7 +149,7 @@ class Checkpoints:
     # An error of the last save, which was told, is raised once more in this thread.
     with contextlib.suppress(Exception):
       self._manager.wait_until_finished()
-    items = {name: ocp.args.StandardSave(part) for name, part in _parts(state).items()}
+    items = {name: ocp.args.StandardSave(_once(part)) for name, part in _parts(state).items()}
     self._manager.save(step, args=ocp.args.Composite(**items))
     self._waiter = threading.Thread(
       target=self._watch_save, args=(self._at(step),), name="save-outcome", daemon=True
@@ -346,15 +352,19 @@ class Checkpoints:
 def split_step(name: str) -> tuple[str, str | None]:
   """The folder and the step that a name means: of "W@8" and "W/checkpoints/8" ("W", "8").
 
-  A folder that is called so wins; a name without a step has None.
+  A local folder that is called so wins; a name without a step has None.
   """
   path = epath.Path(name)
   if path.parent.name == "checkpoints" and path.name.isdigit():
     return str(path.parent.parent), path.name
   folder, at, step = name.rpartition("@")
-  if at and folder and (step.isdigit() or step in (BEST, LATEST)) and not storage.exists(name):
+  if at and folder and (step.isdigit() or step in (BEST, LATEST)) and not _is_local(name):
     return folder, step
   return name, None
+
+
+def _is_local(name: str) -> bool:
+  return not storage.in_bucket(name) and os.path.exists(name)
 
 
 def open_run(workdir: str) -> Checkpoints:
@@ -407,6 +417,17 @@ def _parts(state: State) -> dict[str, Any]:
     if jax.tree.leaves(state.ema_rest):  # many models have no statistics
       parts["ema_rest"] = state.ema_rest
   return parts
+
+
+def _once(tree: Any) -> Any:
+  """A process that is alone writes what all of its devices hold from one of them.
+
+  From each device Orbax would take another part of it, by a program for every shape of an array:
+  the first save compiled for seconds. Of several processes each writes a part.
+  """
+  if jax.process_count() > 1:
+    return tree
+  return jax.tree.map(lambda x: x.addressable_data(0) if x.is_fully_replicated else x, tree)
 
 
 def _average_of_rest(items: Mapping[str, Any]) -> Any:
