@@ -33,7 +33,10 @@ def without_times(rows):
 
 
 def weights(place):
-  source = hub.open_model(place)
+  return weights_of(hub.open_model(place))
+
+
+def weights_of(source):
   return trees.flatten(jax.device_get(dict(zip("pr", source.load(), strict=True))))
 
 
@@ -43,13 +46,29 @@ def assert_equal(a, b):
     np.testing.assert_array_equal(x, b[name], err_msg=name)
 
 
+def test_a_workdir_in_a_bucket(bucket, digits, tmp_path):
+  config = tiny.config(digits, steps=4, save_every=2)
+  training.train(config, str(tmp_path / "run"))
+  training.train(config, f"{bucket}/run")
+  storage.remove(f"{bucket}/run/checkpoints/4")
+  training.train(config, f"{bucket}/run")
+  assert_equal(weights(f"{bucket}/run@4"), weights(tmp_path / "run"))
+  names = storage.files_below(f"{bucket}/run")
+  assert {"config.json", "log.txt", "metrics.jsonl"} <= names.keys()
+  assert "in-use.json" not in names
+  text = storage.read_bytes(f"{bucket}/run/log.txt").decode()
+  assert "resumed from this workdir at step 2" in text and "Restart 1" in text
+
+
+@pytest.mark.slow  # a thousand pictures are read one by one, four times, for each service
 def test_a_run_is_the_same_in_a_bucket(bucket, digits, tmp_path):
-  """Stopped after its first half and gone on with, beside one on a disk that was not."""
+  """Also when its last checkpoint is lost and it goes on from the one before."""
   data = quickstart.digits(f"{bucket}/data")
   there = tiny.config(data, evals=True, steps=4, save_every=2)
   here = tiny.config(digits, evals=True, steps=4, save_every=2)
   metrics = training.train(here, str(tmp_path / "run"))
-  training.train(tiny.config(data, evals=True, steps=2, save_every=2), f"{bucket}/run")
+  assert training.train(there, f"{bucket}/run") == metrics
+  storage.remove(f"{bucket}/run/checkpoints/4")
   assert training.train(there, f"{bucket}/run") == metrics
   assert_equal(weights(f"{bucket}/run@4"), weights(tmp_path / "run"))
   rows = [log.read_metrics(place) for place in (f"{bucket}/run", tmp_path / "run")]
@@ -70,11 +89,12 @@ def test_models_are_converted_to_and_from_a_bucket(bucket, tmp_path):
   assert_equal(weights(f"{bucket}/model"), weights(model))
   convert(f"{bucket}/model", f"{bucket}/model.pt", to="torch")
   convert(f"{bucket}/model", f"{bucket}/hf", to="hf")
-  assert hub.open_model(f"{bucket}/model.pt").form == "torch"
   assert hub.open_model(f"{bucket}/hf").form == "huggingface"
-  for name in ("model.pt", "hf"):
-    assert_equal(weights(f"{bucket}/{name}"), weights(model))
-  convert(f"{bucket}/model.pt", str(tmp_path / "back"))
+  torch = hub.open_model(f"{bucket}/model.pt", config=hub.open_model(model).config)
+  assert torch.form == "torch"
+  for source in (torch, hub.open_model(f"{bucket}/hf")):
+    assert_equal(weights_of(source), weights(model))
+  convert(f"{bucket}/hf", str(tmp_path / "back"))
   assert_equal(weights(tmp_path / "back"), weights(model))
   with pytest.raises(ValueError, match="exists already"):
     convert(str(model), f"{bucket}/model")
