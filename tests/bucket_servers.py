@@ -21,10 +21,9 @@ SCHEMES = ("gs", "s3")
 Rule = Callable[[str, str, int], int | None]  # method, path, number of the request -> status
 
 
-def every_third(method: str, path: str, number: int) -> int | None:
-  """503 for every third request."""
-  del method, path
-  return 503 if number % 3 == 2 else None
+def every(nth: int) -> Rule:
+  """503 for every n-th request."""
+  return lambda method, path, number: 503 if number % nth == nth - 1 else None
 
 
 def read_only(method: str, path: str, number: int) -> int | None:

@@ -133,7 +133,7 @@ def test_the_quickstart_killed_and_gone_on_with(bucket, services):
   straight = command(
     "ofa_jax.train", *flags, f"--workdir={bucket}/straight", environment=environment
   )
-  services[bucket[:2]].rule = bucket_servers.every_third
+  services[bucket[:2]].rule = bucket_servers.every(20)
   process = subprocess.Popen(
     [sys.executable, "-m", "ofa_jax.train", *flags, f"--workdir={bucket}/killed"],
     env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **environment},
@@ -176,7 +176,7 @@ def test_every_command(bucket, services, tmp_path):
   for label in range(10):
     picture = sorted((zeroshot / "test" / str(label)).iterdir())[0]
     storage.upload(picture, f"{place}/digits/test/{label}/{picture.name}")
-  services[bucket[:2]].rule = bucket_servers.every_third
+  services[bucket[:2]].rule = bucket_servers.every(20)
   ssd = tmp_path / "ssd"
   for root, out, more in (
     (place, f"{place}/out", ()),

@@ -118,7 +118,7 @@ def test_outputs_are_tried_before_the_work(bucket, services):
 
 def test_faults_that_pass_are_tried_again(bucket, services, caplog, monkeypatch):
   monkeypatch.setattr(storage, "WAITS", (0.01,) * 3)
-  rule_of(services, bucket)(bucket_servers.every_third)
+  rule_of(services, bucket)(bucket_servers.every(3))
   for i in range(4):
     storage.write_bytes(f"{bucket}/{i}", b"%d" % i)
     assert storage.read_bytes(f"{bucket}/{i}") == b"%d" % i

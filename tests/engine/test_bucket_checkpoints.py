@@ -83,7 +83,7 @@ def test_the_best_is_named(bucket, program):
 def test_saves_go_through_passing_faults(bucket, program, services, monkeypatch):
   monkeypatch.setitem(bucket_arrays.RETRIES, "initial_delay", "0.01s")
   monkeypatch.setattr(storage, "WAITS", (0.01,) * 3)
-  services[bucket[:2]].rule = bucket_servers.every_third
+  services[bucket[:2]].rule = bucket_servers.every(3)
   state = numbered(program)
   with checkpoint.Checkpoints(bucket) as checkpoints:
     checkpoints.save(state)
