@@ -6,6 +6,7 @@ Prints one line per metric, the same numbers that training printed at that step,
 `--output` as JSON where given; predictions of tasks that generate go to `--results`.
 """
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from etils import epath
 from ofa_jax import cli, files, outputs, weights
 from ofa_jax.config import Config, Eval, mesh_sizes
 from ofa_jax.data import pipeline
-from ofa_jax.engine import log, processes, sharding, step
+from ofa_jax.engine import lock, log, processes, sharding, step
 from ofa_jax.trees import Tree
 from ofa_jax.validation import validate
 
@@ -249,21 +250,28 @@ def main() -> None:
 
   def command():
     log.quiet_libraries()
-    if jax.process_index() == 0:
-      if output.value is not None:
-        read = (directory.value,)
-        outputs.check_file(output.value, inputs=read, makes_parents=False, buckets=True)
-      if results.value is not None:
-        outputs.check_folder(results.value, flag="--results", buckets=True)
     if tokenizer.value:
       set_tokenizer(config.value, tokenizer.value)
-    metrics = run(config.value, directory.value, results=results.value)
-    if jax.process_index() == 0:
-      for name, value in metrics.items():
-        print(f"{name}: {value}")
-      if output.value:
-        files.write_text(output.value, json.dumps(metrics, indent=2) + "\n")
-        print(f"Metrics are in {output.value}")
+    with contextlib.ExitStack() as held:
+      if jax.process_index() == 0:
+        if output.value is not None:
+          read = (directory.value,)
+          held.enter_context(
+            cli.sole_writer(output.value, inputs=read, makes_parents=False, buckets=True)
+          )
+        if results.value is not None:
+          outputs.check_folder(results.value, flag="--results", buckets=True)
+          note = held.enter_context(lock.one_writer(results.value))
+          held.enter_context(files.room_for(results.value))
+          if note:
+            _to_stderr(note)
+      metrics = run(config.value, directory.value, results=results.value)
+      if jax.process_index() == 0:
+        for name, value in metrics.items():
+          print(f"{name}: {value}")
+        if output.value:
+          files.write_text(output.value, json.dumps(metrics, indent=2) + "\n")
+          print(f"Metrics are in {output.value}")
 
   cli.run(command)
 

@@ -251,8 +251,8 @@ def main() -> None:
   context_length = flags.DEFINE_integer(
     "context-length", None, "Tokens of a text; default: the model's.", lower_bound=2
   )
-  max_bad_rate = flags.DEFINE_float("max-bad-rate", 0.01, "Share of unreadable images allowed.")
   shard_ = cli.define_shard()
+  max_bad_rate = cli.define_max_bad_rate("images")
 
   def command():
     log.quiet_libraries()

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, whatever ends the process that writes them."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import re
@@ -8,6 +9,10 @@ import secrets
 import shutil
 import socket
 from collections.abc import Iterator
+
+
+class FullDiskError(ValueError):
+  """Nothing more can be written; the text says where, and what to do."""
 
 
 @contextlib.contextmanager
@@ -39,6 +44,56 @@ def written_whole(path: str | os.PathLike, *, replace: bool = False) -> Iterator
       made.rename(path)
   finally:
     _remove(made)
+
+
+# What the system says where nothing more can be written; libraries quote it in errors of their own.
+_FULL = tuple(os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+def full_disk(error: BaseException) -> str | None:
+  """What the system said of a full disk, if that is why an error was raised, or one before it."""
+  seen: BaseException | None = error
+  while seen is not None:
+    texts = (getattr(seen, "strerror", None) or "", str(seen))
+    said = [full for full in _FULL if any(full in text for text in texts)]
+    if said:
+      return said[0]
+    seen = seen.__cause__ or seen.__context__
+  return None
+
+
+@contextlib.contextmanager
+def room_for(path: str | os.PathLike) -> Iterator[None]:
+  """Makes one message of whatever is raised in the block because the disk is full.
+
+  Args:
+    path: what is written in it.
+
+  Raises:
+    FullDiskError: it is.
+  """
+  try:
+    yield
+  except FullDiskError:
+    raise
+  except Exception as error:
+    said = full_disk(error)
+    if said is None:
+      raise
+    raise FullDiskError(
+      f"Expected room for {path}, found: {said}. Make room, or choose another place, and start the "
+      "same command again"
+    ) from error
+
+
+def at_home(path: str | os.PathLike) -> pathlib.Path:
+  """The path with its ~ replaced by the home directory; ValueError where there is none."""
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError as error:
+    raise ValueError(
+      f"Expected a home directory for {path}, found none. Set HOME, or give another folder."
+    ) from error
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:

@@ -295,8 +295,8 @@ def main() -> None:
     "tokenizer", None, "Folder of the tokenizer's files; default: those beside the model."
   )
   precision = cli.define_precision()
-  max_bad_rate = flags.DEFINE_float("max-bad-rate", 0.01, "Share of unreadable rows allowed.")
   shard_ = cli.define_shard()
+  max_bad_rate = cli.define_max_bad_rate("rows")
   searched = {
     "num_beams": flags.DEFINE_integer("num-beams", None, "Hypotheses; default: the task's."),
     "max_length": flags.DEFINE_integer("max-length", None, "Tokens before the end, at most."),

@@ -29,7 +29,7 @@ from ofa_jax.convert.params import ModelConfig, Weights, place, placement
 from ofa_jax.convert.releases import Release
 from ofa_jax.engine import checkpoint, faults
 from ofa_jax.engine.step import State
-from ofa_jax.files import written_whole
+from ofa_jax.files import at_home, room_for, written_whole
 from ofa_jax.models.abstract import abstract
 
 FORMAT = 1
@@ -87,7 +87,7 @@ class Source:
     """
     if folder is None:
       return self
-    source = dataclasses.replace(self, files=pathlib.Path(folder).expanduser())
+    source = dataclasses.replace(self, files=at_home(folder))
     source.tokenizer  # noqa: B018 - read here, so that it is told here
     return source
 
@@ -133,10 +133,11 @@ def open_model(
   Raises:
     ValueError: none of these, with near names; or the file's own faults.
   """
-  path = pathlib.Path(name).expanduser()
+  path = at_home(name)
   if str(name) in RELEASES:
-    root = pathlib.Path(download_root or "~/.cache/ofa_jax").expanduser()
-    path = fetch(str(name), root, source=source)
+    root = at_home(download_root or "~/.cache/ofa_jax")
+    with room_for(root):
+      path = fetch(str(name), root, source=source)
   folder, which = checkpoint.split_step(str(path))
   if which is not None and os.path.isdir(folder):
     return _open_directory(pathlib.Path(folder), which)
@@ -217,6 +218,7 @@ def save_directory(
     **family.settings,
     **(settings or {}),
   }
+  faults.silence_echoes()
   with written_whole(directory) as made:
     made.mkdir()
     if family.tokenizers is not None:
@@ -335,6 +337,7 @@ def _open_huggingface(path: pathlib.Path, described: Mapping[str, Any], family: 
   config, settings = explain(path, family.huggingface.infer, path, described)
 
   def load(shardings=None):
+    checksums.verify(path)  # of a folder that `ofa_jax.convert` has written
     return place(*family.huggingface.load(path, config), shardings)
 
   return Source(

@@ -201,6 +201,8 @@ def _read_ids(path: Path, query: str) -> tuple[dict[int, list[int]], dict[int, i
   ids = retrieval.read_ids(path, query=query)
   lines, faults = {}, []
   for line, text in text_files.lines(path):
+    if not text.strip():
+      continue
     key = json.loads(text)[f"{query}_id"]
     if lines.setdefault(key, line) != line:
       faults.append(f"{path}:{line} repeats {query}_id {key} of line {lines[key]}")

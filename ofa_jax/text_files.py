@@ -36,6 +36,13 @@ _OTHERS = (
   (b"\x89PNG", "a PNG picture"),
   (b"\xff\xd8\xff", "a JPEG picture"),
 )
+_POINTER = b"version https://git-lfs"  # what stands in a clone for a large file
+_PAGES = (b"<!doctype html", b"<html", b"<?xml")
+_CURES = {
+  "a file compressed": "Unpack it (gunzip, unzstd) and give the unpacked file",
+  "a Git LFS pointer": "Fetch the file itself with: git lfs pull",
+  "a web page": "Look at it, an error or a log-in perhaps, and download the file itself",
+}
 
 
 def shown(value: object, most: int = 80) -> str:
@@ -75,6 +82,10 @@ def fault(data: bytes) -> str | None:
   for magic, name in _OTHERS:
     if begin.startswith(magic):
       return name
+  if data.startswith(_POINTER):
+    return "a Git LFS pointer, a few lines in place of the file"
+  if data[:64].removeprefix(MARK).lstrip().lower().startswith(_PAGES):
+    return "a web page"
   if 50 * data.count(b"\0") > len(data):  # fewer are a damaged row
     even, odd = data[::2].count(b"\0"), data[1::2].count(b"\0")
     return "UTF-16" if max(even, odd) > 4 * min(even, odd) + 1 else "binary data"
@@ -92,8 +103,7 @@ def cure(path: str | os.PathLike, reason: str) -> str:
   """
   name = shown(os.fspath(path), 300)
   how = 'Save it again as "CSV UTF-8", or "UTF-8" where no table is saved' + iconv(path, reason)
-  if reason.startswith("a file compressed"):
-    how = "Unpack it (gunzip, unzstd) and give the unpacked file"
+  how = next((c for kind, c in _CURES.items() if reason.startswith(kind)), how)
   return f"Expected {name} in UTF-8, found {reason}. {how}."
 
 

@@ -377,7 +377,7 @@ def _first_state(program, checkpoints, *, steps, warn):
   if config.resume is not None:
     return _resume(program, state, steps=steps)
   if config.init is None:
-    return state, f"from scratch, seed {config.seed}"
+    return state, weights.from_scratch(config.model, seed=config.seed, warn=warn)
   loaded = weights.load_weights(program, config.init, initial=state.params)
   if loaded.changed:
     warn(f"{config.init} is not the whole of this model: {'; '.join(loaded.changed)}")

@@ -19,10 +19,27 @@ from ofa_jax.convert.family import explain
 from ofa_jax.convert.ofa import table as ofa
 from ofa_jax.convert.params import ModelConfig, place
 from ofa_jax.engine import step
-from ofa_jax.hub import Source, family_of, open_model
+from ofa_jax.hub import RELEASES, Source, family_of, open_model
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.cnclip import CNCLIPConfig
 from ofa_jax.trees import Tree
+
+
+def from_scratch(model: ModelConfig, *, seed: int, warn: Callable[[str], None]) -> str:
+  """A phrase for weights that are drawn; `warn` is told where trained ones of the model are public.
+
+  Args:
+    model: that is trained.
+    seed: that they are drawn by.
+    warn: takes a line.
+  """
+  named = {model.name.partition("@")[0], f"OFA-{model.name}"}
+  for name in named & RELEASES.keys():
+    warn(
+      f"All weights are drawn at random, though those of {name} are public: --config.init={name} "
+      "or the path of a copy starts from them, which takes far less data and time"
+    )
+  return f"from scratch, seed {seed}"
 
 
 def open_start(

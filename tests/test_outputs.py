@@ -152,6 +152,14 @@ CASES = {
     ["evaluate", CONFIG, "--checkpoint=M", "--results={}/file"],
     "--results, found the file",
   ),
+  "evaluate, held": (
+    ["evaluate", CONFIG, "--checkpoint=M", "--output={}/held"],
+    "the only one",
+  ),
+  "evaluate, held results": (
+    ["evaluate", CONFIG, "--checkpoint=M", "--results={}/run"],
+    "the only one",
+  ),
   "train, a file": (["train", CONFIG, "--workdir={}/file"], "--workdir, found the file"),
   "train, held": (["train", CONFIG, "--workdir={}/run"], "the only one"),
   "generate, a folder": (
@@ -177,6 +185,10 @@ CASES = {
   "compile_ahead, missing": (
     ["compile_ahead", CONFIG, "--topology=v5e:2x2", "--output={}/missing/x.json"],
     "no folder",
+  ),
+  "compile_ahead, held": (
+    ["compile_ahead", CONFIG, "--topology=v5e:2x2", "--output={}/held"],
+    "the only one",
   ),
   "convert, there": (["tools/convert_torch_weights.py", "M", "{}/folder"], "exists already"),
   "convert, at home": (

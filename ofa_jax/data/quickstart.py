@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from PIL import Image
 
-from ofa_jax.files import written_whole
+from ofa_jax.files import room_for, written_whole
 
 VERSION = 1  # a part of the folder's name: raise it with every change of what is written
 CLASS_NAMES = tuple("零一二三四五六七八九")
@@ -58,7 +58,7 @@ def make_once(
   if path.is_dir():
     return path
   try:
-    with written_whole(path) as made:
+    with room_for(path), written_whole(path) as made:
       write(made)
   except (ValueError, OSError):
     if not path.is_dir():  # else another process was first: its folder holds the same bytes

@@ -266,7 +266,8 @@ def read_texts(paths: Sequence[str | os.PathLike]) -> Texts:
   if faults:
     raise ValueError(
       'Expected one {"text_id": int, "text": str, "image_ids": [int, ...]} a line in UTF-8, found '
-      f"{len(faults)} faults: {'; '.join(faults[:5])}. Correct or remove these lines{cure}."
+      f"{len(faults)} fault{'s' * (len(faults) > 1)}: {'; '.join(faults[:5])}. Correct or remove "
+      f"these lines{cure}."
     )
   return Texts(text_ids, texts, image_ids, files, np.array(places, np.int64))
 

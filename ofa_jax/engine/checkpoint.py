@@ -53,6 +53,7 @@ class Checkpoints:
     faults.silence_echoes()
     self.workdir = epath.Path(workdir).resolve()
     self.best = best  # may be set later
+    self._read_only = read_only
     self._manager = ocp.CheckpointManager(
       self.workdir / "checkpoints",
       item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS},
@@ -79,6 +80,10 @@ class Checkpoints:
     finally:
       if self._waiter is not None:
         self._waiter.join()
+      if (
+        error is not None and not self._read_only
+      ):  # of which a save may have been a part, on a full disk say
+        self.remove_partial()
 
   @property
   def folder(self) -> epath.Path:
@@ -144,7 +149,7 @@ class Checkpoints:
     # An error of the last save, which was told, is raised once more in this thread.
     with contextlib.suppress(Exception):
       self._manager.wait_until_finished()
-    items = {name: ocp.args.StandardSave(part) for name, part in _parts(state).items()}
+    items = {name: ocp.args.StandardSave(_once(part)) for name, part in _parts(state).items()}
     self._manager.save(step, args=ocp.args.Composite(**items))
     self._waiter = threading.Thread(
       target=self._watch_save, args=(self._at(step).local,), name="save-outcome", daemon=True
@@ -405,6 +410,17 @@ def _parts(state: State) -> dict[str, Any]:
     if jax.tree.leaves(state.ema_rest):  # many models have no statistics
       parts["ema_rest"] = state.ema_rest
   return parts
+
+
+def _once(tree: Any) -> Any:
+  """A process that is alone writes what all of its devices hold from one of them.
+
+  From each device Orbax would take another part of it, by a program for every shape of an array:
+  the first save compiled for seconds. Of several processes each writes a part.
+  """
+  if jax.process_count() > 1:
+    return tree
+  return jax.tree.map(lambda x: x.addressable_data(0) if x.is_fully_replicated else x, tree)
 
 
 def _average_of_rest(items: Mapping[str, Any]) -> Any:

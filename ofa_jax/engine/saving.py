@@ -81,7 +81,7 @@ class Saver:
       tries = f" ({self._failures + 1} times in a row)" if self._failures else ""
       raise SaveError(
         f"{reason}{tries}. In {self.checkpoints.folder} {kept}; make room or give the right to "
-        "write there, and the same command goes on from it."
+        f"write there, and the same command {'starts anew' if step is None else 'goes on from it'}."
       ) from error
     wait = self._waits[self._failures]
     self._failures += 1

@@ -198,8 +198,7 @@ class Glue(Chosen):
 
   @property
   def choices(self) -> Choices:
-    known = load_choices(self._part.answers, self.tokenizer)
-    longest = max(len(self.encode(f" {text}")) for text in known.texts)
+    known, longest = load_choices(self._part.answers, self.tokenizer)
     if longest > self.answer_length:
       raise ValueError(
         f"Expected {', '.join(known.texts)} to be one token each, found {longest} in "
@@ -291,6 +290,7 @@ class Glue(Chosen):
 
 
 @functools.lru_cache(maxsize=8)
-def load_choices(answers: tuple[str, ...], tokenizer: str) -> Choices:
-  """The answers of a part, encoded once."""
-  return Choices.of(answers, load_tokenizer(tokenizer).encode)
+def load_choices(answers: tuple[str, ...], tokenizer: str) -> tuple[Choices, int]:
+  """The answers of a part, encoded once, and the tokens of the longest."""
+  encode = load_tokenizer(tokenizer).encode
+  return Choices.of(answers, encode), max(len(encode(f" {text}")) for text in answers)
