@@ -23,7 +23,6 @@ Published after this stage, COCO Karpathy test split, CIDEr:
 
 import dataclasses
 import os
-from pathlib import Path
 
 from ofa_jax.config import Config, Eval, MeshShape, Optim
 from ofa_jax.models import ofa
@@ -42,7 +41,7 @@ def get_config(argument: str = "base") -> Config:
       f"Expected a size and perhaps one of {', '.join(LOSSES)}, found {', '.join(words)}"
     )
   model = ofa.config(size, dropout=0.1, encoder_drop_path=0.1, decoder_drop_path=0.1)
-  data = Path(os.environ.get("OFA_JAX_DATA", "datasets")) / "caption_data"
+  data = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/caption_data"
   big = size in ("large", "huge")
   wider = {"num_beams": 10, "temperature": 0.98, "length_penalty": 0.98} if size == "huge" else {}
   task = Caption(

@@ -20,7 +20,6 @@ Published for OFA-Large on the test split: ROUGE-L 36.43 (not measured again her
 """
 
 import os
-from pathlib import Path
 
 from ofa_jax.config import Config, Eval, MeshShape, Optim
 from ofa_jax.models import ofa
@@ -37,7 +36,7 @@ def get_config(argument: str = "large") -> Config:
   size = next((word for word in words if word in ofa.SIZES), "large")
   big = size in ("large", "huge")
   split = "test" if "test" in words else "valid"
-  data = Path(os.environ.get("OFA_JAX_DATA", "datasets")) / "gigaword_data"
+  data = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/gigaword_data"
   task = Gigaword(
     train=(f"{data}/gigaword_train.tsv",),
     valid=(f"{data}/gigaword_dev.tsv",),

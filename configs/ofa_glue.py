@@ -29,7 +29,6 @@ Published for OFA-Large, dev accuracy in percent (not measured again here):
 
 import dataclasses
 import os
-from pathlib import Path
 
 from ofa_jax.config import Config, Eval, MeshShape, Optim
 from ofa_jax.models import ofa
@@ -62,7 +61,7 @@ def get_config(argument: str = "cola") -> Config:
     )
   part = parts[0] if parts else "cola"
   size = next((word for word in words if word in ofa.SIZES), "large")
-  data = Path(os.environ.get("OFA_JAX_DATA", "datasets")) / f"{part}_data"
+  data = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/{part}_data"
   files = {"train": "train", "valid": "dev", "test": "test"}
   named = {k: (f"{data}/{part}_{v}.tsv",) for k, v in files.items()}
   if "tfds" in words:

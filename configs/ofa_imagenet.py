@@ -25,7 +25,6 @@ the encouraging loss (--config.task.log_end=0.75) 85.6.
 """
 
 import os
-from pathlib import Path
 
 from ofa_jax.config import Config, Eval, MeshShape, Optim
 from ofa_jax.models import ofa
@@ -41,7 +40,7 @@ def get_config(argument: str = "large") -> Config:
       f"{', '.join(unknown)}"
     )
   size = next((word for word in words if word in ofa.SIZES), "large")
-  data = Path(os.environ.get("OFA_JAX_DATA", "datasets")) / "imagenet_1k_data"
+  data = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/imagenet_1k_data"
   files = {
     "train": (f"{data}/imagenet_1k_train.tsv",),
     "valid": (f"{data}/imagenet_1k_val_subset.tsv",),

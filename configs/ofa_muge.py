@@ -26,7 +26,6 @@ own cutting into words):
 
 import dataclasses
 import os
-from pathlib import Path
 
 from ofa_jax.config import Config, Eval, Optim
 from ofa_jax.models import ofa
@@ -44,7 +43,7 @@ def get_config(argument: str = "base") -> Config:
       f"Expected a size out of {', '.join(SIZES)} and perhaps test, found {', '.join(unknown)}"
     )
   size = next((word for word in words if word in SIZES), "base")
-  data = Path(os.environ.get("OFA_JAX_DATA", "datasets")) / "muge_caption_data"
+  data = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/muge_caption_data"
   task = Caption(
     train=(f"{data}/caption_train.tsv",),
     valid=(f"{data}/caption_valid.tsv",),

@@ -20,7 +20,6 @@ here.
 """
 
 import os
-from pathlib import Path
 
 from ofa_jax.config import Config, Eval, Optim
 from ofa_jax.models import ofa
@@ -40,7 +39,7 @@ def get_config(argument: str = "base") -> Config:
     )
   size = next((word for word in words if word in SIZES), "base")
   kind = "document" if "document" in words else "scene"
-  data = Path(os.environ.get("OFA_JAX_DATA", "datasets")) / "ocr_data"
+  data = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/ocr_data"
   task = OCR(
     train=(f"{data}/ocr_{kind}_train.tsv",),
     valid=(f"{data}/ocr_{kind}_val.tsv",),

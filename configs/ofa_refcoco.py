@@ -38,7 +38,6 @@ RefCOCOg val-u, test-u:
 """
 
 import os
-from pathlib import Path
 
 from ofa_jax.config import Config, Eval, MeshShape, Optim
 from ofa_jax.configs.ofa_tuning import KINDS, tuned
@@ -66,8 +65,8 @@ def get_config(argument: str = "refcoco,base") -> Config:
   split = next((word for word in words if word in SPLITS[data]), None)
   chinese, big = "chinese" in words, size in ("large", "huge")
   file = data.replace("+", "plus")
-  folder = Path(os.environ.get("OFA_JAX_DATA", "datasets"))
-  folder /= "refcoco_cn_data" if chinese else f"{file}_data"
+  named = "refcoco_cn_data" if chinese else f"{file}_data"
+  folder = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/{named}"
   name = f"OFA-CN-{size}" if chinese else f"OFA-{size}"
   task = RefCOCO(
     train=(f"{folder}/{file}_train.tsv",),

@@ -24,7 +24,6 @@ Published, dev and test accuracy in percent (not measured again here):
 
 import dataclasses
 import os
-from pathlib import Path
 
 from ofa_jax.config import Config, Eval, MeshShape, Optim
 from ofa_jax.models import ofa
@@ -42,7 +41,7 @@ def get_config(argument: str = "base") -> Config:
   size = next((word for word in words if word in ofa.SIZES), "base")
   big = size in ("large", "huge")
   drop_path = 0.2 if big else 0.1
-  data = Path(os.environ.get("OFA_JAX_DATA", "datasets")) / "snli_ve_data"
+  data = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/snli_ve_data"
   task = SnliVE(
     train=(f"{data}/snli_ve_train.tsv",),
     valid=(f"{data}/snli_ve_dev.tsv",),

@@ -33,7 +33,6 @@ Published, VQA v2, all answers scored with the moving average (not measured agai
 
 import dataclasses
 import os
-from pathlib import Path
 
 from ofa_jax.config import Config, Eval, MeshShape, Optim
 from ofa_jax.models import ofa
@@ -52,7 +51,7 @@ def get_config(argument: str = "base") -> Config:
     )
   size = next((word for word in words if word in SIZES), "base")
   drop_path = 0.1 if size == "base" else 0.2
-  data = Path(os.environ.get("OFA_JAX_DATA", "datasets")) / "vqa_data"
+  data = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/vqa_data"
   task = VQA(
     train=(f"{data}/vqa_train.tsv",),
     valid=(f"{data}/vqa_val.tsv",),

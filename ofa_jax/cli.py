@@ -16,13 +16,13 @@ import rich.progress
 from absl import app, flags
 from ml_collections import config_flags
 
-from ofa_jax import cli_help, cli_parsers, numerics, outputs
+from ofa_jax import cli_help, cli_parsers, configs, numerics, outputs, staging
 from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
 from ofa_jax.engine import cluster, lock, log, processes
-from ofa_jax.files import written_whole
+from ofa_jax.files import room_for, written_whole
 from ofa_jax.text_files import printable
 
-RECIPES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs")
+(RECIPES,) = configs.__path__
 
 
 def define_config(
@@ -91,6 +91,13 @@ def define_shard() -> flags.FlagHolder:
   )
 
 
+def define_max_bad_rate(rows: str) -> flags.FlagHolder:
+  """The flag --max-bad-rate, a share; `rows`: what may be unreadable."""
+  text = f"Share of unreadable {rows} allowed."
+  serializer = flags.ArgumentSerializer()
+  return flags.DEFINE(cli_parsers.Share(), "max-bad-rate", 0.01, text, serializer=serializer)
+
+
 def define_path(name: str, help_text: str, *, required: bool = False) -> flags.FlagHolder:
   """A flag that is a path, a URL or the name of something; ~ is the home directory."""
   return flags.DEFINE(
@@ -100,6 +107,15 @@ def define_path(name: str, help_text: str, *, required: bool = False) -> flags.F
     help_text,
     serializer=flags.ArgumentSerializer(),
     required=required,
+  )
+
+
+def define_stage() -> flags.FlagHolder:
+  """The flag that has data of buckets copied to a local disk, see `ofa_jax.staging`."""
+  return define_path(
+    "stage",
+    "Folder of a local disk to which data files of gs:// and s3:// are copied as they are needed; "
+    "copies that are there are used again.",
   )
 
 
@@ -143,7 +159,9 @@ def readable(interrupted: str = "the same command starts anew") -> Iterator[None
   try:
     yield
   except processes.Stopped:
-    raise SystemExit(flags.FLAGS["interrupted-status"].value) from None
+    # The signal may have come amid a compilation: what the interpreter would clear away at its end
+    # is in no state for that.
+    processes.end(flags.FLAGS["interrupted-status"].value)
   except KeyboardInterrupt:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough, the status is not to change
     print(f"Interrupted; {interrupted}", file=sys.stderr, flush=True)
@@ -174,20 +192,23 @@ def sole_writer(
   flag: str = "--output",
   inputs: Iterable[str | os.PathLike | None] = (),
   new: bool = False,
+  makes_parents: bool = True,
 ) -> Iterator[None]:
-  """Sees that a local file can be written and that no other process writes it during the block.
+  """Sees that a file can be written and that no other process writes it during the block.
 
   Args:
-    path: the file; its parents are made.
+    path: the file.
     flag: what a person gave it as.
     inputs: what the command reads, which must not be the same.
     new: it may be a folder, too, and must not exist.
+    makes_parents: see `outputs.check_file`.
 
   Raises:
-    ValueError: it cannot be written, see `outputs.check_file`; another process writes it.
+    ValueError: it cannot be written, see `outputs.check_file`; another process writes it; the disk
+      is full in the block.
   """
   if not new:
-    outputs.check_file(path, flag=flag, inputs=inputs)
+    outputs.check_file(path, flag=flag, inputs=inputs, makes_parents=makes_parents)
   elif not os.path.lexists(path):
     outputs.check_new(path, flag=flag)
   with lock.one_writer(path, file=True) as note:
@@ -195,7 +216,8 @@ def sole_writer(
       print(note, file=sys.stderr)
     if new:  # only now, so that the lock of one that was killed at its very end is cleared away
       outputs.check_new(path, flag=flag)
-    yield
+    with room_for(path):
+      yield
 
 
 @contextlib.contextmanager
@@ -229,6 +251,8 @@ class _Rate(rich.progress.ProgressColumn):
 def _start(main, unexpected):
   if unexpected:
     raise ValueError(f"Expected only flags (--name=value), found {' '.join(unexpected)}")
+  if "stage" in flags.FLAGS and flags.FLAGS.stage:
+    staging.stage_to(flags.FLAGS.stage)
   if "config" in flags.FLAGS:
     _join_cluster()
   with processes.one_fate():
@@ -277,7 +301,8 @@ def _parse(argv):
   except Exception as e:
     if os.environ.get("OFA_JAX_TRACEBACK"):
       raise
-    _fail(_in_config_file(e, argv))
+    kept = isinstance(e, OSError) and e.__cause__  # of a config file that failed, see `_start`
+    _fail(_in_config_file(kept or e, argv))
 
 
 def _help(argv):

@@ -24,6 +24,18 @@ class Number(flags.ArgumentParser):
     return self._parser.flag_type()
 
 
+class Share(flags.FloatParser):
+  """A number from 0 to 1."""
+
+  syntactic_help = "a number from 0 to 1"
+
+  def convert(self, argument):
+    share = super().convert(argument)
+    if not 0 <= share <= 1:  # NaN among others
+      raise ValueError(f"expected a share between 0 and 1, found {share}")
+    return share
+
+
 class Text(flags.ArgumentParser):
   """A text, or None."""
 

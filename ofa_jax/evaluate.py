@@ -6,18 +6,19 @@ Prints one line per metric, the same numbers that training printed at that step,
 `--output` as JSON where given; predictions of tasks that generate go to `--results`.
 """
 
+import contextlib
 import json
+import pathlib
 import sys
 from collections.abc import Callable
 
 import jax
 import numpy as np
-from etils import epath
 
-from ofa_jax import cli, files, outputs, weights
+from ofa_jax import cli, files, outputs, storage, weights
 from ofa_jax.config import Config, Eval, mesh_sizes
 from ofa_jax.data import pipeline
-from ofa_jax.engine import log, processes, sharding, step
+from ofa_jax.engine import lock, log, processes, sharding, step
 from ofa_jax.trees import Tree
 from ofa_jax.validation import validate
 
@@ -55,7 +56,7 @@ class Evaluator:
     params: Tree,
     rest: Tree,
     *,
-    folder: epath.Path | None = None,
+    folder: pathlib.Path | None = None,
     stop: Callable[[], bool] | None = None,
     log: Callable[[str], None] | None = None,
   ) -> dict[str, float]:
@@ -86,7 +87,7 @@ class Evaluator:
     scores = task.score(predictions, self._streams)
     if folder is not None:
       for file, content in task.results(predictions, self._streams).items():
-        folder.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(folder)
         files.write_bytes(folder / f"{name}_{file}", content)
     return {k: float(v) for k, v in scores.items()}
 
@@ -162,7 +163,7 @@ def run_all(
   params: Tree,
   rest: Tree,
   *,
-  folder: epath.Path | None = None,
+  folder: pathlib.Path | None = None,
   stop: Callable[[], bool] | None = None,
   log: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
@@ -210,7 +211,7 @@ def run(config: Config, name: str, *, results: str | None = None) -> dict[str, f
   if jax.process_index() == 0:
     for line in loaded.resized:
       print(f"{name}: {line}", file=sys.stderr)
-  folder = None if results is None else epath.Path(results)
+  folder = None if results is None else storage.of(results)
   return run_all(pending, loaded.params, loaded.rest, folder=folder)
 
 
@@ -246,24 +247,30 @@ def main() -> None:
   tokenizer = cli.define_path(
     "tokenizer", "Folder of an OFA's tokenizer, instead of the one that the config names."
   )
+  cli.define_stage()
 
   def command():
     log.quiet_libraries()
-    if jax.process_index() == 0:
-      if output.value is not None:
-        read = (directory.value,)
-        outputs.check_file(output.value, inputs=read, makes_parents=False, buckets=True)
-      if results.value is not None:
-        outputs.check_folder(results.value, flag="--results", buckets=True)
     if tokenizer.value:
       set_tokenizer(config.value, tokenizer.value)
-    metrics = run(config.value, directory.value, results=results.value)
-    if jax.process_index() == 0:
-      for name, value in metrics.items():
-        print(f"{name}: {value}")
-      if output.value:
-        files.write_text(output.value, json.dumps(metrics, indent=2) + "\n")
-        print(f"Metrics are in {output.value}")
+    with contextlib.ExitStack() as held:
+      if jax.process_index() == 0:
+        if output.value is not None:
+          read = (directory.value,)
+          held.enter_context(cli.sole_writer(output.value, inputs=read, makes_parents=False))
+        if results.value is not None:
+          outputs.check_folder(results.value, flag="--results")
+          note = held.enter_context(lock.one_writer(results.value))
+          held.enter_context(files.room_for(results.value))
+          if note:
+            _to_stderr(note)
+      metrics = run(config.value, directory.value, results=results.value)
+      if jax.process_index() == 0:
+        for name, value in metrics.items():
+          print(f"{name}: {value}")
+        if output.value:
+          files.write_text(output.value, json.dumps(metrics, indent=2) + "\n")
+          print(f"Metrics are in {output.value}")
 
   cli.run(command)
 

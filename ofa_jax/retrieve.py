@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ofa_jax import cli, cli_help, text_files
+from ofa_jax import cli, cli_help, storage, text_files
 from ofa_jax.data.features import Features, raise_faults, read_features
 from ofa_jax.data.tsv import check_files
 from ofa_jax.engine import log
@@ -190,7 +190,7 @@ def _turned(path: Path) -> str:
 
 
 def _read(path: str, kind: str) -> Features:
-  megabytes = os.path.getsize(path) / 1e6
+  megabytes = storage.stat(path).size / 1e6
   with cli.progress(f"reading {kind}s", total=megabytes, unit="MB") as advance:
     return read_features(path, kind=kind, advance=lambda size: advance(size / 1e6))
 
@@ -201,6 +201,8 @@ def _read_ids(path: Path, query: str) -> tuple[dict[int, list[int]], dict[int, i
   ids = retrieval.read_ids(path, query=query)
   lines, faults = {}, []
   for line, text in text_files.lines(path):
+    if not text.strip():
+      continue
     key = json.loads(text)[f"{query}_id"]
     if lines.setdefault(key, line) != line:
       faults.append(f"{path}:{line} repeats {query}_id {key} of line {lines[key]}")

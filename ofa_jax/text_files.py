@@ -16,6 +16,8 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from ofa_jax import staging, storage
+
 MARK = codecs.BOM_UTF8  # which Windows' programs write first
 MAX_BYTES = 2**30  # of a file that is read whole
 
@@ -36,6 +38,13 @@ _OTHERS = (
   (b"\x89PNG", "a PNG picture"),
   (b"\xff\xd8\xff", "a JPEG picture"),
 )
+_POINTER = b"version https://git-lfs"  # what stands in a clone for a large file
+_PAGES = (b"<!doctype html", b"<html", b"<?xml")
+_CURES = {
+  "a file compressed": "Unpack it (gunzip, unzstd) and give the unpacked file",
+  "a Git LFS pointer": "Fetch the file itself with: git lfs pull",
+  "a web page": "Look at it, an error or a log-in perhaps, and download the file itself",
+}
 
 
 def shown(value: object, most: int = 80) -> str:
@@ -57,7 +66,7 @@ def printable(text: str, *, but: str = "") -> str:
 
 def compression(path: str | os.PathLike) -> str | None:
   """What a file is compressed with, by its first bytes; None: nothing that is known."""
-  with open(path, "rb") as file:
+  with storage.opened(staging.staged(path)) as file:
     return _compression(file.read(8))
 
 
@@ -75,6 +84,10 @@ def fault(data: bytes) -> str | None:
   for magic, name in _OTHERS:
     if begin.startswith(magic):
       return name
+  if data.startswith(_POINTER):
+    return "a Git LFS pointer, a few lines in place of the file"
+  if data[:64].removeprefix(MARK).lstrip().lower().startswith(_PAGES):
+    return "a web page"
   if 50 * data.count(b"\0") > len(data):  # fewer are a damaged row
     even, odd = data[::2].count(b"\0"), data[1::2].count(b"\0")
     return "UTF-16" if max(even, odd) > 4 * min(even, odd) + 1 else "binary data"
@@ -92,8 +105,7 @@ def cure(path: str | os.PathLike, reason: str) -> str:
   """
   name = shown(os.fspath(path), 300)
   how = 'Save it again as "CSV UTF-8", or "UTF-8" where no table is saved' + iconv(path, reason)
-  if reason.startswith("a file compressed"):
-    how = "Unpack it (gunzip, unzstd) and give the unpacked file"
+  how = next((c for kind, c in _CURES.items() if reason.startswith(kind)), how)
   return f"Expected {name} in UTF-8, found {reason}. {how}."
 
 
@@ -110,7 +122,7 @@ def check(path: str | os.PathLike) -> None:
   Raises:
     ValueError: it is compressed, in UTF-16 or binary, or most rows are in another encoding.
   """
-  with open(path, "rb") as file:
+  with storage.opened(staging.staged(path)) as file:
     data = file.read(16 * _SAMPLE)
   reason = fault(data)
   if reason and _only_rows(reason):
@@ -132,7 +144,7 @@ def opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """
   with contextlib.ExitStack() as stack:
     try:
-      raw = stack.enter_context(open(path, "rb"))
+      raw = stack.enter_context(storage.opened(staging.staged(path)))
       kind = _compression(raw.read(8))
       raw.seek(0)
       file = io.BufferedReader(stack.enter_context(_unpacked(raw, kind, path))) if kind else raw

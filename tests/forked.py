@@ -8,6 +8,7 @@ prints of each command, one after the other, its status and what it said, as JSO
 import json
 import os
 import pathlib
+import resource
 import runpy
 import subprocess
 import sys
@@ -23,7 +24,8 @@ def run(cases: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
   """Status and output of commands: a name of `ofa_jax` or a file of this repository, and flags.
 
   Args:
-    cases: with "command", and perhaps "environment", in which None takes a variable away.
+    cases: with "command", and perhaps "environment", in which None takes a variable away, and
+      "largest_file" in bytes, beyond which writing fails as on a full disk.
   """
   result = subprocess.run(
     [sys.executable, "-m", "tests.forked", json.dumps(list(cases))],
@@ -44,7 +46,11 @@ def load() -> None:
 
 
 def start(
-  command: Sequence[str], *, output: int, environment: Mapping[str, str | None] | None = None
+  command: Sequence[str],
+  *,
+  output: int,
+  environment: Mapping[str, str | None] | None = None,
+  largest_file: int | None = None,
 ) -> int:
   """Starts a command in a child of this process, which has called `load`; returns its number.
 
@@ -52,6 +58,7 @@ def start(
     command: a name or file, and flags.
     output: the file that its streams go to.
     environment: what differs.
+    largest_file: bytes.
   """
   child = os.fork()
   if child:
@@ -62,6 +69,8 @@ def start(
     os.dup2(output, 2)
     for name, value in (environment or {}).items():
       os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+    if largest_file is not None:  # Python ignores the signal, so that writing is an OSError
+      resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     name, *sys.argv[1:] = command
     if name.endswith(".py"):
       sys.argv[0] = name
@@ -89,9 +98,8 @@ def _main() -> None:
   load()
   for case in json.loads(sys.argv[1]):
     with tempfile.TemporaryFile("w+") as output:
-      status = wait(
-        start(case["command"], output=output.fileno(), environment=case.get("environment"))
-      )
+      more = {name: value for name, value in case.items() if name != "command"}
+      status = wait(start(case["command"], output=output.fileno(), **more))
       output.seek(0)
       print(json.dumps([status, output.read()]), flush=True)
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import safetensors.numpy
 
-from ofa_jax import hub, trees
+from ofa_jax import checksums, hub, trees
 from ofa_jax.convert import safetensors_files, torch_files
 from ofa_jax.convert.cnclip import huggingface
 from ofa_jax.convert.cnclip import table as cnclip
@@ -266,6 +266,7 @@ def make_huggingface(path: pathlib.Path) -> None:
   config = micro_config("micro_vit")
   params, _ = cnclip.from_torch(micro_state_dict("micro_vit"), config)
   huggingface.save(path, config, params, context_length=24)
+  checksums.write(path)
 
 
 def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -289,7 +290,7 @@ KINDS: dict[str, tuple[Callable, Callable, Read, bool]] = {
   "torch-pickle": (make_torch, mutate_pickle, read_torch, False),
   "safetensors": (make_safetensors, mutate_header, safetensors_files.read, False),
   "directory": (make_directory, mutate_directory, read_directory, True),
-  "huggingface": (make_huggingface, mutate_directory, read_directory, False),
+  "huggingface": (make_huggingface, mutate_directory, read_directory, True),
 }
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Commands are killed (-9) at random moments and started again: what comes out is the straight run.
+"""Commands are killed at random moments and started again: what comes out is the straight run.
 
-  python -m tests.kills JOB COUNT [FOLDER]
+  python -m tests.kills JOB COUNT [FOLDER [SIGNAL]]
 
-of train, train_ofa, extract_features, generate, convert. Prints how many ended equal, and is the
-config of the trainings. Commands are forked from this process, so that the moments lie in their
-work and not in their imports; in every second try the command is killed twice.
+of train, train_ofa, extract_features, generate, convert. The signal is SIGKILL; SIGTERM or SIGINT
+are for trainings, which save and end in order. Prints how many ended equal, and is the config of
+the trainings. Commands are forked from this process, so that the moments lie in their work and not
+in their imports; in every second try the command is killed twice.
 """
 
 import contextlib
@@ -45,7 +46,13 @@ def get_config(family: str) -> Any:
   )
 
 
-def killed(job: str, count: int, folder: pathlib.Path) -> tuple[int, list[str]]:
+# How a training may end that is told to stop: in order, or, before it has begun, by the signal.
+STATUSES = {signal.SIGKILL: (0, -9), signal.SIGTERM: (0, -15), signal.SIGINT: (0, 130)}
+
+
+def killed(
+  job: str, count: int, folder: pathlib.Path, number: signal.Signals = signal.SIGKILL
+) -> tuple[int, list[str]]:
   """Kills a job `count` times; how often it ended as the straight run did, and how it did not."""
   os.environ |= {"JAX_PLATFORMS": "cpu", "OFA_JAX_DATA": str(folder / "data")}
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
@@ -64,9 +71,13 @@ def killed(job: str, count: int, folder: pathlib.Path) -> tuple[int, list[str]]:
   faults, moments = [], []
   for i in range(count):
     out = folder / f"killed{i}"
+    statuses = []
     for _ in range(1 + i % 2):
       moments.append(round(random.uniform(0, seconds), 2))
-      _kill(job, folder, out, moments[-1])
+      statuses.append(_kill(job, folder, out, moments[-1], number))
+    if not {*statuses} <= {*STATUSES[number]}:
+      faults.append(f"killed{i} after {moments[-1 - i % 2 :]} s: it ended with {statuses}")
+      continue
     if job != "convert" or not (out / "out").exists():  # what is there is not made again
       status, said = _finish(job, folder, out)
       if status:
@@ -197,13 +208,16 @@ def _finish(job: str, folder: pathlib.Path, out: pathlib.Path) -> tuple[int, str
     return status, output.read()
 
 
-def _kill(job: str, folder: pathlib.Path, out: pathlib.Path, seconds: float) -> None:
+def _kill(
+  job: str, folder: pathlib.Path, out: pathlib.Path, seconds: float, number: signal.Signals
+) -> int:
   with open(os.devnull, "w") as output:
     child = forked.start(command(job, folder, out), output=output.fileno())
-    timer = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
+    timer = threading.Timer(seconds, os.kill, (child, number))
     timer.start()
-    forked.wait(child)
+    status = forked.wait(child)
     timer.cancel()
+  return status
 
 
 def _in_child(function: Callable[[], Any]) -> Any:
@@ -232,7 +246,8 @@ def main() -> None:
   with contextlib.ExitStack() as stack:
     given = sys.argv[3:]
     folder = given[0] if given else stack.enter_context(tempfile.TemporaryDirectory())
-    equal, faults = killed(job, count, pathlib.Path(folder))
+    number = signal.Signals[given[1]] if given[1:] else signal.SIGKILL
+    equal, faults = killed(job, count, pathlib.Path(folder), number)
   print("\n".join(faults), file=sys.stderr)
   print(f"{job}: {equal} of {count} ended as the straight run", flush=True)
   raise SystemExit(equal < count)

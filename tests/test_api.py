@@ -3,9 +3,12 @@
 import json
 import pathlib
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 import tomllib
+import unittest.mock
 
 import jax
 import numpy as np
@@ -13,7 +16,7 @@ import pytest
 from PIL import Image
 
 import ofa_jax
-from ofa_jax import api, hub
+from ofa_jax import api, configs, hub
 from ofa_jax.convert.cnclip import table as convert
 from ofa_jax.inference import batches, cnclip
 from tests import cnclip_files
@@ -86,10 +89,23 @@ def test_the_wheel_has_the_packages_version_and_its_types():
   setuptools = project["tool"]["setuptools"]
   assert setuptools["dynamic"]["version"] == {"attr": "ofa_jax.__version__"}
   assert "py.typed" in setuptools["package-data"]["ofa_jax"]
-  # The recipes are in the package by a link, which a wheel follows.
-  recipes = pathlib.Path(ofa_jax.__file__).parent / "configs"
-  assert recipes.samefile(pathlib.Path(__file__).parent.parent / "configs")
-  assert (recipes / "quickstart.py").is_file()
+
+
+def test_the_recipes_are_a_package_wherever_they_lie(tmp_path):
+  """In a checkout beside this one, in a wheel within; a link would be a text file elsewhere."""
+  root = pathlib.Path(__file__).parent.parent
+  (folder,) = configs.__path__
+  assert pathlib.Path(folder) == root / "configs" and not pathlib.Path(folder).is_symlink()
+  (tmp_path / "configs").mkdir()
+  (tmp_path / "configs" / "one.py").touch()
+  shutil.copy(configs.__file__, tmp_path)
+  assert runpy.run_path(str(tmp_path / "configs.py"))["__path__"] == [str(tmp_path / "configs")]
+  told = {}
+  with unittest.mock.patch("setuptools.setup", lambda **given: told.update(given)):
+    runpy.run_path(str(root / "setup.py"))
+  assert told["package_dir"] == {"ofa_jax.configs": "configs"}
+  assert {"ofa_jax", "ofa_jax.configs", "ofa_jax.data"} <= {*told["packages"]}
+  assert not {*told["packages"]} & {"tests", "configs", "tools"}
 
 
 def test_few_shapes_are_compiled():
@@ -152,7 +168,9 @@ def test_wrong_inputs_are_errors(micro):
   ):
     with pytest.raises(ValueError, match="Expected images uint8 or float32"):
       model.encode_image(bad)
-  for bad in (np.zeros(4, np.int32), np.zeros((1, 65), np.int32), np.zeros((1, 4), np.float32)):
+  with pytest.raises(ValueError, match=r"at most 64 tokens .* found 65\. Give a smaller context"):
+    model.encode_text(np.zeros((1, 65), np.int32))
+  for bad in (np.zeros(4, np.int32), np.zeros((1, 4), np.float32)):
     with pytest.raises(ValueError, match="Expected tokens"):
       model.encode_text(bad)
   for bad in (-1, 21128):

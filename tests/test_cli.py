@@ -106,6 +106,14 @@ CASES = {
     ("from 0 to 255 in OFA_JAX_INTERRUPTED_STATUS, found 'again'",),
     {"OFA_JAX_INTERRUPTED_STATUS": "again"},
   ),
+  "no share": Case(
+    ["extract_features", "--model=M", "--texts=t.jsonl", "--output=w", "--max-bad-rate=nan"],
+    ("--max-bad-rate=nan: expected a share between 0 and 1",),
+  ),
+  "more than all": Case(
+    ["generate", "--model=M", "--task=caption", "--input=t.tsv", "--max-bad-rate=1.5"],
+    ("--max-bad-rate=1.5: expected a share between 0 and 1",),
+  ),
   "no model": Case(["generate", "--task=caption"], ("Expected --model=VALUE, found none",)),
   "help": Case(
     ["train", "--help"],
@@ -194,6 +202,21 @@ def test_ctrl_c_ends_a_command_with_one_line():
   )
   expected = "Interrupted; the same command goes on where it stopped\n"
   assert (result.returncode, result.stderr) == (130, expected)
+
+
+def test_a_run_that_was_stopped_ends_without_the_interpreter_s_clearing_away():
+  """Amid a compilation that would be a segmentation fault."""
+  script = (
+    "import atexit, os, sys\nfrom absl import flags\nfrom ofa_jax import cli\n"
+    "from ofa_jax.engine import processes\n"
+    "cli.define_interrupted_status()\nflags.FLAGS(['x', '--interrupted-status=75'])\n"
+    "atexit.register(os.abort)\nprint('said')\n"
+    "with cli.readable():\n  raise processes.Stopped('saved')\n"
+  )
+  result = subprocess.run(
+    [sys.executable, "-c", script], capture_output=True, text=True, timeout=100, cwd=ROOT
+  )
+  assert (result.returncode, result.stdout, result.stderr) == (75, "said\n", "")
 
 
 def test_every_field_of_the_config_is_explained(outcomes):

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from ofa_jax import trees
+from ofa_jax import trees, weights
 from ofa_jax.config import MeshShape, mesh_sizes
 from ofa_jax.engine import sharding, step
 from ofa_jax.models import cnclip
@@ -75,6 +75,9 @@ RELEASED = {
 @pytest.fixture(autouse=True)
 def data(digits, monkeypatch):
   monkeypatch.setenv("OFA_JAX_DATA", str(digits.parent))
+
+
+OWN_DATA = ("cnclip_custom.py", "cnclip_few_shot.py", "ofa_custom.py")  # it is named by flags
 
 
 def load(name, argument):
@@ -181,3 +184,17 @@ def test_the_test_split_is_evaluated_alone(name):
   assert config.best_metric is None and load(name, "large").best_metric.startswith("valid/")
   with pytest.raises(ValueError, match="found some"):
     load(name, "large,some")
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in SIZES} - {"quickstart.py", *OWN_DATA}))
+def test_data_may_lie_in_a_bucket(name, monkeypatch):
+  monkeypatch.setenv("OFA_JAX_DATA", "gs://bucket/datasets")
+  assert "'gs://bucket/datasets/" in repr(load(name, None).task.train)
+
+
+@pytest.mark.parametrize(("name", "argument"), SIZES)
+def test_recipes_of_released_models_start_from_them(name, argument):
+  config = load(name, argument)
+  drawn = []
+  weights.from_scratch(config.model, seed=0, warn=drawn.append)
+  assert bool(drawn) == (config.init is not None)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import types
@@ -140,6 +141,14 @@ def test_unknown_names_list_the_known_ones():
   message = str(raised.value)
   assert all(name in message for name in hub.RELEASES)
   assert message.endswith("did you mean ViT-L-14-336 or ViT-L-14?")
+
+
+def test_a_user_without_a_home_is_told(monkeypatch):
+  monkeypatch.delenv("HOME", raising=False)
+  monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # of a user nobody has listed
+  for name in ("ViT-B-16", "~/model", "~nobody-here/model"):
+    with pytest.raises(ValueError, match=r"Expected a home directory for ~.*Set HOME"):
+      hub.open_model(name)
 
 
 def test_every_release_is_a_model():

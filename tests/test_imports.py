@@ -12,6 +12,7 @@ PACKAGE = ROOT / "ofa_jax"
 NUMPY = {
   *("tokenizers", "data", "scoring"),
   *("files", "text_files", "checksums", "pictures", "fonts", "partial", "outputs", "shards"),
+  *("configs", "storage", "staging"),
 }
 GROUND = {"config", "validation", "trees", "numerics"}
 PURE = {"losses", "models", "decode"}
@@ -24,7 +25,7 @@ COMMANDS = {
 BELOW = {
   **dict.fromkeys(NUMPY, NUMPY),
   **dict.fromkeys(GROUND, GROUND | NUMPY),
-  **dict.fromkeys({"engine", "ahead"}, GROUND | {"engine", "files", "checksums"}),
+  **dict.fromkeys({"engine", "ahead"}, GROUND | {"engine", "files", "checksums", "storage"}),
   **dict.fromkeys(PURE, PURE | {"trees", "numerics"} | NUMPY),
   **dict.fromkeys(STORED, STORED | PURE | GROUND | NUMPY | {"engine"}),
   "tasks": STORED | PURE | {"trees", "numerics"} | NUMPY,
@@ -57,8 +58,7 @@ def part(path):
   return parts[-1] if parts[-1] == "__main__" else parts[0]  # the command of a folder
 
 
-# The recipes, which the package has through a link, are no part of it.
-FILES = sorted(p for p in PACKAGE.rglob("*.py") if PACKAGE / "configs" not in p.parents)
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

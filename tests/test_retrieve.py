@@ -97,6 +97,20 @@ def test_texts_beyond_the_annotations_are_accepted():
   assert json.dumps(score) == (RETRIEVAL / "vit" / "eval_ir.json").read_text()
 
 
+def test_whole_floats_and_blank_lines_are_read(tmp_path):
+  expected = (RETRIEVAL / "vit" / "eval_ir.json").read_text()
+  for name, path in (
+    ("a", ANNOTATIONS["t2i"]),
+    ("p", RETRIEVAL / "vit" / "test_predictions.jsonl"),
+  ):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+      row["text_id"] = float(row["text_id"])
+      row["image_ids"] = [*map(float, row["image_ids"])]
+    (tmp_path / name).write_text("\n\n".join(map(json.dumps, rows)) + "\n\n")
+  assert json.dumps(retrieve.recall(tmp_path / "a", tmp_path / "p")) == expected
+
+
 def test_bad_annotations(tmp_path):
   lines = ANNOTATIONS["t2i"].read_text().splitlines()
   predictions = RETRIEVAL / "vit" / "test_predictions.jsonl"

@@ -11,13 +11,19 @@ import pytest
 
 from ofa_jax import evaluate
 from ofa_jax.config import Eval
-from ofa_jax.engine import log, processes
+from ofa_jax.engine import log, processes, watchdog
 from ofa_jax.train import train
 from tests import tiny
 from tests.failing import Failing, Rows
 from tests.test_train import assert_bit_equal, final_state
 
 TIMES = {"train/data_time", "train/batch_time", "train/rows_per_s"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_ends_this_process(monkeypatch):
+  """As a process of its own would, where a signal comes amid a compilation of seconds."""
+  monkeypatch.setattr(watchdog, "GRACE", 3600)
 
 
 @pytest.fixture(scope="module")

@@ -133,6 +133,22 @@ def test_binary_files_are_told_without_their_bytes(write, name, data):
   assert all(c.isprintable() or c == "\n" for c in str(error.value))
 
 
+@pytest.mark.parametrize("name", [*READERS, *IN_PLACE])
+@pytest.mark.parametrize(
+  ("data", "told"),
+  [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "git lfs pull"),
+    (b"<!DOCTYPE html>\n<html><body>Not Found</body></html>\n", "a web page.*download"),
+    (text_files.MARK + b"\n<html>\n<head>\n</head>\n</html>\n", "a web page.*download"),
+    (b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>', "a web page.*download"),
+  ],
+)
+def test_what_stands_in_place_of_a_file_is_told_as_that(write, name, data, told):
+  read = (READERS | IN_PLACE)[name][0]
+  with pytest.raises(ValueError, match=rf"{name}.* in UTF-8, found .*{told}"):
+    read(write(name, data))
+
+
 @pytest.mark.parametrize("name", IN_PLACE)
 @pytest.mark.parametrize(
   ("pack", "kind"),
@@ -240,7 +256,7 @@ def test_ids_of_json(write, field):
 
 @pytest.mark.parametrize("text", ["7", '"x"', "[1]", "null", "{}", '{"text_id": 1}', "[" * 5000])
 def test_lines_that_are_no_captions_are_counted(write, text):
-  with pytest.raises(ValueError, match=r"found 1 faults: .*t\.jsonl:2"):
+  with pytest.raises(ValueError, match=r"found 1 fault: .*t\.jsonl:2"):
     captions(write("t.jsonl", (line() + text + "\n").encode()))
 
 

@@ -26,7 +26,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 
-from ofa_jax import cli, hub, trees, weights
+from ofa_jax import checksums, cli, hub, trees, weights
 from ofa_jax.cli_parsers import expand
 from ofa_jax.convert import torch_files
 from ofa_jax.convert.cnclip import family as cnclip_family
@@ -100,6 +100,7 @@ def _write(out: pathlib.Path, source: hub.Source, params, rest, *, to: str) -> N
     source.family.huggingface.save(
       out, source.config, arrays, settings=source.settings, files=source.files
     )
+    checksums.write(out)  # transformers takes no notice of it
 
 
 def _check(path: str, out: str, source: hub.Source, *, to: str) -> list[str]:

@@ -112,7 +112,9 @@ def save_checkpoint(
   """
   torch = _torch()
   tensors = {f"module.{k}": torch.from_numpy(v) for k, v in state_dict.items()}
-  torch.save({"epoch": epoch, "step": step, "name": name, "state_dict": tensors}, path)
+  content = {"epoch": epoch, "step": step, "name": name, "state_dict": tensors}
+  with open(path, "wb") as file:  # of a path PyTorch would not say why it cannot be written
+    torch.save(content, file)
 
 
 def save_fairseq(
@@ -133,18 +135,17 @@ def save_fairseq(
   for name, x in state_dict.items():
     made[id(x)] = tensors[name] = made.get(id(x), torch.from_numpy(x))
   started = {"epoch": 1, "iterations_in_epoch": 0, "shuffle": True, "version": 2}
-  torch.save(
-    {
-      "args": None,
-      "cfg": {"model": argparse.Namespace(**options), "task": dict(options)},
-      "model": tensors,
-      "criterion": None,
-      "optimizer_history": [],
-      "task_state": {},
-      "extra_state": {"train_iterator": started},
-    },
-    path,
-  )
+  content = {
+    "args": None,
+    "cfg": {"model": argparse.Namespace(**options), "task": dict(options)},
+    "model": tensors,
+    "criterion": None,
+    "optimizer_history": [],
+    "task_state": {},
+    "extra_state": {"train_iterator": started},
+  }
+  with open(path, "wb") as file:
+    torch.save(content, file)
 
 
 def _average(path: pathlib.Path, content: Any) -> dict[str, Any]:

@@ -7,13 +7,16 @@ run anything.
 """
 
 import binascii
+import contextlib
 import os
 import struct
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from ofa_jax import staging
 from ofa_jax.data import plain_pickle
 from ofa_jax.data.tsv import BadRow, Texts, check_files, decode_base64
 
@@ -34,10 +37,10 @@ class LmdbImages:
   """
 
   def __init__(self, directory: str | os.PathLike):
-    self._directory = os.path.realpath(directory)
+    self._directory = os.path.realpath(staging.local_folder(directory))
     self.files = (os.path.join(self._directory, "data.mdb"),)
     self._environment = _open(self._directory)
-    with self._environment.begin() as transaction:
+    with _reading(self._environment, self._directory) as transaction:
       keys = [k for k in transaction.cursor().iternext(values=False) if k != b"num_images"]
     if not keys:
       raise ValueError(f"Expected images, found none in {self._directory}. Build the LMDB again.")
@@ -69,8 +72,13 @@ class LmdbImages:
     Raises:
       BadRow: its base64 is broken.
     """
-    with self._environment.begin() as transaction:
-      text = transaction.get(bytes(self._keys[i]))
+    try:
+      with _reading(self._environment, self._directory) as transaction:
+        text = transaction.get(bytes(self._keys[i]))
+    except ValueError as error:
+      raise BadRow(self.name(i), str(error)) from error
+    if text is None:
+      raise BadRow(self.name(i), "its record is lost")
     try:
       return decode_base64(text.rstrip())
     except binascii.Error as error:
@@ -94,9 +102,9 @@ def read_lmdb_pairs(directory: str | os.PathLike) -> Texts:
       plain `(image_id, text_id, text)` (all are counted, the first five named).
     ImportError: the `lmdb` package is not installed.
   """
-  path = os.path.realpath(directory)
+  path = os.path.realpath(staging.local_folder(directory))
   text_ids, texts, image_ids, places, faults = [], [], [], [], []
-  with _open(path).begin() as transaction:
+  with _reading(_open(path), path) as transaction:
     count = transaction.get(b"num_samples")
     if count is None or not count.isdigit():
       raise ValueError(
@@ -124,6 +132,21 @@ def read_lmdb_pairs(directory: str | os.PathLike) -> Texts:
   return Texts(text_ids, texts, image_ids, (path,), np.array(places, np.int64))
 
 
+@contextlib.contextmanager
+def _reading(environment: Any, directory: str) -> Iterator[Any]:
+  """A transaction of LMDB; ValueError where it meets a damaged page."""
+  import lmdb
+
+  try:
+    with environment.begin() as transaction:
+      yield transaction
+  except lmdb.Error as error:
+    raise ValueError(
+      f"Expected a whole LMDB environment in {directory}, found it damaged ({error}). Copy it "
+      "again, or build it again."
+    ) from error
+
+
 def _load_plain(value: bytes | None) -> tuple[int | str, int | str, str]:
   if value is None:
     raise ValueError("missing")
@@ -141,10 +164,12 @@ def _open(directory: str):
     import lmdb
   except ImportError as error:
     raise ImportError("Reading LMDB folders needs `pip install lmdb`.") from error
-  check_files([os.path.join(directory, "data.mdb")])
-  _check_length(os.path.join(directory, "data.mdb"))
+  path = os.path.join(directory, "data.mdb")
+  check_files([path])
+  root = _check_length(path)
   environment = _ENVIRONMENTS.get(directory)
   if environment is None:
+    _check_pages(path, *root)
     try:
       environment = lmdb.open(directory, readonly=True, lock=False, readahead=False, meminit=False)
     except lmdb.Error as error:
@@ -155,8 +180,11 @@ def _open(directory: str):
   return environment
 
 
-def _check_length(path: str) -> None:
+def _check_length(path: str) -> tuple[int, int, int]:
   """The file is mapped into memory: a page behind its end would end the process by a bus error.
+
+  Returns:
+    The size of a page, the root of the tree of pages, and the last page.
 
   Raises:
     ValueError: it is shorter than its own header says.
@@ -170,18 +198,59 @@ def _check_length(path: str) -> None:
         "the TSV files."
       )
     page = _META.unpack(first)[1]
+    if not 2 * _META.size <= page <= 2**16:
+      raise ValueError(_damaged(path, 0))
     file.seek(page)
     second = file.read(_META.size)
   metas = [_META.unpack(x) for x in (first, second) if len(x) == _META.size]
   metas = [x for x in metas if x[0] == _MAGIC]  # of the two, the later transaction's counts
-  needed = (max(metas, key=lambda meta: meta[3])[2] + 1) * page
+  _, _, root, last, _ = max(metas, key=lambda meta: meta[-1])
+  needed = (last + 1) * page
   if size < max(needed, 2 * page):
     raise ValueError(
       f"Expected {needed:,} bytes of the LMDB environment in {path}, found {size:,}: it was cut "
       "short. Copy it again."
     )
+  return page, root, last
 
 
-# Behind the 16 bytes of a page's header: magic; size of a page; last page; transaction.
-_META = struct.Struct("<16xI20xI92xQQ")
+def _check_pages(path: str, size: int, root: int, last: int) -> None:
+  """Follows the tree of pages, for LMDB ends the process where a page of it is another one.
+
+  A copy that was broken off often has its full length and zeros behind what was copied.
+
+  Raises:
+    ValueError: a page is damaged.
+  """
+  waiting, left = ([] if root == _NO_PAGE else [root]), last
+  with open(path, "rb", buffering=0) as file:
+    while waiting:
+      number = waiting.pop()
+      page = os.pread(file.fileno(), size, number * size)
+      left -= 1
+      if len(page) < size or left < 0:
+        raise ValueError(_damaged(path, number))
+      own, kind, lower, upper = _PAGE.unpack_from(page)
+      kind &= _BRANCH | _LEAF
+      if own != number or not kind or not _PAGE.size < lower <= upper <= size:
+        raise ValueError(_damaged(path, number))
+      places = np.frombuffer(page, "<u2", (lower - _PAGE.size) // 2, _PAGE.size)
+      if places.min() < upper or places.max() > size - _NODE or (places % 2).any():
+        raise ValueError(_damaged(path, number))
+      if kind == _BRANCH:
+        words = np.frombuffer(page, "<u2").astype(np.int64)
+        at = places // 2
+        waiting += (words[at] | words[at + 1] << 16 | words[at + 2] << 32).tolist()
+
+
+def _damaged(path: str, page: int) -> str:
+  return f"Expected a whole LMDB environment in {path}, found page {page} damaged. Copy it again."
+
+
+# Behind the 16 bytes of a page's header: magic; size of a page; root; last page; transaction.
+_META = struct.Struct("<16xI20xI84xQQQ")
 _MAGIC = 0xBEEFC0DE
+_PAGE = struct.Struct("<Q2xHHH")  # a page's header: number, kind, end of the places, first node
+_NODE = 8  # bytes of a node before its key; of a branch six are the number of a page
+_BRANCH, _LEAF = 1, 2
+_NO_PAGE = 2**64 - 1

@@ -1,7 +1,6 @@
 """What goes wrong where checkpoints are stored, as one message that says how to go on."""
 
 import contextlib
-import errno
 import functools
 import logging
 import os
@@ -12,6 +11,9 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 from etils import epath
+
+from ofa_jax import files, storage
+from ofa_jax.engine import bucket_arrays
 
 
 class SaveError(OSError):
@@ -30,22 +32,18 @@ def explained(workdir: str) -> Iterator[None]:
   except SaveError:
     raise
   except Exception as error:
-    if not any(_is_disk_full(cause) for cause in _causes(error)):
+    if files.full_disk(error) is None:
       raise
-    whole = ocp.utils.checkpoint_steps(epath.Path(workdir).resolve() / "checkpoints")
-    stands = f"The newest whole checkpoint is that of step {max(whole)}" if whole else (
-      "No checkpoint was finished yet"
-    )  # fmt: skip
+    folder = bucket_arrays.path_of(workdir) / "checkpoints"
+    whole = [] if storage.in_bucket(workdir) else ocp.utils.checkpoint_steps(folder)
+    stands, then = "No checkpoint was finished yet", "it starts anew"
+    if whole:
+      stands = f"The newest whole checkpoint is that of step {max(whole)}"
+      then = "it goes on from there"
     raise ValueError(
       f"No space left for {workdir} ({str(error)[:120]}...). {stands}. Free some space, or lower "
-      "`keep`, and start the same command again: it goes on from there."
+      f"`keep`, and start the same command again: {then}."
     ) from error
-
-
-def _is_disk_full(error: BaseException) -> bool:
-  if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-    return True
-  return any(text in str(error) for text in ("No space left", "Disk quota exceeded"))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -20,6 +20,8 @@ from typing import Any
 import jax
 from jax._src import distributed  # its store of keys and values has no public name
 
+from ofa_jax.engine import growing
+
 # What people's files, flags and disks cause: told in one message without a traceback.
 EXPECTED = (ValueError, FloatingPointError, OSError)
 
@@ -120,6 +122,17 @@ def from_first(make: Callable[[], Any]) -> Any:
   if not _job.several():
     return make()
   return _job.from_first(make)
+
+
+def end(status: int) -> None:
+  """Ends this process, whose work is done or given up, without clearing away what libraries hold.
+
+  One of several first takes leave of the others.
+  """
+  if _job.several():
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # of another that is gone
+      jax.distributed.shutdown()
+  _end_process(status)
 
 
 class _Job:
@@ -298,6 +311,7 @@ def _end_process(status: int) -> None:
       if stream.isatty():
         stream.write("\x1b[?25h")  # the cursor, which a progress bar has hidden
       stream.flush()
+  growing.write_last_lines()
   os._exit(status)
 
 

@@ -136,7 +136,12 @@ class CNCLIPModel:
     except ValueError as error:
       raise ValueError("Expected tokens ('N', T), found lists of several lengths") from error
     size, longest = self.config.text.vocab_size, self.config.text.max_positions
-    if tokens.ndim != 2 or tokens.shape[1] > longest or tokens.dtype.kind not in "iu":
+    if tokens.ndim == 2 and tokens.shape[1] > longest:
+      raise ValueError(
+        f"Expected at most {longest} tokens of a text, the positions that the model has, found "
+        f"{tokens.shape[1]}. Give a smaller context length."
+      )
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
       raise ValueError(
         f"Expected tokens of a whole-number type ('N', T <= {longest}), "
         f"found {tokens.dtype} {tokens.shape}"

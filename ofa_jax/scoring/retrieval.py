@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from ofa_jax import text_files
+from ofa_jax.data import values
 
 KS = (1, 5, 10)
 METRICS = (*(f"r{k}" for k in KS), "mean_recall", "median_rank", "mean_rank")
@@ -169,7 +170,7 @@ def recall_of_predictions(
 def read_ids(path: str | os.PathLike, *, query: str = "text") -> dict[int, list[int]]:
   """Reads annotations or predictions, which have the same form: {"text_id": 1, "image_ids": [7]}.
 
-  Where an id stands on two lines, the later one counts, as in the original.
+  Where an id stands on two lines, the later one counts, as in the original. 7.0 is 7.
 
   Args:
     path: a JSONL file; other fields of a line are ignored.
@@ -182,6 +183,8 @@ def read_ids(path: str | os.PathLike, *, query: str = "text") -> dict[int, list[
   ids, faults = {}, []
   for number, line in text_files.lines(path):
     text = text_files.decode(line, path)
+    if not text.strip():
+      continue
     try:
       row = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -189,12 +192,12 @@ def read_ids(path: str | os.PathLike, *, query: str = "text") -> dict[int, list[
       continue
     if not isinstance(row, dict) or not {one, many} <= row.keys():
       faults.append(f'line {number} lacks "{one}" or "{many}"')
-    elif type(row[one]) is not int or not isinstance(row[many], list):
+    elif (key := values.whole(row[one])) is None or not isinstance(row[many], list):
       faults.append(f'line {number}: "{one}" is not an integer or "{many}" not a list')
-    elif any(type(i) is not int for i in row[many]):
-      faults.append(f'line {number}: "{many}" of {row[one]} has ids that are not integers')
+    elif None in (answers := [values.whole(i) for i in row[many]]):
+      faults.append(f'line {number}: "{many}" of {key} has ids that are not integers')
     else:
-      ids[row[one]] = row[many]
+      ids[key] = answers
   _raise(faults, f'{path}: expected lines like {{"{one}": 1, "{many}": [7, 8]}}')
   return ids
 

@@ -1,7 +1,9 @@
+import collections
 import gc
 import os
 import pathlib
 import pickle
+import re
 import sys
 
 import numpy as np
@@ -158,3 +160,39 @@ def test_a_file_that_is_no_environment_is_told(tmp_path):
     (tmp_path / "data.mdb").write_bytes(data)
     with pytest.raises(ValueError, match="another file"):
       LmdbImages(tmp_path)
+
+
+def test_damaged_pages_are_told_or_bad_rows(tmp_path):
+  """LMDB itself would end the process at many of them."""
+  values = {str(i): b"QUJD" * (20 if i % 3 else 1500) for i in range(900)}
+  folder = write_lmdb(tmp_path / "imgs", values)
+  file = folder / "data.mdb"
+  assert len(LmdbImages(folder)) == 900
+  gc.collect()
+  whole, rng = file.read_bytes(), np.random.default_rng(0)
+  ended = collections.Counter()
+  for way in ["zeros", "noise", "bits"] * 20:
+    data = np.frombuffer(whole, np.uint8).copy()
+    start = rng.integers(8192, len(data))
+    some = data[start : start + rng.integers(1, 100_000)]
+    if way == "zeros":
+      some[:] = 0
+    elif way == "noise":
+      some[:] = rng.integers(0, 256, len(some))
+    else:
+      data[rng.integers(0, len(data), 30)] ^= np.uint8(1 << rng.integers(8))
+    file.write_bytes(data)
+    try:
+      images = LmdbImages(folder)
+    except ValueError as error:
+      assert re.search(r"data\.mdb|damaged", str(error))
+      ended["told"] += 1
+      continue
+    for i in range(len(images)):
+      try:
+        images.encoded(i)
+      except BadRow:
+        ended["bad rows"] += 1
+    del images
+    gc.collect()
+  assert ended["told"] > 10 and ended["bad rows"] > 10

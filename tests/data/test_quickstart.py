@@ -1,9 +1,11 @@
 import base64
 import collections
+import errno
 import hashlib
 import io
 import json
 import multiprocessing
+import os
 
 import numpy as np
 import pytest
@@ -121,4 +123,13 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
   monkeypatch.setattr(quickstart, "_write", fail)
   with pytest.raises(KeyboardInterrupt):
     quickstart.digits(tmp_path)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_with_the_place(tmp_path):
+  def write(path):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  with pytest.raises(ValueError, match=r"room for .*digits-v1, found: No space left on device"):
+    quickstart.make_once(tmp_path, "digits-v1", write)
   assert list(tmp_path.iterdir()) == []

@@ -59,6 +59,17 @@ def test_round_trip_onto_another_mesh(digits, tmp_path, ema):
   assert all(x.sharding == places[path] for path, x in trees.flatten(restored).items())
 
 
+def test_what_all_devices_hold_is_saved_without_compiling(digits, tmp_path, caplog):
+  program = program_of(digits, devices=8)
+  state = numbered(program)
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    with jax.log_compiles():
+      checkpoints.save(state)
+      checkpoints.wait()
+    assert "Compiling" not in caplog.text
+    assert_same(state, checkpoints.restore(3, **layout(program)))
+
+
 def test_weights_alone_prefer_the_moving_average(digits, tmp_path):
   program = program_of(digits, ema=0.9, model=tiny.RESNET)
   state = numbered(program)
@@ -180,6 +191,21 @@ def test_what_is_not_there_is_told_with_what_is(kept, tmp_path):
     refused(match=r"no best_metric in its config\.json"),
   ):
     checkpoints.find("best")
+
+
+def test_a_run_that_fails_leaves_no_save_half_made(kept, tmp_path):
+  shutil.copytree(kept, tmp_path / "run")
+  half = tmp_path / "run" / "checkpoints" / "9.orbax-checkpoint-tmp"
+  for read_only in (True, False):
+    with (
+      pytest.raises(OSError),
+      checkpoint.Checkpoints(str(tmp_path / "run"), read_only=read_only) as opened,
+    ):
+      steps = opened.steps()
+      half.mkdir(exist_ok=True)
+      raise OSError(28, "No space left on device")
+    assert half.exists() == read_only
+  assert sorted(int(p.name) for p in half.parent.iterdir() if p.is_dir()) == steps
 
 
 def test_names_of_steps(tmp_path):

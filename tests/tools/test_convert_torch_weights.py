@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ofa_jax import hub
 from tests import cnclip_files
 from tests.cnclip_golden import MICRO, error, golden, images, micro_state_dict
+from tests.evaluation_golden import save_model
 
 torch = pytest.importorskip("torch")
 
@@ -179,6 +181,22 @@ def test_faults_end_in_one_line_and_leave_nothing(command, released, tmp_path):
       command(*arguments, configs=given)
     assert message in str(raised.value)
   assert set(tmp_path.iterdir()) == before
+
+
+def test_flipped_bits_of_exports_are_refused(command, tmp_path):
+  command(save_model(tmp_path, "vit"), tmp_path / "hf", "--to=hf")
+  files = [path for path in sorted((tmp_path / "hf").iterdir()) if path.name != "checksums.json"]
+  rng = np.random.default_rng(0)
+  for path in [*files, *[tmp_path / "hf" / "model.safetensors"] * 15]:
+    data = bytearray(path.read_bytes())
+    at, bit = rng.integers(len(data)), 1 << rng.integers(8)
+    for flip in (True, False):
+      data[at] ^= bit
+      path.write_bytes(data)
+      if flip:
+        with pytest.raises(ValueError):
+          hub.open_model(tmp_path / "hf").load()
+  hub.open_model(tmp_path / "hf").load()
 
 
 def test_sizes_are_given_only_where_there_are_none(command, released, tmp_path):
