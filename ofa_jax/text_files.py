@@ -94,6 +94,21 @@ def fault(data: bytes) -> str | None:
   return "GBK, it seems" if _is_chinese(data) else "bytes that are not UTF-8"
 
 
+def text_of(data: bytes) -> str:
+  """The text that a whole small file is.
+
+  Raises:
+    ValueError: it is none; the message is what it seems to be.
+  """
+  reason = fault(data)
+  if reason is None:
+    try:
+      return data.removeprefix(MARK).decode("utf-8")
+    except UnicodeDecodeError:
+      reason = "a character that is cut off"
+  raise ValueError(reason)
+
+
 def cure(path: str | os.PathLike, reason: str) -> str:
   """The message for a file that is no text in UTF-8, with what to do.
 

@@ -6,6 +6,7 @@ photos/cat.jpg  photos/cat.txt
 import os
 import pathlib
 
+from ofa_jax import text_files
 from ofa_jax.data.folder import EXTENSIONS, ImageFiles, image_files
 from ofa_jax.data.table import Captions
 from ofa_jax.data.tsv import Texts
@@ -30,9 +31,9 @@ def read_captioned(directory: str | os.PathLike) -> tuple[ImageFiles, Texts]:
   for path in files:
     file = _caption_file(path)
     try:
-      text = file.read_text(encoding="utf-8-sig") if file.is_file() else ""
-    except UnicodeDecodeError:
-      damaged.append(str(file))
+      text = text_files.text_of(file.read_bytes()) if file.is_file() else ""
+    except ValueError as reason:
+      damaged.append(f"{text_files.shown(str(file), 300)} ({reason})")
       continue
     lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
@@ -43,8 +44,8 @@ def read_captioned(directory: str | os.PathLike) -> tuple[ImageFiles, Texts]:
     images.append(os.path.abspath(path))
   if damaged:
     raise ValueError(
-      f"Expected captions in UTF-8, found {len(damaged)} files of another encoding: "
-      f"{', '.join(damaged[:5])}. Save them again as UTF-8."
+      f"Expected captions in UTF-8, found {len(damaged)} files of something else: "
+      f"{', '.join(damaged[:5])}. Save them again as UTF-8, or get them again."
     )
   if not images:
     raise ValueError(
