@@ -69,6 +69,7 @@ def killed(
     seconds = time.monotonic() - begin
     assert status == 0, said
   faults, moments = [], []
+  saves_more = number != signal.SIGKILL  # at the step that it was at
   for i in range(count):
     out = folder / f"killed{i}"
     statuses = []
@@ -85,7 +86,6 @@ def killed(
         continue
     else:
       _finish(job, folder, out)  # says so, and clears the lock away
-    saves_more = number != signal.SIGKILL  # at the step that it was at
     difference = _in_child(lambda out=out: compare(job, out, straight, newest_only=saves_more))
     print(f"{job} {i + 1}/{count}: {difference or 'equal'}", file=sys.stderr, flush=True)
     if difference:
