@@ -12,7 +12,6 @@ the updates of the original's eight, and `accum` makes them fit.
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from ofa_jax.config import Config, Eval, MeshShape, Optim
 from ofa_jax.data.pairs import PairData
@@ -104,5 +103,5 @@ def pairs(folder: str, *, splits: Iterable[str]) -> dict[str, tuple[PairData, ..
     folder: of the data set, under OFA_JAX_DATA.
     splits: their names.
   """
-  data = Path(os.environ.get("OFA_JAX_DATA", "datasets")) / folder
+  data = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/{folder}"
   return {s: (PairData((f"{data}/{s}_imgs.tsv",), (f"{data}/{s}_texts.jsonl",)),) for s in splits}

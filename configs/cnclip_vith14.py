@@ -1,7 +1,9 @@
 """Fine-tunes Chinese-CLIP ViT-H-14 (958M parameters) on MUGE.
 
-  python -m ofa_jax.train --config=configs/cnclip_vith14.py --workdir=D --config.init=WEIGHTS
+  python -m ofa_jax.train --config=configs/cnclip_vith14.py --workdir=D
 
+Weights: the released ones, which are downloaded and converted where they are not yet; on a cluster
+give a model directory that all hosts see, --config.init=gs://BUCKET/models/ViT-H-14.
 Data: `MUGE/{train,valid}_{imgs.tsv,texts.jsonl}` under OFA_JAX_DATA (default: datasets/).
 Recipe: the original's MUGE script for ViT-B-16, at this size; those of the published ViT-H-14 are
 not public. Published text-to-image recall on MUGE's validation pool, fine-tuned: R@1 68.9,
@@ -31,6 +33,7 @@ def get_config(variant: str = "") -> Config:
   )
   return Config(
     name="Chinese-CLIP ViT-H-14 on MUGE",
+    init="ViT-H-14",
     model=cnclip.config(*cnclip.MODELS["ViT-H-14"]),
     task=task,
     batch_size=32_768 if pod else 1024,

@@ -2,10 +2,12 @@
 
   python -m ofa_jax.train --config=configs/ofa_vqa.py[:SIZE[,test]] --workdir=D
   python -m ofa_jax.evaluate --config=configs/ofa_vqa.py:large,test --checkpoint=D --results=R
+  python -m ofa_jax.evaluate --config=configs/ofa_vqa.py:large,zeroshot --checkpoint=OFA-large
 
 SIZE is base (the default), large or huge. The original publishes the scripts of base and large;
 huge follows that of large. With "test" the evaluation is of the test split, whose answers only
-EvalAI has: `R/test_predict.json` is the file to send there.
+EvalAI has: `R/test_predict.json` is the file to send there. With "zeroshot" it is that of a
+pretrained model: any answer, by 20 beams, and the decoder does not read the question.
 
 Data: `vqa_data/vqa_{train,val,test}.tsv` and the list of 3,129 answers
 `vqa_data/trainval_ans2label.pkl` under OFA_JAX_DATA, which is datasets/ where it is not set, all as
@@ -20,8 +22,6 @@ Other evaluations are the same config with other fields:
   --config.task.inference=beamsearch                                     search in the list
   --config.task.inference=beamsearch --config.task.answers=None          any answer; in training
                                                                          "unconstrained"
-  --config.task.inference=beamsearch --config.task.answers=None --config.task.prompt=none
-    --config.task.max_objects=0 --config.task.search.num_beams=20        zero-shot, pretrained
 
 Published, VQA v2, all answers scored with the moving average (not measured again here):
 
@@ -31,8 +31,8 @@ Published, VQA v2, all answers scored with the moving average (not measured agai
   huge    test-dev 82.0   test-std 82.0
 """
 
+import dataclasses
 import os
-from pathlib import Path
 
 from ofa_jax.config import Config, Eval, MeshShape, Optim
 from ofa_jax.models import ofa
@@ -43,14 +43,15 @@ SIZES = ("base", "large", "huge")
 
 def get_config(argument: str = "base") -> Config:
   words = [word for word in argument.split(",") if word]
-  unknown = [word for word in words if word not in (*SIZES, "test")]
+  unknown = [word for word in words if word not in (*SIZES, "test", "zeroshot")]
   if unknown:
     raise ValueError(
-      f"Expected a size out of {', '.join(SIZES)} and perhaps test, found {', '.join(unknown)}"
+      f"Expected a size out of {', '.join(SIZES)} and perhaps test or zeroshot, found "
+      f"{', '.join(unknown)}"
     )
   size = next((word for word in words if word in SIZES), "base")
   drop_path = 0.1 if size == "base" else 0.2
-  data = Path(os.environ.get("OFA_JAX_DATA", "datasets")) / "vqa_data"
+  data = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/vqa_data"
   task = VQA(
     train=(f"{data}/vqa_train.tsv",),
     valid=(f"{data}/vqa_val.tsv",),
@@ -59,6 +60,10 @@ def get_config(argument: str = "base") -> Config:
     tokenizer=f"OFA-{size}",
     smoothing=0.1,
   )
+  if "zeroshot" in words:
+    search = dataclasses.replace(task.search, num_beams=20)
+    any_answer = {"answers": None, "inference": "beamsearch", "prompt": "none", "max_objects": 0}
+    task = dataclasses.replace(task, search=search, **any_answer)
   schedule = {"epochs": 15} if size == "base" else {"steps": 40_000}
   evaluation = Eval(name="valid", task=task, every_epochs=1)
   if "test" in words:

@@ -2,27 +2,23 @@
 
 import contextlib
 import difflib
-import logging
 import os
 import re
 import runpy
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
 
-import jax
 import rich.console
 import rich.progress
 from absl import app, flags
 from ml_collections import config_flags
 
-from ofa_jax import cli_help, cli_parsers, configs, numerics, outputs
+from ofa_jax import cli_help, cli_parsers, configs, numerics, outputs, staging
 from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
-from ofa_jax.engine import lock, log, processes
-from ofa_jax.engine.watchdog import INTERRUPTED
+from ofa_jax.engine import cluster, lock, log, processes
 from ofa_jax.files import room_for, written_whole
 from ofa_jax.text_files import printable
 
@@ -41,8 +37,9 @@ def define_config(
   flags.DEFINE_bool(
     "distributed",
     False,
-    "Join the other processes of this job, found through the cluster's environment (TPU pods, "
-    "SLURM, MPI). Without it, JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do.",
+    "Join the other processes of this job, found through the environment of TPU pods, SLURM, "
+    "torchrun, SkyPilot or Open MPI. JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+    "JAX_PROCESS_ID need no flag, and decide.",
     flag_values=flag_values,
   )
   for kind, parser in cli_parsers.OF_FIELDS.items():
@@ -71,13 +68,26 @@ def define_precision() -> flags.FlagHolder:
 
 def define_interrupted_status() -> flags.FlagHolder:
   """The flag --interrupted-status of commands that save when they are told to stop."""
+  given = os.environ.get("OFA_JAX_INTERRUPTED_STATUS", "0")
+  if not given.isdecimal() or int(given) > 255:
+    _fail(f"Expected a status from 0 to 255 in OFA_JAX_INTERRUPTED_STATUS, found {given!r}")
   return flags.DEFINE_integer(
     "interrupted-status",
-    0,
+    int(given),
     "Exit status after SIGTERM or Ctrl-C, when what was done is saved; 75 for schedulers that "
-    "start the same command again.",
+    "start the same command again. OFA_JAX_INTERRUPTED_STATUS in the environment is its default.",
     lower_bound=0,
     upper_bound=255,
+  )
+
+
+def define_shard() -> flags.FlagHolder:
+  """The flag --shard of commands whose rows several jobs may share; see `shards.parse`."""
+  return flags.DEFINE_string(
+    "shard",
+    None,
+    "I/N: the I-th of N shares of the rows, from 0, of as many jobs; array/N: the one that SLURM's "
+    "--array numbers; merge/N: puts their files together.",
   )
 
 
@@ -100,6 +110,15 @@ def define_path(name: str, help_text: str, *, required: bool = False) -> flags.F
   )
 
 
+def define_stage() -> flags.FlagHolder:
+  """The flag that has data of buckets copied to a local disk, see `ofa_jax.staging`."""
+  return define_path(
+    "stage",
+    "Folder of a local disk to which data files of gs:// and s3:// are copied as they are needed; "
+    "copies that are there are used again.",
+  )
+
+
 def define_paths(name: str, help_text: str, *, required: bool = False) -> flags.FlagHolder:
   """A flag that is several of them, separated by commas."""
   serializer = flags.ListSerializer(",")
@@ -116,8 +135,9 @@ def run(
 ) -> None:
   """Parses flags, joins the cluster (commands with a --config) and runs `main`.
 
-  What a person caused ends as one message and status 1, Ctrl-C as one line and status 130; what
-  fails in one process of a job ends all of them.
+  What a person caused ends as one message and status 1, or `processes.AGAIN` where only a host or
+  a network failed; Ctrl-C as one line and status 130. What fails in one process of a job ends all
+  of them.
 
   Args:
     main: the command.
@@ -146,11 +166,12 @@ def readable(interrupted: str = "the same command starts anew") -> Iterator[None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough, the status is not to change
     print(f"Interrupted; {interrupted}", file=sys.stderr, flush=True)
     # Threads that read data or compile are not waited for.
-    processes.leave(INTERRUPTED)
+    processes.leave(processes.INTERRUPTED)
   except processes.EXPECTED as e:
     if os.environ.get("OFA_JAX_TRACEBACK"):
       raise
-    _fail(f"{processes.describe(e)}\n(OFA_JAX_TRACEBACK=1 shows where this was raised)")
+    text = f"{processes.describe(e)}\n(OFA_JAX_TRACEBACK=1 shows where this was raised)"
+    _fail(text, status=processes.status_of(e))
   except RuntimeError as e:
     if "home directory" not in str(e) or os.environ.get("OFA_JAX_TRACEBACK"):
       raise
@@ -172,7 +193,6 @@ def sole_writer(
   inputs: Iterable[str | os.PathLike | None] = (),
   new: bool = False,
   makes_parents: bool = True,
-  buckets: bool = False,
 ) -> Iterator[None]:
   """Sees that a file can be written and that no other process writes it during the block.
 
@@ -181,14 +201,14 @@ def sole_writer(
     flag: what a person gave it as.
     inputs: what the command reads, which must not be the same.
     new: it may be a folder, too, and must not exist.
-    makes_parents, buckets: see `outputs.check_file`; in buckets there are no locks.
+    makes_parents: see `outputs.check_file`.
 
   Raises:
     ValueError: it cannot be written, see `outputs.check_file`; another process writes it; the disk
       is full in the block.
   """
   if not new:
-    outputs.check_file(path, flag=flag, inputs=inputs, makes_parents=makes_parents, buckets=buckets)
+    outputs.check_file(path, flag=flag, inputs=inputs, makes_parents=makes_parents)
   elif not os.path.lexists(path):
     outputs.check_new(path, flag=flag)
   with lock.one_writer(path, file=True) as note:
@@ -231,6 +251,8 @@ class _Rate(rich.progress.ProgressColumn):
 def _start(main, unexpected):
   if unexpected:
     raise ValueError(f"Expected only flags (--name=value), found {' '.join(unexpected)}")
+  if "stage" in flags.FLAGS and flags.FLAGS.stage:
+    staging.stage_to(flags.FLAGS.stage)
   if "config" in flags.FLAGS:
     _join_cluster()
   with processes.one_fate():
@@ -256,57 +278,9 @@ def _precision() -> str | None:
 
 
 def _join_cluster():
-  names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-  given = {name: os.environ[name] for name in names if os.environ.get(name)}
-  timeout = flags.FLAGS["start-timeout"].value
-  if flags.FLAGS.distributed and len(given) < len(names):
-    _initialize(initialization_timeout=timeout)
-    return
-  if not given.keys() - {"JAX_COORDINATOR_ADDRESS"}:
-    return  # alone: an address by itself is what some platforms set everywhere
-  address, num, index = (given.get(name) for name in names)
-  faults = [f"{name} is not set" for name in names if name not in given]
-  faults += [
-    f"{name}={given[name]} is no number"
-    for name in names[1:]
-    if not given.get(name, "0").isdecimal()
-  ]
-  if address and not address.rpartition(":")[2].isdecimal():
-    faults.append(f"JAX_COORDINATOR_ADDRESS={address} has no port (host:1234)")
-  if all(text and text.isdecimal() for text in (num, index)) and int(index) >= int(num):
-    faults.append(f"JAX_PROCESS_ID={index} is not below JAX_NUM_PROCESSES={num}")
-  if faults:
-    raise ValueError(
-      f"Expected {', '.join(names)} to describe a job together, found: {'; '.join(faults)}. Set "
-      "all three for several processes, or unset them for one."
-    )
-  _initialize(address, int(num), int(index), initialization_timeout=timeout)
-
-
-def _initialize(*job, initialization_timeout):
-  where = f" at {job[0]} as process {job[2]} of {job[1]}" if job else ""
-  expected = f"Expected to join the processes of the job{where}"
-
-  def too_late():
-    print(
-      f"error: {expected} within --start-timeout={initialization_timeout} s, found that not all of "
-      "them came. Do all of them run, with the same address, and can they reach it?",
-      file=sys.stderr,
-      flush=True,
-    )
-    processes.leave(1)
-
-  logging.getLogger("jax._src.distributed").setLevel(logging.WARNING)
-  # JAX's own limit aborts the process; this one comes before it.
-  timer = threading.Timer(initialization_timeout, too_late)
-  timer.daemon = True
-  timer.start()
-  try:
-    jax.distributed.initialize(*job, initialization_timeout=initialization_timeout + 60)
-  except (RuntimeError, ValueError) as e:  # JaxRuntimeError is one
-    raise ValueError(f"{expected}, found: {str(e).splitlines()[0]}") from e
-  finally:
-    timer.cancel()
+  job = cluster.read(os.environ, asked=flags.FLAGS.distributed)
+  if job is not None:
+    cluster.join(job, timeout=flags.FLAGS["start-timeout"].value)
 
 
 def _parse(argv):
@@ -431,8 +405,8 @@ def _without_noise(unraisable):
     sys.__unraisablehook__(unraisable)
 
 
-def _fail(message):
+def _fail(message, *, status=processes.FAULT):
   message = printable(message, but="\n\t")  # it may quote what a file holds
   text = log.for_terminal(f"error: {message}", rich.console.Console(stderr=True))
   print(text, file=sys.stderr, flush=True)
-  raise SystemExit(1)
+  raise SystemExit(status)

@@ -27,7 +27,7 @@ from absl import flags
 
 from ofa_jax import cli, files, numerics, validation
 from ofa_jax import config as config_lib
-from ofa_jax.ahead import apart, cost, flops, hlo, savings, topology
+from ofa_jax.ahead import apart, cost, flops, hlo, rental, savings, stopping, topology
 from ofa_jax.config import Config
 from ofa_jax.engine import log, sharding, step
 
@@ -53,6 +53,7 @@ class Report:
       device's clock is not known.
     largest: the largest intermediate arrays of the step before it is compiled, with their bytes
       over all devices; the compiler may never make one of them whole.
+    save: the bytes of a checkpoint, and who writes them.
     coupled: where the step does not fit, the share of the bytes of its intermediate arrays that
       accumulation leaves as they are, such as the logits of a whole batch; 0 where it fits.
   """
@@ -69,6 +70,7 @@ class Report:
   lower_s: float
   compile_s: float
   largest: dict[str, int]
+  save: stopping.Save
   coupled: float
 
   @property
@@ -160,13 +162,29 @@ def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]
     lower_s=lowered_at - begin,
     compile_s=compiled_at - compile_begin,
     largest={a.str_short(short_dtypes=True): size for a, size in _largest(arrays)},
+    save=stopping.of_state(program.abstract, program.shardings),
     coupled=coupled,
   )
 
 
-def show(report: Report, *, target: topology.Topology, num_devices: int) -> str:
-  """The report as a table in plain text."""
+def show(
+  report: Report,
+  *,
+  target: topology.Topology,
+  num_devices: int,
+  steps: int | None = None,
+  price: float | None = None,
+) -> str:
+  """The report as a table in plain text; the run's steps and a chip-hour's dollars if known."""
   peak = num_devices * target.hardware.peak
+  rented = rental.rows(
+    report.save,
+    seconds=report.prediction.seconds if report.prediction else report.model_flops / peak,
+    bound=report.prediction is None,
+    steps=steps,
+    chips=num_devices / target.hardware.devices_a_chip,
+    price=price,
+  )
   rows = [("memory a device", "")]
   rows += [(f"  {name}", log.human_bytes(size)) for name, size in report.held.items() if size]
   rows += [
@@ -181,6 +199,7 @@ def show(report: Report, *, target: topology.Topology, num_devices: int) -> str:
     *((f"  {kind}", f"{c.calls:,} calls, {log.human_bytes(c.num_bytes)}")
       for kind, c in sorted(report.collectives.items())),
     *_predicted(report),
+    *rented,
     ("compiling", f"{report.lower_s:.1f} s to trace and lower, {report.compile_s:.1f} s to "
                   "compile"),
   ]  # fmt: skip
@@ -351,7 +370,7 @@ def _compile(argv, change):
 def _analyse_there(argv, change):
   """In a process of its own, which has to read the command line again: a config need not pickle."""
   _quiet_cpu()
-  config, name, _, _ = _define_flags()
+  config, name, *_ = _define_flags()
   flags.FLAGS(argv)
   numerics.enable(config.value.precision)
   target = topology.parse(name.value)
@@ -379,19 +398,20 @@ def _define_flags():
   )
   tries = flags.DEFINE_integer("tries", 3, "Changes to compile at most when it does not fit.")
   output = cli.define_path("output", "JSON file for the figures.")
-  return config, name, tries, output
+  price = flags.DEFINE_float("price", None, "Dollars for a chip and hour: the cost is printed.")
+  return config, name, tries, output, price
 
 
 def main() -> None:
   """The command."""
   _quiet_cpu()
   argv = list(sys.argv)
-  config, name, tries, output = _define_flags()
+  config, name, tries, output, price = _define_flags()
 
   def command():
     with contextlib.ExitStack() as held:
       if output.value is not None:
-        held.enter_context(cli.sole_writer(output.value, makes_parents=False, buckets=True))
+        held.enter_context(cli.sole_writer(output.value, makes_parents=False))
       work()
 
   def work():
@@ -405,7 +425,8 @@ def main() -> None:
       flush=True,
     )
     report = _compile(argv, {})
-    print(show(report, target=target, num_devices=len(devices)), flush=True)
+    of_run = {"steps": config.value.steps, "price": price.value}
+    print(show(report, target=target, num_devices=len(devices), **of_run), flush=True)
     if output.value:
       values = {**dataclasses.asdict(report), "total": report.total, "topology": name.value}
       files.write_text(output.value, json.dumps(values, indent=2) + "\n")

@@ -37,6 +37,28 @@ class MeshShape:
 
 
 @dataclasses.dataclass(kw_only=True)
+class Lora:
+  """Matrices that are trained by the factors of what is added to them (arXiv 2106.09685).
+
+  Attributes:
+    matrices: patterns of their paths.
+    rank: of what is added.
+    alpha: it is multiplied by alpha / rank.
+    also: patterns of parameters that are trained as they are; all others are frozen.
+  """
+
+  matrices: tuple[str, ...]
+  rank: int = 8
+  alpha: float = 16.0
+  also: tuple[str, ...] = ()
+
+  @property
+  def scale(self) -> float:
+    """What the product of the factors is multiplied by."""
+    return self.alpha / self.rank
+
+
+@dataclasses.dataclass(kw_only=True)
 class Optim:
   """AdamW and its schedule; patterns are searched in parameter paths, the first match wins.
 
@@ -56,6 +78,7 @@ class Optim:
     freeze: patterns of parameters that are not trained and have no optimizer state.
     lr_scale: (pattern, factor of the rate) pairs; of stacked layers one factor, or one a layer.
       Layers of factor 0 stay bit for bit what they are.
+    lora: trains some matrices by factors of low rank, and little else; None: off.
     clamp: (pattern, (low, high)) pairs: bounds of a parameter after the update.
     max_bad_steps: non-finite steps in a row, which are skipped, before the run stops.
   """
@@ -75,6 +98,7 @@ class Optim:
   clip_norm: float | None = None
   freeze: tuple[str, ...] = ()
   lr_scale: tuple[tuple[str, float | tuple[float, ...]], ...] = ()
+  lora: Lora | None = None
   clamp: tuple[tuple[str, tuple[float, float]], ...] = ()
   max_bad_steps: int = 20
 

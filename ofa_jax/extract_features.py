@@ -9,6 +9,9 @@ names), a table (.csv, .tsv), .tar shards, LMDB folders. Pictures that are named
 numbered in their order: D/NAME.images.jsonl says which is which, D/NAME.texts.jsonl has captions
 with the numbers of their pictures, as `retrieve recall` reads them. Threads decode while the
 devices compute. A run that was killed continues where it stopped and ends with the same bytes.
+
+Several jobs share the rows with --shard=0/4, --shard=1/4, ... beside the same flags; then the same
+command with --shard=merge/4 makes of their files the one file, byte for byte.
 """
 
 import collections
@@ -24,7 +27,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from ofa_jax import api, cli, outputs, partial
+from ofa_jax import api, cli, outputs, partial, shards, storage
 from ofa_jax.data import features, pairs, pipeline, sources, tsv, values
 from ofa_jax.data.protocols import Images, Rows
 from ofa_jax.data.text import normalize_caption
@@ -42,6 +45,7 @@ def extract_images(
   batch_size: int = 256,
   order: str = "id",
   max_bad_rate: float = 0.01,
+  shard: shards.Shard | None = None,
 ) -> int:
   """Writes the features of all images; returns how many.
 
@@ -54,6 +58,7 @@ def extract_images(
     batch_size: images encoded together, on all devices.
     order: "id", the byte order of the ids, in which the original reads its LMDB; or "file".
     max_bad_rate: the largest share of unreadable images; see `pipeline.BadRows`.
+    shard: of the rows, for its own file beside `output`.
 
   Images whose ids are paths have their numbers from 0 as ids, and the order of their files.
 
@@ -75,10 +80,13 @@ def extract_images(
     rows,
     ids=[int(ids[i]) for i in rows],
     encode=lambda batch: model.encode_image(batch["image"]),
-    writer=features.FeatureWriter(output, kind="image", width=model.config.embed_dim),
+    writer=features.FeatureWriter(
+      shard.place(output) if shard else output, kind="image", width=model.config.embed_dim
+    ),
     batch_size=batch_size,
     bad=pipeline.BadRows(max_bad_rate, print),
     work=_work(model, images.files, rows=ids, order=order),
+    shard=shard,
   )
 
 
@@ -89,6 +97,7 @@ def extract_texts(
   output: str | os.PathLike,
   batch_size: int = 256,
   context_length: int | None = None,
+  shard: shards.Shard | None = None,
 ) -> int:
   """Writes the features of all texts, in the order of their file; returns how many.
 
@@ -98,6 +107,7 @@ def extract_texts(
     output: `.jsonl` or `.npy` file.
     batch_size: texts encoded together, on all devices.
     context_length: tokens of a text; None is the model's own.
+    shard: of the rows, for its own file beside `output`.
 
   Raises:
     ValueError: ids that are not integers.
@@ -114,10 +124,13 @@ def extract_texts(
     range(len(texts)),
     ids=texts.text_ids,
     encode=lambda batch: model.encode_text(batch["tokens"]),
-    writer=features.FeatureWriter(output, kind="text", width=model.config.embed_dim),
+    writer=features.FeatureWriter(
+      shard.place(output) if shard else output, kind="text", width=model.config.embed_dim
+    ),
     batch_size=batch_size,
     bad=pipeline.BadRows(),
     work=_work(model, texts.files, rows=[*texts.text_ids, *texts.texts], context_length=length),
+    shard=shard,
   )
 
 
@@ -163,8 +176,16 @@ def _extract(
   batch_size: int,
   bad: pipeline.BadRows,
   work: Mapping[str, Any],
+  shard: shards.Shard | None,
 ) -> int:
-  """Writes the features of `rows[i] for i in order`, whose ids are `ids`; returns how many."""
+  """Writes the features of `rows[i] for i in order`, whose ids are `ids`; returns how many.
+
+  Of a shard, those of its rows only.
+  """
+  work = {**work, "batch size": batch_size}
+  if shard is not None:
+    begin, end = shard.rows(len(ids), batch_size=batch_size)
+    order, ids, work = order[begin:end], ids[begin:end], {**work, **shard.work()}
 
   def lines(batch, begin):
     good = batch["weight"] > 0
@@ -193,12 +214,12 @@ def _extract(
           yield waiting.popleft().result()
       yield from (future.result() for future in waiting)
 
-  goes_on = partial.taken_up(writer.partial, {**work, "batch size": batch_size})
+  goes_on = partial.taken_up(writer.partial, work) and len(ids) > 0
   with writer:
     first = next(encoded(0, batch_size, pipeline.BadRows(1.0))) if goes_on else []
     left = writer.partial.stat().st_size > 0
     done = writer.resume(ids, first=first, multiple=batch_size)
-    if left and not done:
+    if left and not done and len(ids):
       print(f"Starting anew: of {writer.partial} no whole batch would be the same now")
     bad.carry(done - writer.count, seen=done)
     unit = f"{writer.kind}s"
@@ -206,6 +227,8 @@ def _extract(
       for written in encoded(done, len(ids), bad) if done < len(ids) else ():
         writer.write(written)
         advance(batch_size)
+    if shard is not None:
+      shards.note(writer.path, work)
     return writer.finish()
 
 
@@ -222,12 +245,14 @@ def main() -> None:
   )
   batch_size = flags.DEFINE_integer("batch-size", 256, "Rows encoded together.", lower_bound=1)
   precision = cli.define_precision()
+  cli.define_stage()
   order = flags.DEFINE_enum(
     "order", "id", ("id", "file"), "Images by the bytes of their ids, as the original's, or not."
   )
   context_length = flags.DEFINE_integer(
     "context-length", None, "Tokens of a text; default: the model's.", lower_bound=2
   )
+  shard_ = cli.define_shard()
   max_bad_rate = cli.define_max_bad_rate("images")
 
   def command():
@@ -235,31 +260,45 @@ def main() -> None:
     if not images.value and not texts.value:
       raise ValueError("Expected --images, --texts or both, found neither")
     outputs.check_folder(output.value)
-    folder = pathlib.Path(output.value)
+    folder = storage.of(output.value)
     # Faults of the files come before the model is loaded.
     table = texts_ = None
     inputs = (images.value, texts.value, name.value)
+    shard = shards.parse(shard_.value, environ=os.environ)
+    kinds = {"img": images.value, "txt": texts.value}
+    paths = {
+      kind: folder / f"{_stem(value)}.{kind}_feat.{format_.value}"
+      for kind, value in kinds.items()
+      if value
+    }
     with contextlib.ExitStack() as open_:
+      for path in paths.values():
+        one = shard is not None and shard.index is not None
+        open_.enter_context(cli.sole_writer(shard.place(path) if one else path, inputs=inputs))
+      if shard is not None and shard.index is None:
+        for path in paths.values():
+          count = shards.merge(path, shard, join=features.join_of(path))
+          print(f"{count} parts are together in {path}")
+        return
       if images.value:
-        image_path = folder / f"{_stem(images.value)}.img_feat.{format_.value}"
-        open_.enter_context(cli.sole_writer(image_path, inputs=inputs))
         table = sources.open_images(images.value)
       if texts.value:
-        text_path = folder / f"{_stem(texts.value)}.txt_feat.{format_.value}"
-        open_.enter_context(cli.sole_writer(text_path, inputs=inputs))
         texts_ = sources.open_texts(texts.value)
       model = api.load_clip(name.value, precision=precision.value)
+      first = shard is None or shard.index == 0  # the files beside are of all rows
       if table is not None:
         count = extract_images(
           model,
           table,
-          output=image_path,
+          output=paths["img"],
           batch_size=batch_size.value,
           order=order.value,
           max_bad_rate=max_bad_rate.value,
+          shard=shard,
         )
-        print(f"{count} image features of {len(table)} images are stored in {image_path}")
-        if sources.ids_are_paths(table):
+        path = shard.place(paths["img"]) if shard else paths["img"]
+        print(f"{count} image features of {len(table)} images are stored in {path}")
+        if first and sources.ids_are_paths(table):
           path = folder / f"{_stem(images.value)}.images.jsonl"
           rows = ({"image_id": i, "image": name} for i, name in enumerate(table.ids))
           _write_lines(path, rows)
@@ -268,12 +307,14 @@ def main() -> None:
         count = extract_texts(
           model,
           texts_,
-          output=text_path,
+          output=paths["txt"],
           batch_size=batch_size.value,
           context_length=context_length.value,
+          shard=shard,
         )
-        print(f"{count} text features are stored in {text_path}")
-        if not texts.value.endswith(".jsonl"):
+        path = shard.place(paths["txt"]) if shard else paths["txt"]
+        print(f"{count} text features are stored in {path}")
+        if first and not texts.value.endswith(".jsonl"):
           path = folder / f"{_stem(texts.value)}.texts.jsonl"
           _write_lines(path, _annotations(texts_, table))
           print(f"The texts are in {path}")
@@ -300,9 +341,9 @@ def _write_lines(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def _stem(path: str) -> str:
   """The original's beginning of the output's name; that of an LMDB folder S/imgs is S_imgs."""
-  path = pathlib.Path(os.path.abspath(path))
-  if path.is_dir():
-    lmdb = (path / "data.mdb").exists()
+  path = storage.of(storage.absolute(path))
+  if storage.is_dir(path):
+    lmdb = storage.exists(path / "data.mdb")
     return f"{path.parent.name}_{path.name}" if lmdb else path.name
   return re.sub(r"[^\w.-]+", "_", path.stem).strip("_")
 

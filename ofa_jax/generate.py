@@ -5,44 +5,52 @@ r"""What an OFA says: captions, answers, boxes and labels, for one input or a fi
   python -m ofa_jax.generate --model=M --task=caption --input=caption_test.tsv --output=F.jsonl
 
 Tasks: caption; vqa (questions); refcoco (phrases to boxes); snli_ve (hypotheses and perhaps
-premises to labels); classify; text (prompts in your own words, with or without an image).
+premises to labels); classify; ocr and ocr_document (the texts in a picture, or in a long line of a
+document); text (prompts in your own words, with or without an image); and of texts alone cola,
+mnli, mrpc, qnli, qqp, rte, sst2 (labels) and gigaword (articles to summaries).
 
 The input is the original's TSV of the task, or one with other `--columns`; or pictures in any form
 that training reads: a folder, a table (.csv, .tsv) whose columns go by name
 (--columns=image:filepath,text:question), .tar shards, Chinese-CLIP's `_imgs.tsv` or LMDB. The
 output has one JSON object a row, in the order of the rows, with the keys of the original's results
 and a "score", or an "error" where the row cannot be read. Threads decode images while the devices
-compute. A run that was killed continues where it stopped and ends with the same bytes.
+compute. A run that was killed continues where it stopped and ends with the same bytes. Several
+jobs share the rows with --shard=0/4, --shard=1/4, ... beside the same flags; then the same command
+with --shard=merge/4 makes of their files the one file, byte for byte.
 """
 
 import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from ofa_jax import api, cli, partial
+from ofa_jax import api, cli, partial, shards
 from ofa_jax.data import answers, pipeline, sources
-from ofa_jax.data.cache import ImageReader
 from ofa_jax.data.given import picture
 from ofa_jax.data.protocols import TextImages
-from ofa_jax.data.rows import Row
 from ofa_jax.data.text import REFERENCES
 from ofa_jax.data.tsv import IMAGE, BadRow
 from ofa_jax.decode.beam import Search
 from ofa_jax.engine import log
 from ofa_jax.inference.ofa import OFAModel
-from ofa_jax.tasks import caption, free_text, image_classify, refcoco, snli_ve, vqa
+from ofa_jax.inference.rows import TEXTS, TaskRows
+from ofa_jax.tasks import (
+  caption,
+  free_text,
+  gigaword,
+  glue,
+  image_classify,
+  ocr,
+  refcoco,
+  snli_ve,
+  vqa,
+)
 from ofa_jax.tasks.answering import Answering
-
-TEXTS = ("id", "text", "premise", "objects")
-MAY_BE_EMPTY = ("id", "objects")
-
 
 TASKS: dict[str, Answering] = {
   "caption": caption.ANSWERING,
@@ -50,7 +58,11 @@ TASKS: dict[str, Answering] = {
   "refcoco": refcoco.ANSWERING,
   "snli_ve": snli_ve.ANSWERING,
   "classify": image_classify.ANSWERING,
+  "ocr": ocr.ANSWERING,
+  "ocr_document": ocr.DOCUMENTS,
   "text": free_text.ANSWERING,
+  "gigaword": gigaword.ANSWERING,
+  **{part: glue.answering(part) for part in glue.PARTS},
 }
 
 
@@ -82,8 +94,8 @@ def predict(
   Args:
     model: from `load_from_name`.
     task: one of `TASKS`.
-    images: of each row; None: without images.
-    texts: "text" and perhaps "premise" or "objects" of each row.
+    images: of each row, as the task's `Answering.square` made them; None: without images.
+    texts: "text" and perhaps "text2", "premise" or "objects" of each row.
     options: how to.
 
   Raises:
@@ -110,6 +122,11 @@ def predict(
     if options.candidates is None:
       raise ValueError("Expected --candidates, a file with the names of all classes, found none")
     return model.classify(images, options.candidates, return_scores=True)
+  if task in ("ocr", "ocr_document"):
+    document = task == "ocr_document"
+    return model.read(images, document=document, placed=True, search=search, return_scores=True)
+  if task != "text":  # texts alone
+    return model.ask(TASKS[task], texts, search=search, return_scores=True)
   return model.generate(
     images,
     texts["text"],
@@ -121,45 +138,6 @@ def predict(
   )
 
 
-class TaskRows:
-  """The rows of a table: "image" as pixels, its "size" (w, h) before, and `TEXTS` as strings.
-
-  Args:
-    table: with the columns of a task.
-    size: side of the images given, in pixels.
-    begin: rows that are left out at the beginning.
-  """
-
-  def __init__(self, table: TextImages, *, size: int, begin: int = 0):
-    self._table, self._size, self._begin = table, size, begin
-    self._reader = ImageReader(table, size=size, rgb_first=True)
-
-  def __len__(self) -> int:
-    return len(self._table) - self._begin
-
-  def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-    """One row. Raises BadRow when it cannot be read."""
-    del rng
-    row = Row(self._table, self._begin + i, reader=self._reader)
-    example = self.blank()
-    for place, name in enumerate(TEXTS):
-      if name in self._table.columns:
-        example["texts"][place] = text = row[name]
-        if not text.strip() and name not in MAY_BE_EMPTY:
-          raise BadRow(row.name, f"the {name} is empty")
-    if IMAGE in example:
-      example |= {IMAGE: row.square(None), "size": np.array(row.size, np.float32)}
-    return example
-
-  def blank(self) -> dict[str, np.ndarray]:
-    """What stands in a batch where a row is bad."""
-    blank = {"texts": np.array([""] * len(TEXTS), object)}
-    if IMAGE in self._table.columns:
-      blank[IMAGE] = np.zeros((self._size, self._size, 3), np.uint8)
-      blank["size"] = np.full(2, self._size, np.float32)
-    return blank
-
-
 def predict_file(
   model: OFAModel,
   task: str,
@@ -169,8 +147,9 @@ def predict_file(
   options: Options,
   batch_size: int = 16,
   max_bad_rate: float = 0.01,
+  shard: shards.Shard | None = None,
 ) -> int:
-  """Writes the predictions of all rows; returns how many there are.
+  """Writes the predictions of all rows, or of a shard of them; returns how many there are.
 
   Args:
     model: from `load_from_name`.
@@ -181,14 +160,16 @@ def predict_file(
     options: how to.
     batch_size: rows predicted together.
     max_bad_rate: the largest share of unreadable rows; see `pipeline.BadRows`.
+    shard: of the rows, for its own file beside `output`.
 
   Raises:
     ValueError: what the task needs is missing.
     TooManyBadRows: more rows are unreadable.
   """
-  output = pathlib.Path(output)
+  output = shard.place(output) if shard else output
+  start, end = shard.rows(len(table), batch_size=batch_size) if shard else (0, len(table))
   left = partial.place_of(output)
-  output.parent.mkdir(parents=True, exist_ok=True)
+  left.parent.mkdir(parents=True, exist_ok=True)
   work = {
     "input": partial.fingerprint(table.files),
     "columns": dict(table.columns),
@@ -196,13 +177,15 @@ def predict_file(
     "task": task,
     "options": dataclasses.asdict(options),
     "batch size": batch_size,
+    **(shard.work() if shard else {}),
   }
 
   def batches(begin: int, bad: pipeline.BadRows) -> Iterator[list[bytes]]:
-    rows = TaskRows(table, size=model.image_size, begin=begin)
+    square = TASKS[task].square
+    rows = TaskRows(table, size=model.image_size, begin=start + begin, end=end, square=square)
     with pipeline.eval_batches(rows, batch_size=batch_size, bad=bad) as read:
       for batch in read:
-        yield _lines(model, task, table, batch, begin=begin, options=options, bad=bad)
+        yield _lines(model, task, table, batch, begin=start + begin, options=options, bad=bad)
 
   done = 0
   if partial.taken_up(left, work):
@@ -220,13 +203,15 @@ def predict_file(
   bad.carry(sum("error" in json.loads(line) for line in lines[:done]) if done else 0, seen=done)
   with (
     open(left, "ab") as file,
-    cli.progress(task, total=len(table), done=done, unit="rows") as advance,
+    cli.progress(task, total=end - start, done=done, unit="rows") as advance,
   ):
-    for lines in batches(done, bad) if done < len(table) else ():
+    for lines in batches(done, bad) if done < end - start else ():
       file.writelines(lines)
       file.flush()
       advance(len(lines))
   written = left.read_bytes().splitlines()
+  if shard is not None:
+    shards.note(output, work)
   partial.finish(left, output)
   return sum("error" not in json.loads(line) for line in written)
 
@@ -285,6 +270,7 @@ def main() -> None:
   task = flags.DEFINE_enum("task", None, list(TASKS), "What to do.", required=True)
   image = cli.define_path("image", "Image file, for one input.")
   text = flags.DEFINE_string("text", None, "Question, phrase, hypothesis or prompt, for one input.")
+  text2 = flags.DEFINE_string("text2", None, "The other sentence, for one input (GLUE's tasks).")
   premise = flags.DEFINE_string("premise", None, "A text known to describe the image (snli_ve).")
   objects = flags.DEFINE_list("objects", None, "Names of what is in the image (vqa).")
   input_ = cli.define_paths("input", "TSV files, or one source of pictures, see above.")
@@ -308,6 +294,8 @@ def main() -> None:
     "tokenizer", None, "Folder of the tokenizer's files; default: those beside the model."
   )
   precision = cli.define_precision()
+  cli.define_stage()
+  shard_ = cli.define_shard()
   max_bad_rate = cli.define_max_bad_rate("rows")
   searched = {
     "num_beams": flags.DEFINE_integer("num-beams", None, "Hypotheses; default: the task's."),
@@ -325,6 +313,8 @@ def main() -> None:
     if input_.value:
       if not output.value or image.value or text.value:
         raise ValueError("Expected --output, and neither --image nor --text, beside --input")
+    elif shard_.value:
+      raise ValueError("Expected --input beside --shard, found none")
     elif not image.value and not text.value:
       raise ValueError("Expected --input, or --image, --text or both, found none of them")
     pictures = [picture(image.value)] if image.value else None
@@ -348,7 +338,13 @@ def main() -> None:
 
     if input_.value:
       inputs = (*input_.value, *name.value, candidates.value)
-      with cli.sole_writer(output.value, inputs=inputs):
+      shard = shards.parse(shard_.value, environ=os.environ)
+      merges = shard is not None and shard.index is None
+      place = output.value if shard is None or merges else shard.place(output.value)
+      with cli.sole_writer(place, inputs=inputs):
+        if merges:
+          print(f"{shards.merge(output.value, shard)} parts are together in {output.value}")
+          return
         table = _open_table(input_.value, task=task.value, columns=columns.value)
         model, options = load()
         count = predict_file(
@@ -359,11 +355,16 @@ def main() -> None:
           options=options,
           batch_size=batch_size.value,
           max_bad_rate=max_bad_rate.value,
+          shard=shard,
         )
-      print(f"{count} predictions of {len(table)} rows are stored in {output.value}")
+      print(f"{count} predictions of {len(table)} rows are stored in {place}")
       return
     model, options = load()
+    if pictures and (square := TASKS[task.value].square):
+      pictures = [square(pictures[0].convert("RGB"), model.image_size)]
     texts = {"text": [text.value or ""]}
+    if text2.value:
+      texts["text2"] = [text2.value]
     if premise.value:
       texts["premise"] = [premise.value]
     if objects.value:
@@ -382,10 +383,11 @@ def _open_table(paths: Sequence[str], *, task: str, columns: Sequence[str] | Non
     ValueError: faulty files or columns, or the task reads a text that they do not have.
   """
   places = TASKS[task].columns
-  table = sources.open_rows(
-    paths, columns=_columns(task, columns) if columns else {}, places=places
-  )
-  missing = [c for c in places if c in (IMAGE, "text") and c not in table.columns]
+  given = _columns(task, columns) if columns else {}
+  if not given and IMAGE not in places and not any(map(sources.is_table, paths)):
+    given = dict(places)  # two columns of texts, and not an id and a picture
+  table = sources.open_rows(paths, columns=given, places=places)
+  missing = [c for c in places if c in (IMAGE, "text", "text2") and c not in table.columns]
   if missing:
     raise ValueError(
       f"Expected the columns {', '.join(places)} for {task}, found no "

@@ -29,6 +29,7 @@ from ofa_jax.trees import BATCH_AXES
 
 LOSSES = ("softmax", "sigmoid")
 _MASKED = -1e9
+_LEAST = 1e-5  # of 1 - p in the encouraging loss
 
 
 class Mean(NamedTuple):
@@ -207,10 +208,13 @@ def label_smoothed(
   ignore: int | None = None,
   drop_worst: float = 0.0,
   dropping: jax.Array | bool = True,
+  drop_best: float = 0.0,
+  dropping_best: jax.Array | bool = True,
+  log_end: float | None = None,
   rdrop: float | None = None,
   sentence_avg: bool = False,
 ) -> dict[str, Mean]:
-  """OFA's cross entropy of sequences, `adjust_label_smoothed_cross_entropy`.
+  """OFA's losses of sequences, `adjust_label_smoothed_{cross_entropy,encouraging_loss}`.
 
   A token of target y costs (1 - s - s_i) * -lp[y] + s_i * -(sum of lp over the allowed ids), where
   s_i = s / (allowed ids - 1).
@@ -230,10 +234,15 @@ def label_smoothed(
       devices are ranked together, whatever the mesh; the original ranks those of each device.
       With accumulation the tokens of each part are ranked, as in the original.
     dropping: bool[], whether `drop_worst` is at work.
+    drop_best: share of those left, which cost least, that is left out too; the original has the
+      option and never hands it on to this function.
+    dropping_best: bool[], whether `drop_best` is at work.
+    log_end: adds the encouraging loss (arXiv 2110.06537), log(1 - p) of each target's probability
+      p, above `log_end` the line that touches it there (1: none). None: the cross entropy alone.
     rdrop: weight of the divergence between rows 2i and 2i + 1, which are one example under two
       dropouts (R-Drop, arXiv 2106.14448); their tokens are ranked by the first and left out
-      together. With a mask the original's divergence is NaN; here it is that of the allowed ids.
-      None: rows are examples.
+      together. With a mask the original's divergence is NaN; here it is that of the allowed ids;
+      its encouraging loss compares different tokens, which it has sorted. None: rows are examples.
     sentence_avg: the count of the loss is the rows with a target, not the tokens kept.
 
   Returns:
@@ -255,9 +264,12 @@ def label_smoothed(
   nll, loss, lprobs = _per_token(logits, targets, conf, allowed, smoothing=smoothing)
   copies = 1 if rdrop is None else 2
   pairs = lambda x: x.reshape(-1, copies, *x.shape[1:])  # noqa: E731
-  if drop_worst:
-    few = _cheapest(pairs(loss)[:, 0], pairs(keep)[:, 0], share=1 - drop_worst)
-    keep &= jnp.repeat(few, copies, axis=0) | ~jnp.asarray(dropping)
+  for share, at_work, sign in ((drop_worst, dropping, 1), (drop_best, dropping_best, -1)):
+    if share:
+      few = _cheapest(sign * pairs(loss)[:, 0], pairs(keep)[:, 0], share=1 - share)
+      keep &= jnp.repeat(few, copies, axis=0) | ~jnp.asarray(at_work)
+  if log_end is not None:
+    loss += _bonus(lprobs, targets, allowed, smoothing=smoothing, log_end=log_end)
   if rdrop is not None:
     p, q = pairs(lprobs)[:, 0], pairs(lprobs)[:, 1]
     divergence = jnp.sum((jnp.exp(p) - jnp.exp(q)) * (p - q), axis=-1) / 2
@@ -265,11 +277,9 @@ def label_smoothed(
   hit = jnp.argmax(logits if allowed is None else jnp.where(allowed, logits, -jnp.inf), axis=-1)
   tokens = jnp.sum(keep, dtype=jnp.float32)
   total = lambda x: jnp.sum(jnp.where(keep, x, 0.0))  # noqa: E731
-  return {
-    "loss": Mean(total(loss), sentences if sentence_avg else tokens),
-    "nll": Mean(total(nll), tokens),
-    "accuracy": mean(hit == targets, keep),
-  }
+  count = sentences if sentence_avg else tokens
+  accuracy = mean(hit == targets, keep)
+  return {"loss": Mean(total(loss), count), "nll": Mean(total(nll), tokens), "accuracy": accuracy}
 
 
 def sum_of_means(*losses: Mean | Sum) -> Sum:
@@ -411,6 +421,17 @@ def _per_token(logits, targets, conf, allowed, *, smoothing):
   if not smoothing:
     return nll, nll, lprobs
   return nll, (1 - smoothing - share) * nll - share * jnp.sum(lprobs, axis=-1), lprobs
+
+
+def _bonus(lprobs, targets, allowed, *, smoothing, log_end):
+  """What the encouraging loss adds to each token's, float32[B, T]."""
+  p = jnp.exp(lprobs) if allowed is None else jnp.where(allowed, jnp.exp(lprobs), 0.0)
+  bonus = jnp.log(jnp.maximum(1 - p, _LEAST))
+  if log_end != 1:
+    line = (log_end - p) / (1 - log_end) + math.log(1 - log_end)
+    bonus = jnp.where(p > log_end, line, bonus)
+  own = jnp.take_along_axis(bonus, targets[..., None], axis=-1).squeeze(-1)
+  return (1 - smoothing) * own + smoothing * jnp.mean(bonus, axis=-1)
 
 
 def _cheapest(loss: jax.Array, keep: jax.Array, *, share: float) -> jax.Array:

@@ -18,14 +18,14 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from etils import epath
 
-from ofa_jax import cli, evaluate, outputs, weights
+from ofa_jax import cli, evaluate, outputs, storage, weights
 from ofa_jax.config import Config, epoch_end, is_due, mesh_sizes, to_dict
 from ofa_jax.data import pipeline
 from ofa_jax.data.streams import Streams, unnamed
 from ofa_jax.engine import (
   checkpoint,
+  cluster,
   config_file,
   faults,
   lock,
@@ -70,7 +70,7 @@ def _open(config, workdir, notice, opened):
   """The run and the state that it goes on from; what they hold is closed with `opened`."""
   note = None
   if jax.process_index() == 0:
-    outputs.check_folder(workdir, flag="--workdir", buckets=True)
+    outputs.check_folder(workdir, flag="--workdir")
     note = opened.enter_context(lock.one_writer(workdir))
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
   rows = Streams.of(config.task.examples("train"), config.task.batch_sizes(config.batch_size))
@@ -104,7 +104,8 @@ def _open(config, workdir, notice, opened):
     program, num_rows=rows.num_rows, steps=steps, origin=origin, workdir=workdir
   )
   out.table(config.name or "ofa_jax", named)
-  out.record(f"Weights: {origin}")
+  few = [f"Trained: {text}" for name, text in named if name == "trained"]
+  out.begun(origin, layout=[*few, *cluster.layout()])
   if checkpoints.steps():
     out.line(f"Checkpoints: {checkpoints.listing()}")
   if jax.process_index() == 0:
@@ -115,7 +116,9 @@ def _open(config, workdir, notice, opened):
     out.line(text, level="WARNING")
   for text in overview.advice(config, backend=jax.default_backend()):
     out.line(text)
-  saver = saving.Saver(checkpoints, say=functools.partial(out.line, level="WARNING"))
+  saver = saving.Saver(
+    checkpoints, say=functools.partial(out.line, level="WARNING"), before=out.flush
+  )
   watch = opened.enter_context(watchdog.Watchdog(config.step_timeout))
   run = _Run(program, rows, evaluators, saver, out, watch, notice, steps=steps)
   return run, state
@@ -375,7 +378,7 @@ def _first_state(program, checkpoints, *, steps, warn):
   if config.resume is not None:
     return _resume(program, state, steps=steps)
   if config.init is None:
-    return state, f"from scratch, seed {config.seed}"
+    return state, weights.from_scratch(config.model, seed=config.seed, warn=warn)
   loaded = weights.load_weights(program, config.init, initial=state.params)
   if loaded.changed:
     warn(f"{config.init} is not the whole of this model: {'; '.join(loaded.changed)}")
@@ -428,6 +431,7 @@ def main() -> None:
   )  # fmt: skip
 
   status = cli.define_interrupted_status()
+  cli.define_stage()
 
   def command():
     log.quiet_libraries()
@@ -436,7 +440,7 @@ def main() -> None:
       for name, value in results.items():
         print(f"{name}: {value}")
       if results:
-        print(f"These and all before them are in {epath.Path(workdir.value) / log.METRICS}")
+        print(f"These and all before them are in {storage.of(workdir.value) / log.METRICS}")
 
   cli.run(command)
 

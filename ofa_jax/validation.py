@@ -202,6 +202,13 @@ def _check_optim(o: Optim) -> list[str]:
   if o.clip_norm is not None and o.clip_norm <= 0:
     faults.append(f"optim.clip_norm: expected None or more than 0, found {o.clip_norm}")
   patterns = [*o.freeze, *o.no_decay, *(p for p, _ in o.lr_scale), *(p for p, _ in o.clamp)]
+  if o.lora is not None:
+    patterns += [*o.lora.matrices, *o.lora.also]
+    if not o.lora.matrices or o.lora.rank < 1 or not o.lora.alpha > 0:
+      faults.append(
+        "optim.lora: expected patterns of matrices, a rank of at least 1 and an alpha above 0, "
+        f"found {o.lora.matrices}, {o.lora.rank} and {o.lora.alpha}"
+      )
   for pattern in patterns:
     try:
       re.compile(pattern)

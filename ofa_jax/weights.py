@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import os
-import pathlib
 import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 
-from ofa_jax import trees
+from ofa_jax import staging, storage, trees
 from ofa_jax.convert import torch_files
 from ofa_jax.convert.cnclip import family as cnclip_family
 from ofa_jax.convert.cnclip import huggingface, towers
@@ -19,10 +18,27 @@ from ofa_jax.convert.family import explain
 from ofa_jax.convert.ofa import table as ofa
 from ofa_jax.convert.params import ModelConfig, place
 from ofa_jax.engine import step
-from ofa_jax.hub import Source, family_of, open_model
+from ofa_jax.hub import RELEASES, Source, family_of, open_model
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.cnclip import CNCLIPConfig
 from ofa_jax.trees import Tree
+
+
+def from_scratch(model: ModelConfig, *, seed: int, warn: Callable[[str], None]) -> str:
+  """A phrase for weights that are drawn; `warn` is told where trained ones of the model are public.
+
+  Args:
+    model: that is trained.
+    seed: that they are drawn by.
+    warn: takes a line.
+  """
+  named = {model.name.partition("@")[0], f"OFA-{model.name}"}
+  for name in named & RELEASES.keys():
+    warn(
+      f"All weights are drawn at random, though those of {name} are public: --config.init={name} "
+      "or the path of a copy starts from them, which takes far less data and time"
+    )
+  return f"from scratch, seed {seed}"
 
 
 def open_start(
@@ -51,8 +67,9 @@ def open_start(
   family = family_of(config)
   if family.complete is None:
     return open_model(name, download_root=download_root)
-  path = pathlib.Path(name)
-  if path.is_file():
+  in_bucket = storage.in_bucket(name)
+  path = staging.local(name) if in_bucket and storage.is_file(name) else storage.of(name)
+  if storage.is_file(path):
     form, settings, files = "torch", family.settings, path.parent
     read = functools.partial(torch_files.load_state_dict, path)
   else:
@@ -104,7 +121,8 @@ def open_towers(
   Raises:
     ValueError: a tower is missing, or not of these sizes.
   """
-  clip, bert = pathlib.Path(clip), pathlib.Path(bert)
+  clip = staging.local(clip)
+  bert = staging.local_folder(bert) if storage.is_dir(bert) else staging.local(bert)
 
   def read():
     read_bert = huggingface.read_tensors if bert.is_dir() else torch_files.load_state_dict

@@ -95,6 +95,16 @@ CASES = {
     ["train", QUICK, "--workdir=w", "--start-timeout=1"],
     ("at localhost:1 as process 1 of 2 within --start-timeout=1 s",),
     {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
+    status=75,
+  ),
+  "no job": Case(
+    ["train", QUICK, "--workdir=w", "--distributed"],
+    ("no TPU and none of JAX_COORDINATOR_ADDRESS, SLURM_JOB_ID", "Leave --distributed out"),
+  ),
+  "status that is none": Case(
+    ["train", QUICK, "--workdir=w"],
+    ("from 0 to 255 in OFA_JAX_INTERRUPTED_STATUS, found 'again'",),
+    {"OFA_JAX_INTERRUPTED_STATUS": "again"},
   ),
   "no share": Case(
     ["extract_features", "--model=M", "--texts=t.jsonl", "--output=w", "--max-bad-rate=nan"],

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from ofa_jax import trees
+from ofa_jax import trees, weights
 from ofa_jax.config import MeshShape, mesh_sizes
 from ofa_jax.engine import sharding, step
 from ofa_jax.models import cnclip
@@ -26,6 +26,8 @@ SIZES = {
   ("cnclip_coco.py", "RN50"): 76_989_537,
   ("cnclip_custom.py", None): 188_262_913,
   ("cnclip_custom.py", "RN50"): 76_989_537,
+  ("cnclip_few_shot.py", None): 188_262_913,
+  ("cnclip_few_shot.py", "RN50"): 76_989_537,
   ("quickstart.py", "ofa"): 3_468_680,
   ("ofa_custom.py", None): 182_238_536,
   ("ofa_custom.py", "OFA-tiny"): 33_488_336,
@@ -37,6 +39,27 @@ SIZES = {
   ("ofa_vqa.py", "base"): 182_238_536,
   ("ofa_vqa.py", "large"): 472_977_152,
   ("ofa_vqa.py", "huge,test"): 929_486_848,
+  ("ofa_vqa.py", "base,zeroshot"): 182_238_536,
+  ("ofa_caption.py", "large,el_db"): 472_977_152,
+  ("ofa_refcoco.py", "large,prompt"): 477_892_352,
+  ("ofa_refcoco.py", "base,adapter"): 184_092_152,
+  ("ofa_refcoco.py", "refcoco+,base,bitfit"): 182_238_536,
+  ("ofa_refcoco.py", "refcocog,large,el"): 472_977_152,
+  ("ofa_refcoco.py", "tiny,lora"): 33_488_336,
+  ("ofa_snli_ve.py", "tiny"): 33_488_336,
+  ("ofa_snli_ve.py", "huge,test"): 929_486_848,
+  ("ofa_snli_ve.py", "base,zeroshot"): 182_238_536,
+  ("ofa_glue.py", None): 472_977_152,
+  ("ofa_glue.py", "mnli,base,tfds,test"): 182_238_536,
+  ("ofa_glue.py", "rte,tiny"): 33_488_336,
+  ("ofa_gigaword.py", None): 472_977_152,
+  ("ofa_gigaword.py", "medium,test"): 92_892_000,
+  ("ofa_refcoco.py", None): 182_238_536,
+  ("ofa_refcoco.py", "refcoco+,tiny,testB"): 33_488_336,
+  ("ofa_refcoco.py", "refcocog,base,chinese"): 159_865_160,
+  ("ofa_imagenet.py", "tiny,tfds,test"): 33_488_336,
+  ("ofa_ocr.py", "base,document"): 159_865_160,
+  ("ofa_muge.py", None): 159_865_160,
 }
 
 # Parameters of the released models; of ViT-B-32, which was not released, by its config.
@@ -52,6 +75,9 @@ RELEASED = {
 @pytest.fixture(autouse=True)
 def data(digits, monkeypatch):
   monkeypatch.setenv("OFA_JAX_DATA", str(digits.parent))
+
+
+OWN_DATA = ("cnclip_custom.py", "cnclip_few_shot.py", "ofa_custom.py")  # it is named by flags
 
 
 def load(name, argument):
@@ -131,5 +157,44 @@ def test_an_unknown_variant_is_told():
 def test_questions_are_of_a_size_and_perhaps_of_the_test_split():
   assert load("ofa_vqa.py", None).name == "OFA-base: VQA"
   assert [e.split for e in load("ofa_vqa.py", "large,test").evals] == ["test"]
-  with pytest.raises(ValueError, match="base, large, huge and perhaps test, found tiny"):
+  with pytest.raises(
+    ValueError, match="base, large, huge and perhaps test or zeroshot, found tiny"
+  ):
     load("ofa_vqa.py", "tiny,test")
+
+
+def test_grounding_is_of_a_data_set_a_size_and_a_split():
+  assert load("ofa_refcoco.py", "refcocog,base").epochs == 12
+  large = load("ofa_refcoco.py", "refcocog,large,test,el")
+  assert (large.epochs, large.optim.lr, large.task.log_end) == (10, 3e-5, 0.75)
+  assert [e.split for e in large.evals] == ["test"]
+  assert large.task.test[0].endswith("refcocog_data/refcocog_test.tsv")
+  plus = load("ofa_refcoco.py", "refcoco+,testB,zeroshot").task
+  assert plus.test[0].endswith("refcocoplus_data/refcocoplus_testB.tsv") and plus.image_size == 480
+  chinese = load("ofa_refcoco.py", "chinese").task
+  assert chinese.columns == (0, 3, 1, 2) and "refcoco_cn_data" in chinese.train[0]
+  with pytest.raises(ValueError, match=r"perhaps test, zeroshot, chinese, el, .*lora, found testA"):
+    load("ofa_refcoco.py", "refcocog,testA")
+
+
+@pytest.mark.parametrize("name", ["ofa_imagenet.py", "ofa_ocr.py", "ofa_muge.py"])
+def test_the_test_split_is_evaluated_alone(name):
+  config = load(name, "large,test")
+  assert [(e.name, e.split) for e in config.evals] == [("test", "test")]
+  assert config.best_metric is None and load(name, "large").best_metric.startswith("valid/")
+  with pytest.raises(ValueError, match="found some"):
+    load(name, "large,some")
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in SIZES} - {"quickstart.py", *OWN_DATA}))
+def test_data_may_lie_in_a_bucket(name, monkeypatch):
+  monkeypatch.setenv("OFA_JAX_DATA", "gs://bucket/datasets")
+  assert "'gs://bucket/datasets/" in repr(load(name, None).task.train)
+
+
+@pytest.mark.parametrize(("name", "argument"), SIZES)
+def test_recipes_of_released_models_start_from_them(name, argument):
+  config = load(name, argument)
+  drawn = []
+  weights.from_scratch(config.model, seed=0, warn=drawn.append)
+  assert bool(drawn) == (config.init is not None)

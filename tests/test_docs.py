@@ -18,9 +18,11 @@ PAGES = sorted(
 )
 # What the functions of `cli` define.
 SHARED = {
+  "define_stage": ("stage",),
   "define_config": ("config", "distributed", "start-timeout"),
   "define_precision": ("precision",),
   "define_interrupted_status": ("interrupted-status",),
+  "define_shard": ("shard",),
 }
 ANY = ("help", "helpfull")
 
@@ -63,15 +65,15 @@ def command_file(command):
   if module:
     path = ROOT.joinpath(*module[1].split("."))
     return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
-  script = re.search(r"python3? ((?:tools|benchmarks)/\w+\.py)", command)
+  script = re.search(r"python3? ((?:tools|benchmarks|launch)/\w+\.py)", command)
   return ROOT / script[1] if script else None
 
 
 def commands_of(page):
-  """(file, arguments) of every command; `a; b` and `a && b` are two."""
+  """(file, arguments) of every command; `a; b`, `a && b` and `a -- b` are two."""
   for code in codes_of(page):
     code = re.sub(r"(^|\s)#.*", "", code)
-    for command in re.split(r"&&|;|\|\s", code):
+    for command in re.split(r"&&|;|\|\s|\s--\s", code):
       path = command_file(command)
       if path is not None:
         yield path, command
@@ -113,7 +115,10 @@ def test_commands_and_their_flags_exist(page):
     if not path.is_file():
       faults.append(f"{command}: there is no {path.relative_to(ROOT)}")
       continue
-    for flag in re.findall(r"(?<!\S)--(?:no)?([\w-]+)(?=[=\s\]]|$)", command):
+    own = re.split(r"-m ofa_jax|python3? ", command, maxsplit=1)[
+      -1
+    ]  # not those of sbatch before it
+    for flag in re.findall(r"(?<!\S)--(?:no)?([\w-]+)(?=[=\s\]]|$)", own):
       known = flags_of(path)
       if flag not in known and f"no{flag}" not in known:
         faults.append(f"{command}: {path.name} has no --{flag}")

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from ofa_jax import api, extract_features, retrieve
+from ofa_jax import api, extract_features, retrieve, shards
 from ofa_jax.data import features, sources, tsv
 from ofa_jax.data.lmdb import LmdbImages
 from ofa_jax.data.pairs import PairData
@@ -164,6 +164,31 @@ def test_resumes_to_the_same_bytes(vit, tmp_path, texts, suffix, monkeypatch):
   assert sum(calls) < 21  # the first batch, to compare it, and what was missing
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "npy"])
+@pytest.mark.parametrize("num", [4, 9])  # of 7 batches of texts and 6 of images: some are empty
+def test_shares_of_the_rows_make_the_bytes_of_one_job(
+  vit, tmp_path, images, texts, suffix, num, monkeypatch
+):
+  for extract, rows in (
+    (extract_features.extract_texts, texts), (extract_features.extract_images, images)
+  ):  # fmt: skip
+    straight, path = (tmp_path / f"{x}.{extract.__name__}.{suffix}" for x in ("one", "many"))
+    whole = extract(vit, rows, output=straight, batch_size=3)
+    parts = [shards.Shard(i, num) for i in range(num)]
+    counts = [extract(vit, rows, output=path, batch_size=3, shard=part) for part in parts[1:]]
+    with pytest.raises(ValueError, match=rf"found no .*00000-of-{num:05d}.{suffix}"):
+      shards.merge(path, shards.Shard(None, num), join=features.join_of(path))
+    with monkeypatch.context() as patch:  # a part that is killed goes on, too
+      patch.setattr(features.FeatureWriter, "finish", die)
+      with pytest.raises(KilledError):
+        extract(vit, rows, output=path, batch_size=3, shard=parts[0])
+    counts.append(extract(vit, rows, output=path, batch_size=3, shard=parts[0]))
+    assert sum(counts) == whole and shards.merge(
+      path, shards.Shard(None, num), join=features.join_of(path)
+    )
+    assert path.read_bytes() == straight.read_bytes()
+
+
 def test_does_not_resume_another_model(vit, tmp_path, texts, monkeypatch, capsys):
   path = tmp_path / "a.jsonl"
   extract_features.extract_texts(vit, texts, output=path, batch_size=4)
@@ -188,7 +213,7 @@ def test_does_not_resume_another_model(vit, tmp_path, texts, monkeypatch, capsys
   assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl"]
 
 
-def die(writer, rows):
+def die(writer, *_):
   raise KilledError
 
 

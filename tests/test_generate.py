@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 
 import ofa_jax
-from ofa_jax import evaluate, generate
+from ofa_jax import evaluate, generate, shards
 from ofa_jax.config import Config, Eval
 from ofa_jax.data.tsv import BadRow, Table
 from ofa_jax.decode.beam import Search
+from ofa_jax.inference.rows import TaskRows
+from ofa_jax.shards import Shard
 from ofa_jax.tasks.caption import Caption
 from tests.ofa_directory import save_micro
 from tests.ofa_golden import micro_config
@@ -116,6 +118,24 @@ def test_every_row_has_a_line_in_its_place(table, tmp_path, capsys):
   assert [x.name for x in (tmp_path / "out").iterdir()] == ["caption.jsonl"]
 
 
+def test_shares_of_the_rows_make_the_bytes_of_one_job(table, tmp_path):
+  def predict(model, name, shard=None):
+    return generate.predict_file(
+      model, "caption", table, output=tmp_path / name, shard=shard,
+      options=OPTIONS, batch_size=2, max_bad_rate=0.5,
+    )  # fmt: skip
+
+  for num in (2, 7):  # of six batches
+    counts = [predict(Model(), "x.jsonl", Shard(i, num)) for i in range(1, num)]
+    if num == 2:
+      with pytest.raises(KilledError):
+        predict(Dies(), "x.jsonl", Shard(0, num))
+    counts.append(predict(Model(), "x.jsonl", Shard(0, num)))
+    assert sum(counts) == predict(Model(), "straight.jsonl") == ROWS - 1
+    assert shards.merge(tmp_path / "x.jsonl", Shard(None, num)) == num
+    assert (tmp_path / "x.jsonl").read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
+
+
 def test_results_have_the_originals_keys(table, tmp_path):
   _, lines = run(Model(), "vqa", table, tmp_path / "vqa.jsonl")
   assert lines[1] == {"question_id": 101, "answer": "question 1 yes", "score": 0.0}
@@ -132,9 +152,9 @@ def test_a_row_without_a_question_is_bad(tmp_path):
   (tmp_path / "in.tsv").write_text(f"7\t{image}\t \n8\t{image}\twhat?\n")
   table = Table([tmp_path / "in.tsv"], columns=COLUMNS)
   with pytest.raises(BadRow, match="the text is empty"):
-    generate.TaskRows(table, size=16).example(0, None)
+    TaskRows(table, size=16).example(0, None)
   with pytest.raises(BadRow, match="not a JPEG"):
-    generate.TaskRows(table, size=16, begin=1).example(0, None)
+    TaskRows(table, size=16, begin=1).example(0, None)
 
 
 def test_a_run_that_was_killed_goes_on(table, tmp_path):

@@ -11,7 +11,8 @@ PACKAGE = ROOT / "ofa_jax"
 # What a part of the package may import of the others, and of its own; arrows go up in this table.
 NUMPY = {
   *("tokenizers", "data", "scoring"),
-  *("files", "text_files", "checksums", "pictures", "fonts", "partial", "outputs", "configs"),
+  *("files", "text_files", "checksums", "pictures", "fonts", "partial", "outputs", "shards"),
+  *("configs", "storage", "staging"),
 }
 GROUND = {"config", "validation", "trees", "numerics"}
 PURE = {"losses", "models", "decode"}
@@ -24,7 +25,7 @@ COMMANDS = {
 BELOW = {
   **dict.fromkeys(NUMPY, NUMPY),
   **dict.fromkeys(GROUND, GROUND | NUMPY),
-  **dict.fromkeys({"engine", "ahead"}, GROUND | {"engine", "files", "checksums"}),
+  **dict.fromkeys({"engine", "ahead"}, GROUND | {"engine", "files", "checksums", "storage"}),
   **dict.fromkeys(PURE, PURE | {"trees", "numerics"} | NUMPY),
   **dict.fromkeys(STORED, STORED | PURE | GROUND | NUMPY | {"engine"}),
   "tasks": STORED | PURE | {"trees", "numerics"} | NUMPY,

@@ -16,8 +16,11 @@ FUNCTION = json.loads((GOLDEN / "nll_function.json").read_text())
 CRITERION = json.loads((GOLDEN / "criterion_injected.json").read_text())
 
 
-def cases(golden):
-  return [name for name, case in golden.items() if name.startswith("ce.") and "error" not in case]
+def cases(golden, kind="ce"):
+  """Those of a criterion: the cross entropy, or "el" with the encouraging loss added."""
+  names = [name for name, case in golden.items() if "error" not in case and name[:2] == kind]
+  # The encouraging criterion pairs R-Drop's tokens after it has sorted them: see `test_rdrop_...`.
+  return [name for name in names if kind == "ce" or "rdrop" not in name]
 
 
 def arrays(name):
@@ -51,7 +54,7 @@ def check(case, metrics, grads, *, tokens):
   np.testing.assert_allclose(grads[0, 0, :8], first, atol=1e-5 * np.abs(grads).max())
 
 
-@pytest.mark.parametrize("name", cases(FUNCTION))
+@pytest.mark.parametrize("name", [*cases(FUNCTION), *cases(FUNCTION, "el")])
 def test_the_originals_function(name):
   case, given = FUNCTION[name], arrays("nll_inputs")
   kwargs = case["kwargs"]
@@ -60,6 +63,8 @@ def test_the_originals_function(name):
     "smoothing": kwargs["epsilon"],
     "drop_worst": kwargs.get("drop_worst_ratio", 0.0),
     "dropping": kwargs["update_num"] > kwargs.get("drop_worst_after", 0),
+    "drop_best": kwargs.get("drop_best_ratio", 0.0),
+    "dropping_best": kwargs["update_num"] > kwargs.get("drop_best_after", 0),
     "rdrop": kwargs.get("reg_alpha"),
     "twins": "reg_alpha" in kwargs,
   }
@@ -70,7 +75,7 @@ def test_the_originals_function(name):
   check(case, *evaluate(logits, targets, **options), tokens=case["ntokens"])
 
 
-@pytest.mark.parametrize("name", cases(CRITERION))
+@pytest.mark.parametrize("name", [*cases(CRITERION), *cases(CRITERION, "el")])
 def test_the_originals_criterion(name):
   case, given = CRITERION[name], arrays("criterion_inputs")
   kwargs = case["kwargs"]
@@ -85,6 +90,7 @@ def test_the_originals_criterion(name):
     "dropping": case["update_num"] > kwargs.get("drop_worst_after", 0),
     "rdrop": kwargs.get("reg_alpha", 1.0) if twins else None,
     "twins": twins,
+    "log_end": kwargs.get("log_end", 0.75) if name.startswith("el.") else None,
   }
   for option, name in (("conf", "conf"), ("mask", "constraint_masks")):
     if case[name]:
@@ -99,6 +105,24 @@ def test_the_originals_criterion(name):
     return
   tokens = case["sample_size"] if not kwargs["sentence_avg"] else case["log_ntokens"]
   check(case, metrics, grads, tokens=tokens)
+
+
+PEAKY = json.loads((GOLDEN / "encouraging_peaky.json").read_text())
+
+
+@pytest.mark.parametrize("name", PEAKY)
+def test_the_encouraging_loss_of_a_model_that_is_sure(name):
+  """Most probabilities are above `log_end`, or even so near 1 that their logarithm ends."""
+  case, given = PEAKY[name], arrays("criterion_inputs_peaky")
+  logits, (log_end, which) = given["logits"], name.removeprefix("log_end").rsplit(".", 1)
+  targets = given["target"]
+  if which == "argmax_target":
+    targets = np.where(targets == 1, 1, logits.argmax(-1))
+  options = {"smoothing": 0.1, "log_end": float(log_end)}
+  metrics, grads = evaluate(logits, targets.astype(np.int32), **options)
+  np.testing.assert_allclose(metrics["loss"].total, case["loss"], rtol=1e-5)
+  np.testing.assert_allclose(np.linalg.norm(grads), case["grad_norm"], rtol=1e-5)
+  assert metrics["loss"].count == case["sample_size"]
 
 
 def test_rows_of_the_mask_that_allow_nothing_are_finite():

@@ -13,9 +13,11 @@ from ofa_jax.convert.ofa import table as convert
 from ofa_jax.engine import sharding, step
 from ofa_jax.tasks.seq2seq import Seq2Seq
 from tests import tiny
+from tests.compiling import AS_USERS
 from tests.engine import test_step
 from tests.ofa_files import GOLDEN
 from tests.ofa_golden import golden, golden_json, micro_config, rule_state_dict
+from tests.test_configs import place
 
 SIX = json.loads((GOLDEN / "training" / "six_steps.json").read_text())
 # What no batch of these reads has no gradient in PyTorch, and its optimizer leaves it alone.
@@ -41,6 +43,7 @@ def golden_batch():
 
 
 def test_six_updates_are_the_originals():
+  """Compiled as for users."""
   config = Config(
     model=micro_config(),
     task=Given(columns=(0,), tokenizer="", image_size=64, smoothing=0.1),
@@ -58,16 +61,15 @@ def test_six_updates_are_the_originals():
     ),
   )
   program = step.build(config, test_step.make_mesh(), steps=config.steps)
-  update = step.train_step(program)
   batch = sharding.to_global(golden_batch(), program.mesh)
+  state = place(program.abstract, program.shardings)
+  update = step.train_step(program).lower(state, batch).compile(AS_USERS)
   sizes = {name: shape for name, (shape, _) in golden_json("micro/state_dict").items()}
   weights = convert.from_torch(rule_state_dict(sizes), config.model)
 
-  def run(noise):
-    """Metrics of the six updates and the weights after them, by name."""
-    params, rest = jax.device_put(weights)
-    params = jax.tree.map(lambda p: p * (1 + noise), params)
-    state = step.State(
+  @jax.jit
+  def first(params, rest):
+    return step.State(
       step=jnp.ones((), jnp.int32),  # the golden's rates are those after the update is counted
       params=params,
       opt=program.optimizer.init(params),
@@ -75,6 +77,11 @@ def test_six_updates_are_the_originals():
       ema=None,
       bad=jnp.zeros(2, jnp.int32),
     )
+
+  def run(noise):
+    """Metrics of the six updates and the weights after them, by name."""
+    params, rest = weights
+    state = first(jax.tree.map(lambda p: p * np.float32(1 + noise), params), rest)
     state = jax.device_put(state, program.shardings)
     found = {}
     for i in range(len(SIX["log"])):

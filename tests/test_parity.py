@@ -26,6 +26,7 @@ from tests.cnclip_golden import (
   micro_config,
   micro_split,
 )
+from tests.compiling import AS_USERS
 from tests.evaluation_golden import RETRIEVAL, evaluation_weights
 
 # Their gradients are rounding noise, which Adam divides by itself: keys' biases do not change
@@ -138,10 +139,12 @@ def lost_in_rounding(gradients):
 
 @pytest.mark.parametrize("model", MICRO)
 def test_five_updates_are_the_originals(model):
+  """Compiled as for users."""
   arrays = golden(model, "adamw5")
   program = make_program(model)
   state = first_state(program, model)
-  update = step.train_step(program)
+  lowered = step.train_step(program).lower(state, as_batch(*batch_of(model, 0, arrays), program))
+  update = lowered.compile(AS_USERS)
   noise = None
   for i, tolerance in enumerate(TOLERANCE[model]):
     batch = as_batch(*batch_of(model, i, arrays), program)
@@ -267,12 +270,12 @@ def accumulated(model, **program):
   (_, again), _ = gradients(state.params, rest)
   grads["logit_scale"] = grads["logit_scale"] * 2
 
-  params = jax.device_get(state.params)
-  transformation = program.optimizer
-  updates, _ = transformation.update(
-    jax.tree.map(jnp.asarray, grads), transformation.init(params), params
-  )
-  params = optim.apply(program.config.optim, params, updates, lr=arrays["lr"])
+  @jax.jit  # operation by operation, each of them would be compiled for each shape
+  def updated(params, grads, lr):
+    updates, _ = program.optimizer.update(grads, program.optimizer.init(params), params)
+    return optim.apply(program.config.optim, params, updates, lr=lr)
+
+  params = updated(state.params, grads, arrays["lr"])
   return loss, original_names(grads, again, model), original_names(params, again, model)
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from ofa_jax.data import pipeline
-from ofa_jax.engine import log
+from ofa_jax.engine import log, processes
+from tests.compiling import QUICK
 from tests.test_train import assert_bit_equal, final_state
 
 ROOT = Path(__file__).parent.parent
@@ -35,15 +36,23 @@ MODEL = {
 }
 
 
-def start(digits, workdir, *overrides, config="digits", **environment):
-  """The training command on the quickstart's config, made small, or on another file's."""
+def start(digits, workdir, *overrides, config="digits", quick=True, **environment):
+  """The training command on the quickstart's config, made small, or on another file's.
+
+  Not `quick`, it compiles as for users; each process of a job compiles for itself.
+  """
   small = (*SMALL, *MODEL[config]) if config in MODEL else ()
   config = f"configs/quickstart.py:{config}" if config in MODEL else config
   command = [sys.executable, "-m", "ofa_jax.train", f"--config={config}", f"--workdir={workdir}"]
   return subprocess.Popen(
     [*command, *small, *overrides],
     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-    env={**os.environ, "JAX_PLATFORMS": "cpu", "OFA_JAX_DATA": str(digits.parent), **environment},
+    env={
+      **os.environ,
+      **(QUICK if quick else {"JAX_PLATFORMS": "cpu"}),
+      "OFA_JAX_DATA": str(digits.parent),
+      **environment,
+    },
   )  # fmt: skip
 
 
@@ -85,7 +94,7 @@ def kill_at(process, text, *, delay=0.0):
 @pytest.mark.parametrize("config", ["digits", pytest.param("ofa", marks=pytest.mark.slow)])
 def test_killed_runs_end_with_the_very_parameters_of_a_straight_one(digits, tmp_path, config):
   def begin(folder):
-    return start(digits, tmp_path / folder, "--config.evals=()", config=config)
+    return start(digits, tmp_path / folder, "--config.evals=()", config=config, quick=False)
 
   finish(begin("straight"))
   # In the moment a save begins, then at a random one after compiling, then again with a save.
@@ -137,7 +146,7 @@ def test_two_processes_sample_what_one_does(shapes, tmp_path, port):
     (tmp_path / d / "results" / "valid_predict.json").read_bytes() for d in ("one", "two")
   )
   assert one == two
-  assert len({row["caption"] for row in json.loads(one)}) > 100  # of 400, of few scenes
+  assert len({row["caption"] for row in json.loads(one)}) > 20  # of 80, of few scenes
 
 
 def wait_for(process, text):
@@ -276,7 +285,7 @@ def test_a_killed_process_stops_the_others_and_two_go_on_without_losing_a_row(
   killed = time.monotonic()
   for process in four[:3]:
     output, _ = process.communicate(timeout=60)
-    assert process.returncode not in (0, None)
+    assert process.returncode == processes.AGAIN
     assert "another process" in output and "Thread 0x" in output and "train.py" in output, output
   assert time.monotonic() - killed < 30
   assert "another process" in (tmp_path / "four" / "log.txt").read_text()

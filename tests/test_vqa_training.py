@@ -15,6 +15,7 @@ from ofa_jax.config import MeshShape
 from ofa_jax.engine import log
 from ofa_jax.train import train
 from tests import tiny, vqa_files
+from tests.compiling import QUICK
 from tests.engine import test_step
 from tests.test_processes import ROOT, finish, port  # noqa: F401 (a fixture)
 from tests.test_train import assert_bit_equal, final_state
@@ -84,12 +85,11 @@ def get_config():
 
 
 def start(config, workdir, **environment):
-  """The training command on a config file; compiling is most of its time."""
-  quick = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+  """The training command on a config file."""
   return subprocess.Popen(
     [sys.executable, "-m", "ofa_jax.train", f"--config={config}", f"--workdir={workdir}"],
     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-    env={**os.environ, **quick, **environment},
+    env={**os.environ, **QUICK, **environment},
   )  # fmt: skip
 
 

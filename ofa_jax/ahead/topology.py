@@ -23,6 +23,7 @@ class Kind:
     peak: dense bfloat16 FLOP/s.
     dims: axes of a topology's shape.
     clock: cycles a second that the compiler's estimates count, where it is published.
+    devices_a_chip: devices, as JAX counts them, of what is rented as one.
   """
 
   platform: str
@@ -30,6 +31,7 @@ class Kind:
   peak: float
   dims: int
   clock: float | None = None
+  devices_a_chip: int = 1
 
 
 # Memory of a TPU is what its compiler has to give, a little less than the published 32, 16, 95, 32
@@ -39,7 +41,7 @@ KINDS = {
   "v5e": Kind(platform="tpu", memory=int(15.75 * GIB), peak=197e12, dims=2, clock=1.5e9),
   "v5p": Kind(platform="tpu", memory=int(95.74 * GIB), peak=459e12, dims=3, clock=1.75e9),
   "v6e": Kind(platform="tpu", memory=int(31.25 * GIB), peak=918e12, dims=2),
-  "tpu7x": Kind(platform="tpu", memory=int(94.75 * GIB), peak=1153.5e12, dims=3),
+  "tpu7x": Kind(platform="tpu", memory=int(94.75 * GIB), peak=1153.5e12, dims=3, devices_a_chip=2),
   "h100": Kind(platform="cuda", memory=80 * 10**9, peak=989.4e12, dims=1),
 }
 

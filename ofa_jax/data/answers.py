@@ -8,8 +8,9 @@ import collections
 import json
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
-from ofa_jax import text_files
+from ofa_jax import storage, text_files
 from ofa_jax.data import plain_pickle
 
 PICKLES = (".pkl", ".pickle", ".p")
@@ -21,10 +22,33 @@ def load(path: str | pathlib.Path) -> tuple[str, ...]:
   Raises:
     ValueError: the file is missing, holds something else, no answer, or an empty one.
   """
-  path = pathlib.Path(path)
+  return tuple(_listed(storage.of(path)))
+
+
+def numbered(path: str | pathlib.Path) -> tuple[str, ...]:
+  """The answers by their numbers, where the file has such from 0 or 1 on; else as they stand there.
+
+  Raises:
+    ValueError: as for `load`, or the numbers of an object are no such.
+  """
+  listed = _listed(storage.of(path))
+  if isinstance(listed, list):
+    return tuple(listed)
+  whole = [value for value in listed.values() if type(value) is int]
+  ordered = sorted(whole)
+  if len(whole) < len(listed) or ordered != list(range(ordered[0], ordered[0] + len(listed))):
+    raise ValueError(
+      f"Expected the {len(listed)} answers in {path} to have the numbers from 0 on, each once, "
+      f"found {str(list(listed.values())[:5])[1:-1]} ..."
+    )
+  return tuple(sorted(listed, key=listed.get))
+
+
+def _listed(path: pathlib.Path) -> list[str] | dict[str, Any]:
+  """The answers in a file, checked, with their numbers if it has such."""
   try:
     if path.suffix in PICKLES:
-      listed = plain_pickle.load(path.read_bytes())
+      listed = plain_pickle.load(storage.read_bytes(path))
     else:
       text = text_files.read(path)
       if text.lstrip()[:1] in ("{", "["):
@@ -45,7 +69,7 @@ def load(path: str | pathlib.Path) -> tuple[str, ...]:
   if empty or not listed:
     number = f"{len(empty)} empty: numbers {', '.join(empty[:5])}" if empty else "none"
     raise ValueError(f"Expected answers with words in them in {path}, found {number}")
-  return tuple(listed)
+  return listed
 
 
 def counted(answers: Iterable[str], *, least: int) -> tuple[str, ...]:

@@ -92,10 +92,22 @@ def auto_augment(image: np.ndarray, rng: np.random.Generator, *, size: int) -> n
   return np.asarray(apply_policy(picture, POLICIES[rng.integers(len(POLICIES))], rng))
 
 
-def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-  """(left, upper, right, lower) of a random crop; after `TRIES` that do not fit, a central one."""
+def random_box(
+  width: int,
+  height: int,
+  rng: np.random.Generator,
+  *,
+  shares: tuple[float, float] = AREA,
+) -> tuple[int, int, int, int]:
+  """(left, upper, right, lower) of a random crop; after `TRIES` that do not fit, a central one.
+
+  Args:
+    width, height: of the picture.
+    rng: the example's own generator.
+    shares: the least and the most of the picture's area.
+  """
   for _ in range(TRIES):
-    area = rng.uniform(*AREA) * width * height
+    area = rng.uniform(*shares) * width * height
     aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
     w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
     if w <= width and h <= height:

@@ -4,9 +4,8 @@ photos/cat.jpg  photos/cat.txt
 """
 
 import os
-import pathlib
 
-from ofa_jax import text_files
+from ofa_jax import staging, storage, text_files
 from ofa_jax.data.folder import EXTENSIONS, ImageFiles, image_files
 from ofa_jax.data.table import Captions
 from ofa_jax.data.tsv import Texts
@@ -14,7 +13,8 @@ from ofa_jax.data.tsv import Texts
 
 def has_captions(directory: str | os.PathLike) -> bool:
   """Whether any picture below a folder has a .txt file beside it."""
-  return any(_caption_file(path).is_file() for path in image_files(pathlib.Path(directory)))
+  there = storage.looker()
+  return any(there(_caption_file(path)) for path in image_files(storage.of(directory)))
 
 
 def read_captioned(directory: str | os.PathLike) -> tuple[ImageFiles, Texts]:
@@ -27,21 +27,22 @@ def read_captioned(directory: str | os.PathLike) -> tuple[ImageFiles, Texts]:
       named).
   """
   images, captions, without, damaged = [], Captions(), [], []
-  files = image_files(pathlib.Path(directory))
+  files, there = image_files(storage.of(directory)), storage.looker()
   for path in files:
     file = _caption_file(path)
+    raw = storage.read_bytes(staging.staged(file)) if there(file) else b""
     try:
-      text = text_files.text_of(file.read_bytes()) if file.is_file() else ""
+      text = text_files.text_of(raw)
     except ValueError as reason:
-      damaged.append(f"{text_files.shown(str(file), 300)} ({reason})")
+      damaged.append(f"{text_files.shown(file, 300)} ({reason})")
       continue
     lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
       without.append(path)
       continue
     for number, line in lines:
-      captions.add(line, image=os.path.abspath(path), place=(len(images), number))
-    images.append(os.path.abspath(path))
+      captions.add(line, image=storage.absolute(path), place=(len(images), number))
+    images.append(storage.absolute(path))
   if damaged:
     raise ValueError(
       f"Expected captions in UTF-8, found {len(damaged)} files of something else: "
@@ -54,9 +55,9 @@ def read_captioned(directory: str | os.PathLike) -> tuple[ImageFiles, Texts]:
     )
   note = f"Left out {len(without)} pictures without a caption: {'; '.join(without[:5])}"
   notes = (note,) if without else ()
-  texts = [str(_caption_file(path)) for path in images]
+  texts = [_caption_file(path) for path in images]
   return ImageFiles(images), captions.texts(texts, notes=notes)
 
 
-def _caption_file(path: str) -> pathlib.Path:
-  return pathlib.Path(path).with_suffix(".txt")
+def _caption_file(path: str) -> str:
+  return f"{os.path.splitext(path)[0]}.txt"

@@ -12,11 +12,12 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO
 
 import numpy as np
 import orjson
 
-from ofa_jax import partial, text_files
+from ofa_jax import partial, staging, storage, text_files
 from ofa_jax.data import values
 from ofa_jax.data.tsv import check_files
 
@@ -86,14 +87,14 @@ class FeatureWriter:
   """
 
   def __init__(self, path: str | os.PathLike, *, kind: str, width: int):
-    self.path = pathlib.Path(path)
+    self.path = storage.of(path)
     self.partial = partial.place_of(self.path)
     self.kind = kind
     self._format, self._width = form_of(path), width
     self._file, self.count = None, 0
 
   def __enter__(self) -> "FeatureWriter":
-    self.path.parent.mkdir(parents=True, exist_ok=True)
+    self.partial.parent.mkdir(parents=True, exist_ok=True)
     self._file = open(self.partial, "r+b" if self.partial.exists() else "w+b")
     return self
 
@@ -175,14 +176,7 @@ class FeatureWriter:
 
   def _header(self, count: int) -> bytes:
     """The beginning of the file, of the same length for every count."""
-    if self._format == "jsonl":
-      return b""
-    header = io.BytesIO()
-    dtype = np.lib.format.dtype_to_descr(_row_dtype(self._width))
-    np.lib.format.write_array_header_1_0(
-      header, {"descr": dtype, "fortran_order": False, "shape": (count,)}
-    )
-    return header.getvalue()
+    return b"" if self._format == "jsonl" else _npy_header(_row_dtype(self._width), count)
 
   def _whole_rows(self, begin: int) -> Iterator[tuple[int, int]]:
     """The id of each row that is written to its end, and the offset of that end."""
@@ -202,6 +196,13 @@ class FeatureWriter:
       while len(row := self._file.read(dtype.itemsize)) == dtype.itemsize:
         begin += dtype.itemsize
         yield int(np.frombuffer(row, dtype)["id"][0]), begin
+
+
+def join_of(
+  path: str | os.PathLike,
+) -> Callable[[Sequence[pathlib.Path], BinaryIO], None] | None:
+  """What `shards.merge` puts files of this form together with."""
+  return _join_npy if form_of(path) == "npy" else None
 
 
 def form_of(path: str | os.PathLike) -> str:
@@ -247,9 +248,26 @@ def _row_dtype(width: int) -> np.dtype:
   return np.dtype([("id", "<i8"), ("feature", "<f4", (width,))])
 
 
+def _npy_header(dtype: np.dtype, count: int) -> bytes:
+  header = io.BytesIO()
+  described = np.lib.format.dtype_to_descr(dtype)
+  np.lib.format.write_array_header_1_0(
+    header, {"descr": described, "fortran_order": False, "shape": (count,)}
+  )
+  return header.getvalue()
+
+
+def _join_npy(paths: Sequence[pathlib.Path], whole: BinaryIO) -> None:
+  rows = [np.load(path, mmap_mode="r") for path in paths]
+  whole.write(_npy_header(rows[0].dtype, sum(map(len, rows))))
+  for part in rows:
+    for begin in range(0, len(part), _BLOCK):
+      whole.write(part[begin : begin + _BLOCK].tobytes())
+
+
 def _load_npy(path: str) -> tuple[np.ndarray, np.ndarray]:
   try:
-    array = np.load(path, mmap_mode="r")  # allow_pickle is off
+    array = np.load(staging.local(path), mmap_mode="r")  # allow_pickle is off
   except (ValueError, OSError, EOFError) as error:
     raise ValueError(f"Expected a NumPy array in {path}, found: {error}") from error
   if array.dtype.names and {"id", "feature"} <= set(array.dtype.names):

@@ -8,17 +8,26 @@ at the caller's.
 import warnings
 from collections.abc import Callable
 
-from ofa_jax.data.text import REFERENCES, pre_caption, pre_question
+from ofa_jax.data.text import REFERENCES, known_words, pre_caption, pre_question, pre_sentence
 
 MAX_WORDS = 80  # of the user's part in a prompt: the original's --max-src-length
 
+MAX_ARTICLE_WORDS = MAX_SENTENCE_WORDS = 512  # of Gigaword's articles, of each of GLUE's texts
+
 CAPTION = " what does the image describe?"
 CAPTION_CHINESE = "图片描述了什么内容?"
+READING = " what are the texts on the image?"
+READING_CHINESE = "图片上的文字是什么?"
 
 
 def caption(*, chinese: bool = False) -> str:
   """Asks for a caption; the same question asks for an image's class."""
   return CAPTION_CHINESE if chinese else CAPTION
+
+
+def reading(*, chinese: bool = False) -> str:
+  """Asks for the words that stand in an image."""
+  return READING_CHINESE if chinese else READING
 
 
 def question(text: str, *, max_words: int = MAX_WORDS) -> str:
@@ -47,6 +56,19 @@ def entailment(hypothesis: str, premise: str | None = None, *, max_words: int = 
     return f' does the image describe " {hypothesis} "?'
   premise = _cut(premise, pre_caption, max_words)
   return f' can image and text1 " {premise} " imply text2 " {hypothesis} "?'
+
+
+def summary(article: str, *, chinese: bool = False, max_words: int = MAX_ARTICLE_WORDS) -> str:
+  """Asks for the summary of an article."""
+  article = known_words(_cut(article, pre_caption, max_words))
+  if chinese:
+    return f"{article} 请用一个句子简单总结上文："
+  return f' what is the summary of article " {article} "?'
+
+
+def sentences(template: str, *texts: str, max_words: int = MAX_SENTENCE_WORDS) -> str:
+  """Asks about sentences, each in its place `{}` of a template of GLUE's: lower case, cut."""
+  return template.format(*(_cut(text, pre_sentence, max_words) for text in texts))
 
 
 def _cut(text: str, clean: Callable[..., str], max_words: int) -> str:

@@ -30,6 +30,16 @@ def pre_question(text: str, *, max_words: int) -> str:
   return " ".join(text.split(" ")[:max_words])
 
 
+def pre_sentence(text: str, *, max_words: int) -> str:
+  """Returns a sentence as OFA puts it into GLUE's prompts: lower case, at most `max_words`."""
+  return " ".join(text.lower().split()[:max_words])
+
+
+def known_words(text: str) -> str:
+  """Returns a text of Gigaword's with "unk" where it has "<unk>" for a rare word."""
+  return text.replace("<unk>", "unk")
+
+
 def remove_punctuation(text: str) -> str:
   """Returns the text without ASCII punctuation, as OFA compares captions."""
   return text.translate(_PUNCTUATION)

@@ -4,6 +4,11 @@ Random access needs the `array_record` files that `prepare` asks for; they go to
 (default `~/tensorflow_datasets`).
 """
 
+import contextlib
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from ofa_jax.data.images import BadImage, decode
@@ -27,16 +32,7 @@ class TfdsRows:
   """
 
   def __init__(self, name: str, *, split: str, size: int):
-    import tensorflow_datasets as tfds  # slow to import, and rarely needed
-
-    try:
-      builder = tfds.builder(name, file_format="array_record")
-      builder.download_and_prepare()
-    except tfds.core.DatasetNotFoundError as error:
-      reason = str(error).split("\n")[0]
-      raise ValueError(
-        f"Expected the name of a TensorFlow data set, found {name!r}: {reason}"
-      ) from error
+    builder = prepared(name)
     if builder.info.supervised_keys is None:
       raise ValueError(
         f"Expected a data set of images with one label each, found {name} with "
@@ -44,12 +40,7 @@ class TfdsRows:
       )
     self._image, self._label = builder.info.supervised_keys
     self.classes = builder.info.features[self._label].names
-    try:
-      self._source = builder.as_data_source(
-        split, decoders={self._image: tfds.decode.SkipDecoding()}
-      )
-    except NotImplementedError as error:
-      raise ValueError(f"{name}: {error}") from error
+    self._source = source(builder, split, undecoded=(self._image,))
     self._name, self._size = f"tfds:{name}/{split}", size
     self.notes = ()
 
@@ -71,3 +62,40 @@ class TfdsRows:
 
   def close(self) -> None:
     """Nothing is cached, and the files close with the last reference to their reader."""
+
+
+def prepared(name: str) -> Any:
+  """The builder of a data set, such as "cifar100" or "glue/cola", downloaded and prepared once.
+
+  Raises:
+    ValueError: there is none of this name.
+  """
+  import tensorflow_datasets as tfds  # slow to import, and rarely needed
+
+  # Sets that are described in modules of an older form, GLUE's too, are known once these are read.
+  with contextlib.suppress(ModuleNotFoundError):
+    importlib.import_module(f"tensorflow_datasets.text.{name.partition('/')[0]}")
+  try:
+    builder = tfds.builder(name, file_format="array_record")
+    builder.download_and_prepare()
+  except tfds.core.DatasetNotFoundError as error:
+    reason = str(error).split("\n")[0]
+    raise ValueError(
+      f"Expected the name of a TensorFlow data set, found {name!r}: {reason}"
+    ) from error
+  return builder
+
+
+def source(builder: Any, split: str, *, undecoded: Sequence[str] = ()) -> Sequence[Any]:
+  """The records of a split by number; features `undecoded` are bytes as they are stored.
+
+  Raises:
+    ValueError: no such split, or only files without random access.
+  """
+  import tensorflow_datasets as tfds
+
+  decoders = {feature: tfds.decode.SkipDecoding() for feature in undecoded}
+  try:
+    return builder.as_data_source(split, decoders=decoders or None)
+  except NotImplementedError as error:
+    raise ValueError(f"{builder.info.full_name}: {error}") from error

@@ -15,6 +15,7 @@ import optax
 
 from ofa_jax import trees
 from ofa_jax.config import Optim
+from ofa_jax.engine import lora
 
 
 def schedule(optim: Optim, *, steps: int) -> Callable[[jax.Array], jax.Array]:
@@ -49,6 +50,8 @@ def schedule(optim: Optim, *, steps: int) -> Callable[[jax.Array], jax.Array]:
 def transformation(optim: Optim, params: Any) -> optax.GradientTransformation:
   """Adam with decoupled weight decay, without its learning rate; frozen parameters have no state.
 
+  With `optim.lora` the state is `lora.Factored`, and `update` takes the trees that `seen` gives.
+
   Args:
     optim: the config.
     params: tree of arrays or ShapeDtypeStructs, for the masks.
@@ -70,11 +73,61 @@ def transformation(optim: Optim, params: Any) -> optax.GradientTransformation:
       + "\nParameter paths look like\n  "
       + "\n  ".join(list(trees.flatten(params))[:5])
     )
+  factors = None
+  if optim.lora is not None:
+    factors = jax.eval_shape(lambda: lora.init(optim.lora, params))
+    params = lora.trained(params, factors)
   trainable = trees.map_paths(lambda path, p: bool(np.any(_rate(optim, path, p))), params)
   decayed = jax.tree.map(lambda no: not no, trees.matches(optim.no_decay, params))
   adam = _ADAMS[optim.adam](b1=optim.b1, b2=optim.b2, eps=optim.eps)
   decay = optax.add_decayed_weights(optim.weight_decay, mask=decayed)
-  return optax.masked(optax.chain(adam, decay) if optim.weight_decay else adam, trainable)
+  inner = optax.masked(optax.chain(adam, decay) if optim.weight_decay else adam, trainable)
+  if factors is None:
+    return inner
+
+  def init(params):
+    factors = lora.init(optim.lora, params)
+    return lora.Factored(factors, inner.init(lora.trained(params, factors)))
+
+  def update(grads, state, params):
+    """Of the tree of factors; the factors themselves are changed by `updated`."""
+    updates, new = inner.update(grads, state.inner, params)
+    return updates, lora.Factored(state.factors, new)
+
+  return optax.GradientTransformation(init, update)
+
+
+def seen(optim: Optim, params: Any, opt: Any, grads: Any) -> tuple[Any, Any]:
+  """The trees of parameters and of their gradients that the optimizer sees."""
+  if optim.lora is None:
+    return params, grads
+  return lora.trained(params, opt.factors), lora.gradients(optim.lora, grads, opt.factors)
+
+
+def updated(optim: Optim, params: Any, opt: Any, tree: Any) -> tuple[Any, Any]:
+  """Parameters and the optimizer's state, where `tree` is what the optimizer has made of `seen`."""
+  if optim.lora is None:
+    return tree, opt
+  params, factors = lora.applied(optim.lora, params, opt.factors, tree)
+  return params, lora.Factored(factors, opt.inner)
+
+
+def trained(optim: Optim, params: Any) -> dict[str, int]:
+  """How many numbers of each parameter, or of its factors, are trained; by path, without zeros.
+
+  Args:
+    optim: the config.
+    params: tree of arrays or ShapeDtypeStructs.
+  """
+  if optim.lora is not None:
+    params = lora.trained(params, jax.eval_shape(lambda: lora.init(optim.lora, params)))
+
+  def number(path, p):
+    rate = np.asarray(_rate(optim, path, p)) != 0  # of the whole, or of each layer
+    return int(np.mean(rate) * np.prod(p.shape))
+
+  numbers = {path: number(path, p) for path, p in trees.flatten(params).items()}
+  return {path: n for path, n in numbers.items() if n}
 
 
 def stop_frozen(optim: Optim, params: Any) -> Any:
@@ -135,7 +188,10 @@ _ADAMS = {"adamw": optax.scale_by_adam, "fairseq": _scale_by_fairseq_adam}
 
 def _rate(optim: Optim, path: str, p: Any) -> float | np.ndarray:
   """Multiplier of a parameter's learning rate, 0 where frozen; by layer: float32[L, 1, ...]."""
+  path = lora.matrix_of(path)
   if trees.first_match(((f, True) for f in optim.freeze), path):
+    return 0.0
+  if optim.lora is not None and not lora.trains(optim.lora, path):
     return 0.0
   rate = trees.first_match(optim.lr_scale, path, default=1.0)
   if not isinstance(rate, (tuple, list)):

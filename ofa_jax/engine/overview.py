@@ -13,9 +13,11 @@ import numpy as np
 from ofa_jax import trees
 from ofa_jax.config import Config, Optim, stream_sizes
 from ofa_jax.engine import log, sharding, step
+from ofa_jax.engine import optim as optim_lib
 
 _LONG_TO_COMPILE = 15.0  # seconds, from which on the compilation cache is worth a hint
 _MOST = 3  # files that are named
+_MOST_PATHS = 8  # parameters that are
 _ADAMS = {"adamw": "AdamW", "fairseq": "fairseq's Adam"}
 
 
@@ -47,6 +49,7 @@ def rows(
   named = [
     ("model", f"{_title(config.model)}, {_parameters(config, abstract.params)}"),
     ("weights", origin),
+    *_trained(config, abstract.params),
     ("data", _data(config, num_rows)),
     ("length", _length(config, next(iter(num_rows.values())), steps) + parts),
     ("optimizer", _optimizer(config)),
@@ -97,6 +100,18 @@ def _parameters(config: Config, params: trees.Tree) -> str:
   return f"{trees.count(params):,} parameters" + (f" ({inside})" if inside else "")
 
 
+def _trained(config: Config, params: trees.Tree) -> list[tuple[str, str]]:
+  """What is trained, where not all is."""
+  numbers, every = optim_lib.trained(config.optim, params), trees.count(params)
+  total = sum(numbers.values())
+  if total == every:
+    return []
+  paths = list(numbers)
+  more = f", ... {len(paths) - _MOST_PATHS} more" if len(paths) > _MOST_PATHS else ""
+  named = ", ".join(paths[:_MOST_PATHS]) + more
+  return [("trained", f"{total:,} numbers, {total / every:.3%} of the parameters: {named}")]
+
+
 def _data(config: Config, num_rows: Mapping[str | None, int]) -> str:
   unit = getattr(config.task, "unit", "rows")
   files = list(dict.fromkeys(_files(getattr(config.task, "train", ()))))
@@ -141,6 +156,8 @@ def _optimizer(config: Config) -> str:
   parts += [f"weight decay {o.weight_decay:g}"] if o.weight_decay else []
   parts += [f"gradients clipped at {o.clip_norm:g}"] if o.clip_norm else []
   parts += [f"frozen: {' '.join(o.freeze)}"] if o.freeze else []
+  if o.lora is not None:
+    parts += [f"LoRA of rank {o.lora.rank}, alpha {o.lora.alpha:g}: {' '.join(o.lora.matrices)}"]
   parts += [f"{len(o.lr_scale)} lr_scale patterns"] if o.lr_scale else []
   parts += [f"moving average {config.ema:g}"] if config.ema is not None else []
   return ", ".join(parts)

@@ -20,11 +20,21 @@ from typing import Any
 import jax
 from jax._src import distributed  # its store of keys and values has no public name
 
+from ofa_jax.engine import growing
+
 # What people's files, flags and disks cause: told in one message without a traceback.
 EXPECTED = (ValueError, FloatingPointError, OSError)
 
 POLL = 1.0  # seconds between two looks for an error of another process
 PATIENCE = 10  # seconds that a failing process waits for the store, the log and the others
+
+# Exit statuses, as schedulers read them.
+FAULT = 1  # the same command would end so again
+AGAIN = 75  # a process or host was lost or stuck: the same command goes on (BSD's EX_TEMPFAIL)
+INTERRUPTED = 130  # Ctrl-C ended it at once: 128 + SIGINT
+
+# What no new start mends, of the states in which the runtime gives up.
+_LASTING = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "FAILED_PRECONDITION")
 
 _ERROR, _TOLD, _DONE, _VALUE = (f"ofa_jax/{name}" for name in ("error", "told", "done", "value"))
 
@@ -35,6 +45,15 @@ class Stopped(BaseException):
 
 class PeerError(RuntimeError):
   """Another process failed; the text is its message."""
+
+
+def status_of(error: BaseException) -> int:
+  """The exit status of an error, in a process that is alone or one of several."""
+  if isinstance(error, (ConnectionError, TimeoutError)):
+    return AGAIN
+  if isinstance(error, jax.errors.JaxRuntimeError):
+    return FAULT if str(error).startswith(_LASTING) else AGAIN
+  return FAULT
 
 
 def describe(error: BaseException) -> str:
@@ -48,7 +67,7 @@ def describe(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def one_fate(write: Callable[[str], None] | None = None) -> Iterator[None]:
-  """What raises in this block ends all processes of the job with its message and status 1.
+  """What raises in this block ends all processes of the job with its message and status.
 
   In a process that is alone the error is only written to the log and goes on. Blocks may be nested.
   The end of the outermost one waits for the other processes, so that an error in what they do last
@@ -75,7 +94,7 @@ def one_fate(write: Callable[[str], None] | None = None) -> Iterator[None]:
 
 
 def fail(reason: str, *, stacks: bool = False) -> None:
-  """Ends this process and the others of its job with a message and status 1.
+  """Ends this process and the others of its job with a message; the same command is to go on.
 
   Nothing is cleaned up: on several processes that would wait for those that are gone.
 
@@ -83,13 +102,13 @@ def fail(reason: str, *, stacks: bool = False) -> None:
     reason: the message.
     stacks: every process shows where its threads stand.
   """
-  _job.end(_job.publish({"reason": reason, "stacks": stacks}))
+  _job.end(_job.publish({"reason": reason, "stacks": stacks, "status": AGAIN}))
 
 
 def leave(status: int) -> None:
   """Ends this process at once, and the others of its job."""
   if _job.watches():
-    _job.publish({"reason": "interrupted (Ctrl-C)"})
+    _job.publish({"reason": "interrupted (Ctrl-C)", "status": status})
     _limited(lambda: _job.wait_for_all(_TOLD, within=PATIENCE / 5))
   _end_process(status)
 
@@ -170,13 +189,14 @@ class _Job:
         f"a step failed, perhaps because another process is gone ({str(error).splitlines()[0]}). "
         "The same command goes on from the newest checkpoint."
       )
-      self.end(self.publish({"reason": reason, "stacks": True}))
+      self.end(self.publish({"reason": reason, "stacks": True, "status": status_of(error)}))
     if isinstance(error, PeerError):
       self._ended.wait(PATIENCE)  # process 0 tells of it itself, and the watcher ends this one
       self.end(self.publish({"process": 0, "reason": str(error)}))
     if isinstance(error, KeyboardInterrupt):
-      self.end(self.publish({"reason": "interrupted (Ctrl-C)"}))
-    self.end(self.publish({"reason": describe(error), "traceback": shown}))
+      self.end(self.publish({"reason": "interrupted (Ctrl-C)", "status": INTERRUPTED}))
+    record = {"reason": describe(error), "traceback": shown, "status": status_of(error)}
+    self.end(self.publish(record))
 
   def publish(self, record: dict[str, Any]) -> dict[str, Any]:
     """Returns the error that ends the job: this one, or another that was first."""
@@ -213,7 +233,7 @@ class _Job:
     self._write("\n".join(filter(None, (reason, shown, stacks))))
     if self.several():
       _limited(lambda: self.wait_for_all(_TOLD, within=PATIENCE))
-    _end_process(1)
+    _end_process(record.get("status", FAULT))
 
   def from_first(self, make: Callable[[], Any]) -> Any:
     client = distributed.global_state.client
@@ -291,6 +311,7 @@ def _end_process(status: int) -> None:
       if stream.isatty():
         stream.write("\x1b[?25h")  # the cursor, which a progress bar has hidden
       stream.flush()
+  growing.write_last_lines()
   os._exit(status)
 
 

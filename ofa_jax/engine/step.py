@@ -151,12 +151,14 @@ def train_step(program: Program) -> Callable[..., tuple[State, dict[str, jax.Arr
   def step(state, batch, frozen=None):
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     grads, metrics, rest = _gradients(program, state, batch, key, frozen)
+    tree, grads = optim_lib.seen(config.optim, state.params, state.opt, grads)
     norm = optax.global_norm(grads)
     good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     lr = program.learning_rate(state.step)
     grads = optim_lib.clip(grads, norm, limit=config.optim.clip_norm)
-    updates, opt = program.optimizer.update(grads, state.opt, state.params)
-    params = optim_lib.apply(config.optim, state.params, updates, lr=lr)
+    updates, opt = program.optimizer.update(grads, state.opt, tree)
+    tree = optim_lib.apply(config.optim, tree, updates, lr=lr)
+    params, opt = optim_lib.updated(config.optim, state.params, opt, tree)
     new = (params, opt, rest, *_averages(config, state, params, rest))
     old = (state.params, state.opt, state.rest, state.ema, state.ema_rest)
     with jax.named_scope("optimizer"):

@@ -21,8 +21,6 @@ ALLOWANCE = 10  # times the limit, for the first step, evaluations and saves
 GRACE = 2  # seconds in which a process with nothing to save may end in order
 TWICE = 0.5  # seconds within which a second signal is the first one, passed on by a launcher
 
-INTERRUPTED = 130  # the status of what Ctrl-C ends at once: 128 + SIGINT
-
 
 class Watchdog:
   """Ends the process when a step takes too long; use as a context manager around the loop."""
@@ -173,7 +171,7 @@ class Notice:
         self._announce()
       elif received[0] == signal.SIGINT and now - self._first > TWICE:
         _say("Interrupted again: ended at once; the same command goes on from what is saved")
-        processes.leave(INTERRUPTED)
+        processes.leave(processes.INTERRUPTED)
 
   def _announce(self):
     if self._free is not None:

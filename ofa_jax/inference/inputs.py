@@ -10,9 +10,12 @@ from PIL import Image
 
 from ofa_jax.data import given, images
 from ofa_jax.data.given import Picture
+from ofa_jax.tasks.answering import Answering
 from ofa_jax.text_files import shown
 from ofa_jax.tokenizers.ofa import OFATokenizer
 from ofa_jax.tokenizers.special import BOS, EOS, PAD
+
+MAX_TOKENS = 1024  # of a text: the original's --max-source-positions
 
 
 class Colours(NamedTuple):
@@ -229,6 +232,55 @@ def sentence(tokenizer: OFATokenizer, text: str, *, longest: int) -> list[int]:
   if len(ids) > room:
     warnings.warn(f"Cut a text of {len(ids)} tokens to {room}: {text[:40]!r} ...")
   return [BOS, *ids[:room], EOS]
+
+
+def asked(
+  answering: Answering,
+  texts: Mapping[str, Sequence[str]] | None,
+  images: Sequence[Picture | None] | np.ndarray | None,
+  *,
+  tokenizer: OFATokenizer,
+  image_size: int,
+  vocab_size: int,
+  image_needed: bool = True,
+) -> dict[str, np.ndarray]:
+  """Rows of a task's prompts, and of images, which may be missing only where they are allowed to.
+
+  Args:
+    answering: the task's.
+    texts: by name, one for each row; None: the prompt has none.
+    images: one for each row; None: there are none, where they are not needed.
+    tokenizer: the model's.
+    image_size: side of the images in pixels.
+    vocab_size: the model's.
+    image_needed: whether a row without an image is a fault.
+
+  Raises:
+    ValueError: an image is missing, or their number is another than that of the texts.
+  """
+  columns = {name: list(column) for name, column in (texts or {}).items()}
+  if images is None and not image_needed:
+    images = [None] * len(next(iter(columns.values())))
+  pictures = as_list("images", images)
+  number = len(next(iter(columns.values()))) if columns else len(pictures)
+  check_pictures(pictures, rows=number, needed=image_needed)
+  told = ({name: column[i] for name, column in columns.items()} for i in range(number))
+  try:
+    prompts = [answering.prompt(row, tokenizer.chinese) for row in told]
+  except KeyError as error:
+    known = ", ".join(columns) or "none"
+    raise ValueError(f"Expected a text {error} for the prompt, found {known}") from error
+  sentences = [sentence(tokenizer, text, longest=MAX_TOKENS) for text in prompts]
+  source = token_array(
+    "texts", sentences or [[BOS]], rows=None, longest=MAX_TOKENS, vocab_size=vocab_size
+  )
+  rows = {"source": source}
+  if not prompts:
+    return {"source": rows["source"][:0]}
+  if any(image is not None for image in pictures):
+    rows["image"] = image_stack(pictures, image_size)
+    rows["image_mask"] = np.array([image is not None for image in pictures])
+  return rows
 
 
 def check_seed(seed: Any) -> int:

@@ -11,7 +11,7 @@ Prompts, searches and the cleaning of texts are the original's.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -27,18 +27,17 @@ from ofa_jax.inference import inputs
 from ofa_jax.inference.devices import itself
 from ofa_jax.inference.identity import identity
 from ofa_jax.inference.inputs import Picture
+from ofa_jax.inference.reading import Reading
 from ofa_jax.inference.runner import Runner, as_lists
-from ofa_jax.tasks import caption, free_text, image_classify, refcoco, snli_ve, vqa
-from ofa_jax.tasks.answering import read
+from ofa_jax.tasks import caption, free_text, gigaword, image_classify, ocr, refcoco, snli_ve, vqa
+from ofa_jax.tasks.answering import Answering, read
 from ofa_jax.tokenizers.ofa import OFATokenizer
 from ofa_jax.tokenizers.special import BOS
-
-MAX_TOKENS = 1024  # of a text: the original's --max-source-positions
 
 Results: TypeAlias = list | tuple[list, np.ndarray]
 
 
-class OFAModel:
+class OFAModel(Reading):
   """An OFA, or several as an ensemble, on all local devices.
 
   Images are whatever `data.given.picture` takes (paths, Pillow images, arrays of 0 to 255 or of
@@ -49,7 +48,7 @@ class OFAModel:
     config: sizes of the (first) model.
     tokenizer: the (first) model's own; ValueError, which says what is missing, where it has none.
     image_size: side in pixels that images are resized to.
-    searches: how "caption", "answer" and "ground" search; captions as the model says itself.
+    searches: of "caption", "answer", "ground", "read", "summary"; of captions the model's own.
     preprocess: makes a Pillow image float32[S, S, 3], as the model wants it.
     num_params: scalars of all models.
     precision: what they compute in.
@@ -79,10 +78,9 @@ class OFAModel:
     self.identity = identity(sources, precision=precision, image_size=self.image_size)
     self._runner = Runner(sources, precision=precision, devices=devices)
     self.config, self.num_params = self._runner.config, self._runner.num_params
-    self._source = sources[0]
-    colours = self._runner.colours
+    self._source, colours = sources[0], self._runner.colours
     self.preprocess = functools.partial(inputs.preprocess, size=self.image_size, colours=colours)
-    asked = (caption.ANSWERING, vqa.ANSWERING, refcoco.ANSWERING)
+    asked = (x.ANSWERING for x in (caption, vqa, refcoco, ocr, gigaword))
     self.searches = {x.searched_as: dataclasses.replace(x.search) for x in asked}
     own = sources[0].settings["generation"]
     self.searches["caption"] = dataclasses.replace(self.searches["caption"], **own)
@@ -282,9 +280,7 @@ class OFAModel:
     rows = self._asked(vqa.ANSWERING, images, texts)
     if candidates is not None:
       candidates = inputs.check_texts("candidates", candidates)
-      best, scores = self._choose(rows, candidates, prompt_decoder=prompt_decoder)
-      answers = [candidates[i] for i in best]
-      return (answers, scores) if return_scores else answers
+      return self._choose(rows, candidates, reads=prompt_decoder, return_scores=return_scores)
     if prompt_decoder:
       rows["prompt"] = inputs.decoder_prompt(rows["source"])[:, 1:]
     return self._texts(self._search(rows, search or self.searches["answer"]), return_scores)
@@ -348,14 +344,8 @@ class OFAModel:
       ValueError: an empty text; an image is missing.
     """
     hypotheses = inputs.check_texts("hypotheses", hypotheses)
-    if premises is not None:
-      premises = inputs.check_texts("premises", premises, rows=len(hypotheses))
     texts = {"text": hypotheses} | ({} if premises is None else {"premise": premises})
-    rows = self._asked(snli_ve.ANSWERING, images, texts)
-    answers = list(snli_ve.ANSWERING.choices)
-    best, scores = self._choose(rows, answers, prompt_decoder=snli_ve.ANSWERING.reads_prompt)
-    labels = [snli_ve.ANSWERING.called(answers[i]) for i in best]
-    return (labels, scores) if return_scores else labels
+    return self.ask(snli_ve.ANSWERING, texts, images, return_scores=return_scores)
 
   def classify(
     self,
@@ -371,9 +361,43 @@ class OFAModel:
     """
     rows = self._asked(image_classify.ANSWERING, images)
     classes = inputs.check_texts("classes", classes)
-    best, scores = self._choose(rows, classes, prompt_decoder=image_classify.ANSWERING.reads_prompt)
-    names = [classes[i] for i in best]
-    return (names, scores) if return_scores else names
+    reads = image_classify.ANSWERING.reads_prompt
+    return self._choose(rows, classes, reads=reads, return_scores=return_scores)
+
+  def ask(
+    self,
+    answering: Answering,
+    texts: Mapping[str, Sequence[str]],
+    images: Sequence[Picture] | np.ndarray | None = None,
+    *,
+    search: Search | None = None,
+    return_scores: bool = False,
+  ) -> Results:
+    """Answers what a task asks: `glue.answering("rte")`, `gigaword.ANSWERING`, one of your own.
+
+    Args:
+      answering: the task's; out of its choices all are scored, and the best is told by its name.
+      texts: of its prompt by name, one for each row.
+      images: one for each row; None: the task has none.
+      search: of what is not chosen; None: as in `searches`.
+      return_scores: whether to return (answers, scores).
+
+    Raises:
+      ValueError: an empty or a missing text, an image is missing.
+    """
+    number = len(next(iter(texts.values()), ()))
+    texts = {name: inputs.check_texts(name, x, rows=number) for name, x in texts.items()}
+    needed = images is not None or "image" in answering.columns
+    rows = self._asked(answering, images, texts, image_needed=needed)
+    if answering.choices is None:
+      search = search or self.searches.get(answering.searched_as, answering.search)
+      if answering.reads_prompt:
+        rows["prompt"] = inputs.decoder_prompt(rows["source"])[:, 1:]
+      return self._texts(self._search(rows, search), return_scores)
+    reads, ended = answering.reads_prompt, answering.ends_prompt
+    best, scores = self._choose(rows, [*answering.choices], reads=reads, ended=ended)
+    told = [answering.called(answer) for answer in best]
+    return (told, scores) if return_scores else told
 
   def _rows(self, source_tokens, images, image_mask):
     rows = {"source": self._ids("source_tokens", source_tokens)}
@@ -386,37 +410,13 @@ class OFAModel:
 
   def _ids(self, name, tokens, *, rows=None):
     return inputs.token_array(
-      name, tokens, rows=rows, longest=MAX_TOKENS, vocab_size=self.config.vocab_size
+      name, tokens, rows=rows, longest=inputs.MAX_TOKENS, vocab_size=self.config.vocab_size
     )
 
   def _asked(self, answering, images, texts=None, *, image_needed=True):
-    """Rows of a task's prompts, and of images, which may be missing only where they are allowed to.
-
-    Args:
-      answering: the task's.
-      images: one for each row.
-      texts: by name, one for each row; None: the prompt has none.
-      image_needed: whether a row without an image is a fault.
-    """
-    if images is None and not image_needed:
-      images = [None] * len(next(iter(texts.values())))
-    pictures = inputs.as_list("images", images)
-    columns = {name: list(column) for name, column in (texts or {}).items()}
-    number = len(next(iter(columns.values()))) if columns else len(pictures)
-    inputs.check_pictures(pictures, rows=number, needed=image_needed)
-    chinese = self.tokenizer.chinese
-    told = ({name: column[i] for name, column in columns.items()} for i in range(number))
-    prompts = [answering.prompt(row, chinese) for row in told]
-    rows = {"source": self._ids("texts", self._sentences(prompts) or [[BOS]])}
-    if not prompts:
-      return {"source": rows["source"][:0]}
-    if any(image is not None for image in pictures):
-      rows["image"] = inputs.image_stack(pictures, self.image_size)
-      rows["image_mask"] = np.array([image is not None for image in pictures])
-    return rows
-
-  def _sentences(self, texts):
-    return [inputs.sentence(self.tokenizer, text, longest=MAX_TOKENS) for text in texts]
+    sizes = {"image_size": self.image_size, "vocab_size": self.config.vocab_size}
+    words = {"tokenizer": self.tokenizer, "image_needed": image_needed}
+    return inputs.asked(answering, texts, images, **words, **sizes)
 
   def _search(self, rows, search, *, trie=None, seed=0):
     """For each row the hypotheses of `generate_tokens`."""
@@ -431,16 +431,17 @@ class OFAModel:
     scores = np.array([x[0]["score"] if x else -np.inf for x in answers], np.float32)
     return (texts, scores) if return_scores else texts
 
-  def _choose(self, rows, answers, *, prompt_decoder):
-    """The number of the best answer for each row, and its score; the first of equal ones."""
-    answers = inputs.check_texts("answers to choose from", answers)
+  def _choose(self, rows, answers, *, reads, ended=False, return_scores=True):
+    """The best answer for each row, the first of equal ones, and perhaps its score."""
     plan = self._plan(tuple(answers))
     if not len(rows["source"]):
-      return [], np.zeros(0, np.float32)
-    begin = np.full((len(rows["source"]), 1), BOS, np.int32)
-    rows["decoder"] = inputs.decoder_prompt(rows["source"]) if prompt_decoder else begin
+      return ([], np.zeros(0, np.float32)) if return_scores else []
+    rows["decoder"] = rows["source"] if ended else inputs.decoder_prompt(rows["source"])
+    if not reads:
+      rows["decoder"] = np.full((len(rows["source"]), 1), BOS, np.int32)
     scores = self._runner.score(rows, plan=plan)
-    return scores.argmax(axis=1), scores.max(axis=1)
+    best = [answers[i] for i in scores.argmax(axis=1)]
+    return (best, scores.max(axis=1)) if return_scores else best
 
   def _make_plan(self, answers):
     space = "" if self.tokenizer.chinese else " "

@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from ofa_jax.models.batch_norm import batch_norm
 from ofa_jax.numerics import widened
-from ofa_jax.trees import BATCH_AXES
+from ofa_jax.trees import BATCH_AXES, join_batch, split_batch
 
 REMAT_POLICIES = {
   "full": None,
@@ -310,6 +310,9 @@ def gelu(x: jax.Array) -> jax.Array:
 
 # Stacks of equal layers
 
+_PART_ROWS = 64  # on a device, of a part of a batch
+_MOST_PARTS = 8  # each is written out, and compiled
+
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
@@ -342,6 +345,7 @@ def scan_blocks(
   *,
   scan: Scan,
   rngs: jax.Array | None = None,
+  separable: bool = False,
 ) -> jax.Array:
   """Runs `x = fn(block, x, key)` over a stack of layers.
 
@@ -352,19 +356,40 @@ def scan_blocks(
     x: [B, T, D].
     scan: rematerialisation and unrolling.
     rngs: PRNG key, or None in evaluation.
+    separable: `fn` makes each row of its result from that row of x and from nothing else that
+      differs between rows, such as dropout; then a large batch may run in parts (`num_parts`).
   """
   num = len(jax.tree.leaves(blocks)[0])
   unroll = min(scan.unroll, num)
+  parts = num_parts(x) if separable and rngs is None else 1
 
-  def body(x, layer):
+  def body(xs, layer):
     block, key = layer
-    return shard_batch(fn(block, x, key)), None
+    return [shard_batch(fn(block, x, key)) for x in xs], None
 
   if scan.remat != "none":
     # Inside a loop nothing can merge the second computation with the first; without one, XLA would.
     body = jax.checkpoint(body, policy=REMAT_POLICIES[scan.remat], prevent_cse=unroll == num)
   keys = None if rngs is None else jax.random.split(rngs, num)
-  return jax.lax.scan(body, shard_batch(x), (blocks, keys), unroll=unroll)[0]
+  xs = [x] if parts == 1 else list(split_batch(x, parts))
+  xs = jax.lax.scan(body, [shard_batch(x) for x in xs], (blocks, keys), unroll=unroll)[0]
+  return xs[0] if parts == 1 else shard_batch(join_batch(jnp.stack(xs)))
+
+
+def num_parts(x: jax.Array) -> int:
+  """Parts in which a separable stack of layers runs x [B, T, D], each with rows of all devices.
+
+  With more than some 64 rows a device, the TPU's compiler (libtpu 0.0.42.1) lays rows side by side
+  in memory, and then turns queries, keys and values around in every layer. In parts of 64 it does
+  not, and a layer reads its weights once for all of them; their gradients are sums over parts, as
+  they are over devices. Everywhere else there is one part.
+  """
+  if not device_kind().startswith("TPU") or not isinstance(x.shape[0], int):
+    return 1
+  mesh = jax.sharding.get_abstract_mesh()
+  rows = x.shape[0] / math.prod(mesh.shape[name] for name in BATCH_AXES if name in mesh.auto_axes)
+  parts = rows / _PART_ROWS
+  return int(parts) if parts.is_integer() and parts <= _MOST_PARTS else 1
 
 
 def read_once(module: Any) -> Any:

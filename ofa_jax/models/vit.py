@@ -122,7 +122,7 @@ class ViT(nnx.Module):
       num_kept = int(num_patches * (1 - mask_ratio))
       keep = random_patches(rngs, num_patches, batch=image.shape[0], keep=num_kept)
     x = self.ln_pre(self.embed(image, keep=keep))
-    x = scan_blocks(lambda block, x, _: block(x), self.blocks, x, scan=self.scan)
+    x = scan_blocks(lambda block, x, _: block(x), self.blocks, x, scan=self.scan, separable=True)
     x = self.ln_post(x[:, 0])
     return jnp.matmul(x, self.proj[...], preferred_element_type=wide(x.dtype))
 

@@ -56,6 +56,14 @@ def summary_scores(
   return {kind: np.array([row[kind] for row in rows]).reshape(-1, 3) for kind in KINDS}
 
 
+def check() -> None:
+  """Raises ValueError where the `rouge-score` package is not installed."""
+  try:
+    _package()
+  except ImportError as error:
+    raise ValueError(str(error)) from error
+
+
 def bootstrap(scores: dict[str, np.ndarray], *, seed: int = 0) -> dict[str, np.ndarray]:
   """Returns the medians of 1,000 resampled means, float64[3] a kind: the official aggregate.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ofa_jax.decode.beam import Search
 from ofa_jax.tokenizers.ofa import OFATokenizer
@@ -32,7 +33,10 @@ class Answering:
     searched_as: under which name `OFAModel.searches` has the search.
     search: how answers are searched for, as in the original's scripts.
     reads_prompt: whether the decoder, too, reads the prompt before it answers.
+    ends_prompt: whether it then reads the prompt's end as well.
     choices: all that may be answered, and what each is called; None: anything.
+    square: `(picture, its side) -> uint8[S, S, 3]`, what the model sees of a picture in evaluations
+      and inference; None: the whole of it, squashed.
     tell: `(answer, scale) -> JSON`, the answer as result files have it; scale is the stored
       picture's width and height divided by those that the model was given.
   """
@@ -45,7 +49,9 @@ class Answering:
   searched_as: str = "answer"
   search: Search = dataclasses.field(default_factory=Search)
   reads_prompt: bool = False
+  ends_prompt: bool = False
   choices: Mapping[str, str] | None = None
+  square: Callable[[Image.Image, int], np.ndarray] | None = None
   tell: Callable[[Any, np.ndarray], Any] = _as_it_is
 
   def called(self, answer: str) -> str:

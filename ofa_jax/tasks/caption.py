@@ -48,6 +48,8 @@ class Caption(Seq2Seq):
     hold_out: where `valid` is not given: share of the training pictures that are kept back and
       evaluated in its place; 0: none.
     page: pictures of the evaluation that are shown with their captions; 0: none.
+    joined: whether the Chinese captions that people wrote of one picture count as one long caption,
+      as in the original's validation, whose Chinese words do not tell them apart.
   """
 
   fields: ClassVar[tuple[str, ...]] = ("uniq_id", "image_id", IMAGE, "caption")
@@ -61,6 +63,7 @@ class Caption(Seq2Seq):
   frequencies: str | None = None
   hold_out: float = 0.0
   page: int = 24
+  joined: bool = False
 
   def example(self, row, rng):
     if rng is None:
@@ -127,7 +130,16 @@ class Caption(Seq2Seq):
   def _captions(self, predictions, streams):
     """(row, its caption, its references) of all rows that could be read."""
     rows, told = streams["examples"], self.told(predictions)
-    return [(i, text, reference_captions(rows.row(i)["caption"])) for i, text in told.items()]
+    return [(i, text, self.references(rows.row(i)["caption"])) for i, text in told.items()]
+
+  def references(self, text: str) -> list[str]:
+    """The captions in a text as answers are spelled: in Chinese, spaces between the characters."""
+    captions = reference_captions(text)
+    if not self.words.chinese:
+      return captions
+    captions = [REFERENCES.join(captions)] if self.joined else captions
+    spelled = (self.words.decode(self.encode(caption)) for caption in captions)
+    return [self.answering.tell(caption, None) for caption in spelled]
 
 
 @functools.lru_cache(maxsize=1)

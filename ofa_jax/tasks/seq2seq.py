@@ -10,11 +10,9 @@ the jaxpr), and every bucket would be one more program.
 """
 
 import dataclasses
-import functools
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -32,6 +30,7 @@ from ofa_jax.decode.beam import Hypotheses, Search
 from ofa_jax.decode.trie import Trie
 from ofa_jax.tasks.answering import Answering, read
 from ofa_jax.tasks.base import Predictions, Task, normalized, spec_of
+from ofa_jax.tasks.words import check_tokenizer, load_tokenizer, tokenizer_folder
 from ofa_jax.tokenizers.ofa import OFATokenizer, layout_files
 from ofa_jax.tokenizers.special import BOS, EOS, PAD
 
@@ -58,6 +57,9 @@ class Seq2Seq(Task):
     smoothing: of the labels.
     drop_worst, drop_worst_after: share of the tokens, those that cost most, that is left out once
       so many updates are done.
+    drop_best, drop_best_after: the same of those that cost least, which the original's option of
+      this name does not do.
+    log_end: adds the encouraging loss, see `losses.label_smoothed`; None: it is not there.
     rdrop: weight of the divergence between two dropouts of one batch; None: one dropout.
     sentence_avg: the loss is a mean over rows, not over tokens.
     ignore_prefix, ignore_eos: the first so many tokens, or the ends, cost nothing.
@@ -85,6 +87,9 @@ class Seq2Seq(Task):
   smoothing: float = 0.0
   drop_worst: float = 0.0
   drop_worst_after: int = 0
+  drop_best: float = 0.0
+  drop_best_after: int = 0
+  log_end: float | None = None
   rdrop: float | None = None
   sentence_avg: bool = False
   ignore_prefix: int = 0
@@ -102,9 +107,9 @@ class Seq2Seq(Task):
       rng: the row's own generator; None outside training.
 
     Returns:
-      "source" and "target", and with `prompts` "prompt": token ids without begin and end; "image"
-      where `fields` has it, as from `image`. Anything else goes into the batch as it is and has
-      its place in `blank`.
+      "source" and "target", with `prompts` "prompt", and perhaps "seen", what the decoder sees
+      instead of "target": token ids without begin and end; "image" where `fields` has it, as from
+      `image`. Anything else goes into the batch as it is and has its place in `blank`.
     """
     raise NotImplementedError
 
@@ -145,7 +150,7 @@ class Seq2Seq(Task):
 
   def model_files(self) -> dict[str, bytes]:
     """The tokenizer's files, so that a workdir is a model wherever it is moved to."""
-    folder = _tokenizer_folder(self.tokenizer)
+    folder = tokenizer_folder(self.tokenizer)
     return {
       f"{hub.TOKENIZER}/{name}": (folder / name).read_bytes() for name in layout_files(folder)
     }
@@ -192,13 +197,15 @@ class Seq2Seq(Task):
     source = cut("source", example["source"], self.source_length - 2, warn=warn)
     room = self.target_length - 1 - len(prompt)
     answer = cut("target", example["target"], room, warn=warn)
+    seen = list(example.get("seen", answer))[: len(answer)]
     end = [EOS] if self.target_ends else []
     arrays = {
       "source": _filled([BOS, *source, EOS], self.source_length),
-      "previous": _filled([BOS, *prompt, *answer][: self.target_length], self.target_length),
+      "previous": _filled([BOS, *prompt, *seen][: self.target_length], self.target_length),
       "target": _filled([PAD] * len(prompt) + answer + end, self.target_length),
     }
-    return {k: v for k, v in example.items() if k not in ("source", "target", "prompt")} | arrays
+    ids = ("source", "target", "prompt", "seen")
+    return {k: v for k, v in example.items() if k not in ids} | arrays
 
   def check(self, config: Any) -> list[str]:
     faults = []
@@ -215,14 +222,16 @@ class Seq2Seq(Task):
     for field, low in (("source_length", 3), ("target_length", 2)):
       if not low <= (length := getattr(self, field)) <= MAX_POSITIONS:
         faults.append(f"task.{field}: expected {low} to {MAX_POSITIONS}, found {length}")
-    for field in ("smoothing", "drop_worst"):
+    for field in ("smoothing", "drop_worst", "drop_best"):
       if not 0 <= (share := getattr(self, field)) < 1:
         faults.append(f"task.{field}: expected a share from 0 to below 1, found {share}")
+    if self.log_end is not None and not 0 < self.log_end <= 1:
+      faults.append(f"task.log_end: expected None or 0 < log_end <= 1, found {self.log_end}")
     try:
       dataclasses.replace(self.search)  # fields may have been overridden since it was made
     except ValueError as e:
       faults += [f"task.search: {line}" for line in str(e).splitlines()]
-    return faults + _check_tokenizer(self, config)
+    return faults + check_tokenizer(self.tokenizer, config)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     return spec_of(self.blank(), batch_size)
@@ -236,9 +245,14 @@ class Seq2Seq(Task):
     return Rows(self, table)
 
   def prepare(self, model, batch, *, rngs, step, frozen):
-    """Adds whether the worst tokens are left out by now."""
+    """Adds whether the worst tokens, and the best, are left out by now."""
     del model, rngs, frozen
-    return {**batch, "dropping": step > self.drop_worst_after} if self.drop_worst else batch
+    by_now = {}
+    if self.drop_worst:
+      by_now["dropping"] = step > self.drop_worst_after
+    if self.drop_best:
+      by_now["dropping_best"] = step > self.drop_best_after
+    return {**batch, **by_now}
 
   def loss(self, model, batch, *, rngs, chunks=1):
     del chunks
@@ -271,6 +285,9 @@ class Seq2Seq(Task):
       ignore=EOS if self.ignore_eos else None,
       drop_worst=self.drop_worst,
       dropping=batch.get("dropping", False),
+      drop_best=self.drop_best,
+      dropping_best=batch.get("dropping_best", False),
+      log_end=self.log_end,
       rdrop=self.rdrop,
       sentence_avg=self.sentence_avg,
     )
@@ -298,11 +315,14 @@ class Seq2Seq(Task):
     """
 
     def best(model, rows, trie):
-      hypotheses = self.generate(model, rows["batch"], rngs=rows["rngs"], trie=trie)
-      return {"tokens": hypotheses.tokens[:, 0], "score": hypotheses.scores[:, 0]}
+      return self.best(self.generate(model, rows["batch"], rngs=rows["rngs"], trie=trie))
 
     keys = answers.row_keys(rngs, batch["index"]) if self.search.sample else None
     return answers.on_each_device(best)(model, {"batch": batch, "rngs": keys}, frozen)
+
+  def best(self, hypotheses: Hypotheses) -> dict[str, jax.Array]:
+    """The "tokens" int32[B, N] of each row's answer, and its "score": those of the best one."""
+    return {"tokens": hypotheses.tokens[:, 0], "score": hypotheses.scores[:, 0]}
 
   def generate(
     self,
@@ -394,22 +414,6 @@ class Rows:
     self.table.close()
 
 
-@functools.cache
-def load_tokenizer(name: str) -> OFATokenizer:
-  """The tokenizer in a folder, or of a model, read once; ValueError where there is none."""
-  return OFATokenizer.from_directory(_tokenizer_folder(name))
-
-
-def _tokenizer_folder(name: str) -> Path:
-  folder = Path(name)
-  if folder.is_dir() and not (folder / "config.json").exists():
-    return folder
-  source = hub.open_model(name)
-  if source.files is None:
-    return source.tokenizer  # raises what is missing
-  return source.files
-
-
 def cut(name: str, ids: Sequence[int], room: int, *, warn: bool) -> list[int]:
   """The first `room` ids; says, perhaps, that a longer `task.{name}_length` would keep them all."""
   if warn and len(ids) > room:
@@ -428,20 +432,6 @@ def _learnt(targets: jax.Array, number: int, *, ignore_prefix: int) -> tuple[jax
   inside = (places <= last) & (places >= ignore_prefix)
   places = jnp.minimum(places, last)
   return places, jnp.where(inside, jnp.take_along_axis(targets, places, axis=1), PAD)
-
-
-def _check_tokenizer(task: Seq2Seq, config: Any) -> list[str]:
-  if not Path(task.tokenizer).is_dir():  # a model's, and models are opened with the data
-    return []
-  try:
-    words = task.words.vocab_size
-  except ValueError as e:
-    return [f"task.tokenizer: {e}"]
-  if words == config.model.vocab_size:
-    return []
-  return [
-    f"model.vocab_size: expected the {words} of {task.tokenizer}, found {config.model.vocab_size}"
-  ]
 
 
 def _filled(ids: Sequence[int], length: int) -> np.ndarray:

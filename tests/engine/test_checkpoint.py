@@ -59,6 +59,17 @@ def test_round_trip_onto_another_mesh(digits, tmp_path, ema):
   assert all(x.sharding == places[path] for path, x in trees.flatten(restored).items())
 
 
+def test_what_all_devices_hold_is_saved_without_compiling(digits, tmp_path, caplog):
+  program = program_of(digits, devices=8)
+  state = numbered(program)
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    with jax.log_compiles():
+      checkpoints.save(state)
+      checkpoints.wait()
+    assert "Compiling" not in caplog.text
+    assert_same(state, checkpoints.restore(3, **layout(program)))
+
+
 def test_weights_alone_prefer_the_moving_average(digits, tmp_path):
   program = program_of(digits, ema=0.9, model=tiny.RESNET)
   state = numbered(program)

@@ -93,3 +93,14 @@ def test_every_panel_of_the_curves_has_one_scale(tmp_path):
   curves.plot(ROWS[:1], tmp_path / "one.png")
   with Image.open(tmp_path / "curves.png") as four, Image.open(tmp_path / "one.png") as one:
     assert four.width == 2 * one.width and four.height == 2 * one.height
+
+
+def test_restarts_are_counted(tmp_path, capsys):
+  for number in range(3):
+    with log.Log(str(tmp_path), steps=6, start=2 * number) as out:
+      out.begun("from scratch, seed 0", layout=["Process 0 on node7"])
+    shown = capsys.readouterr().out
+    assert (f"Restart {number} of this run, from step {2 * number}" in shown) == (number > 0)
+  text = (tmp_path / "log.txt").read_text()
+  assert text.count("Weights: from scratch") == text.count("Process 0 on node7") == 3
+  assert text.count("Restart 1 of this run") == text.count("Restart 2 of this run") == 1

@@ -37,8 +37,11 @@ def test_it_says_what_a_person_wants_to_know(program):
     "output: runs/mine: config.json",
   ):
     assert part in text
-  assert "(" not in rows["data"] and "Config" not in text and "_class" not in text
+  image = int(rows["model"].split("(image ")[1].split(", ")[0].replace(",", ""))
   parameters = int(rows["model"].split(", ")[1].split()[0].replace(",", ""))
+  assert rows["trained"].startswith(f"{parameters - image:,} numbers, ")
+  assert "of the parameters: bert/blocks/attn/out/bias, " in rows["trained"]
+  assert "(" not in rows["data"] and "Config" not in text and "_class" not in text
   shapes = program.abstract.params
   assert parameters == sum(math.prod(x.shape) for x in _leaves(shapes))
 

@@ -29,8 +29,7 @@ _FRESH = {}  # compiling the initialisation takes longer than the steps of a tes
 
 def fresh(program):
   """`step.init`, compiled once per model: it does not depend on the mesh, as a test shows."""
-  config = program.config
-  key = (repr(config.model), config.ema, bool(config.optim.weight_decay))
+  key = (repr(program.config.model), program.config.seed, jax.tree.structure(program.abstract))
   if key not in _FRESH:
     _FRESH[key] = jax.device_get(step.init(program))
   return jax.device_put(_FRESH[key], program.shardings)

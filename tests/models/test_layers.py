@@ -216,6 +216,17 @@ def test_remat_computes_again_instead_of_keeping(unroll):
   assert full < dots < none
 
 
+def test_parts_are_of_large_batches_on_tpus(monkeypatch):
+  def num_parts(rows):
+    return layers.num_parts(jax.ShapeDtypeStruct((rows, 257, 1280), jnp.bfloat16))
+
+  assert num_parts(128) == 1
+  monkeypatch.setattr(layers, "device_kind", lambda: "TPU v5 lite")
+  assert [num_parts(rows) for rows in (16, 64, 96, 128, 512, 576)] == [1, 1, 1, 2, 8, 1]
+  with jax.set_mesh(sharding.make_mesh((2, 2, 2))):  # the batch is over data and fsdp
+    assert [num_parts(rows) for rows in (128, 256, 512)] == [1, 1, 2]
+
+
 def test_norms_and_activations_keep_their_input_only():
   x, norm = _normal(1, 4, 8), layers.LayerNorm(8, eps=1e-5)
   for fn in (norm, layers.gelu, layers.quick_gelu):

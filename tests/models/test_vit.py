@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from ofa_jax.engine import sharding
+from ofa_jax.models import layers
 from ofa_jax.models.layers import Scan
 from ofa_jax.models.vit import ViT, ViTConfig, patchify, random_patches
 from tests.cnclip_golden import error, golden, images, micro_model
@@ -46,6 +48,34 @@ def test_features_are_the_originals(scan):
   arrays = golden("micro_vit", "forward")
   found = jax.jit(micro_model("micro_vit", scan=scan).visual)(images(arrays))
   assert error(found, arrays["image_features"]) < 1e-5
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_a_large_batch_in_parts_is_the_whole_batch(remat, monkeypatch):
+  """What TPUs do, on a mesh of four devices: features, and gradients summed over the parts."""
+  arrays = golden("micro_vit", "forward")
+  vit, image = micro_model("micro_vit", scan=Scan(remat=remat)).visual, jnp.asarray(images(arrays))
+  graph, params = nnx.split(vit)
+  mesh = sharding.make_mesh((2, 2, 1), devices=jax.devices()[:4])
+
+  def loss(params, image):
+    features = nnx.merge(graph, params)(image)
+    return jnp.square(features).sum(), features
+
+  def features_and_gradients():
+    with jax.set_mesh(mesh):
+      step = jax.jit(jax.grad(loss, has_aux=True))
+      placed = jax.device_put(image, sharding.batch_sharding(mesh))
+      return str(step.trace(params, placed).jaxpr), *step(params, placed)
+
+  whole, gradients, _ = features_and_gradients()
+  monkeypatch.setattr(layers, "device_kind", lambda: "TPU v5 lite")
+  monkeypatch.setattr(layers, "_PART_ROWS", len(image) // 8)
+  parts, summed, features = features_and_gradients()
+  assert parts.count("dot_general") > whole.count("dot_general")
+  assert error(features, arrays["image_features"]) < 1e-5
+  for a, b in zip(jax.tree.leaves(summed), jax.tree.leaves(gradients), strict=True):
+    assert error(a, b) < 1e-5
 
 
 def test_masking_draws_patches_only_in_training():

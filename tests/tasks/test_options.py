@@ -18,6 +18,7 @@ from ofa_jax.models.cnclip import layer_rates
 from ofa_jax.tasks.contrastive import to_float
 from ofa_jax.validation import validate
 from tests import tiny
+from tests.engine import test_step
 
 
 def make(config, mesh=None):
@@ -35,7 +36,7 @@ def batches(config, mesh, *, steps):
 def run(config, *, steps=2, mesh=None):
   """States before and after some updates, with the losses."""
   program = make(config, mesh)
-  state = step.init(program)
+  state = test_step.fresh(program)
   before = jax.device_get(state)
   update = step.train_step(program)
   frozen = config.task.frozen(program.mesh, precision=config.precision)
@@ -98,9 +99,11 @@ def teacher(tmp_path_factory):
 
 
 def _initial(config):
-  model = config.build(rngs=nnx.Rngs(7))
-  _, params, rest = nnx.split(model, nnx.Param, ...)
-  return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+  @jax.jit
+  def make():
+    return trees.split(config.build(rngs=nnx.Rngs(7)))[1:]
+
+  return make()
 
 
 def test_a_teacher_adds_its_losses(digits, teacher):
@@ -115,24 +118,30 @@ def test_a_teacher_adds_its_losses(digits, teacher):
   _, params, rest = hub.load_directory(teacher)
   graph, _, _ = abstract(hub.open_model(teacher).config)
   (batch,) = batches(config, program.mesh, steps=1)
-  with jax.default_matmul_precision("highest"):
-    other = nnx.merge(graph, params, rest)
-    student = program.model(before.params, before.rest)
+
+  @jax.jit
+  @program.traced
+  def added(teacher, student, batch):
+    """The two losses, without the task."""
+    other, student = nnx.merge(graph, *teacher), program.model(*student)
     pixels, tokens = to_float(batch["image"]), batch["tokens"]
     features = other.encode_image(pixels)
     image, text = student.encode_image(pixels), student.encode_text(tokens)
-    kd = losses.distill_features(losses.normalize(image), features).value
     kind = losses.Teacher(
       losses.normalize(features),
       losses.normalize(other.encode_text(tokens)),
       jnp.exp(other.logit_scale[...]),
     )
-    logits = losses.contrastive(
+    terms = losses.contrastive(
       losses.normalize(image),
       losses.normalize(text),
-      scale=jnp.exp(before.params["logit_scale"]),
+      scale=jnp.exp(student.logit_scale[...]),
       teacher=kind,
-    )["distill_logits"].value
+    )
+    kd = losses.distill_features(losses.normalize(image), features)
+    return kd.value, terms["distill_logits"].value
+
+  kd, logits = added((params, rest), (before.params, before.rest), batch)
   expected = plain["loss"] + 0.5 * kd + 2.0 * logits
   np.testing.assert_allclose(history[0]["loss"], expected, rtol=1e-5)
   np.testing.assert_allclose(history[0]["distill_features"], kd, rtol=1e-4)

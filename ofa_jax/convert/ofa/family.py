@@ -17,6 +17,7 @@ from ofa_jax.convert.ofa import start as ofa_start
 from ofa_jax.convert.ofa import table as ofa
 from ofa_jax.convert.params import Weights
 from ofa_jax.convert.releases import Release
+from ofa_jax.data import images
 from ofa_jax.models.ofa.model import SIZES, OFAConfig
 from ofa_jax.tokenizers.ofa import LAYOUTS, OFATokenizer
 
@@ -30,10 +31,20 @@ RELEASES: dict[str, Release] = {
 
 
 def read_settings(described: Mapping[str, Any]) -> dict[str, Any]:
-  """What a model directory's `config.json`, or the task of a run's, says besides the sizes."""
-  return limits.check_settings(
-    {name: described.get(name, default) for name, default in SETTINGS.items()}
-  )
+  """What a model directory's `config.json`, or the task of a run's, says besides the sizes.
+
+  A run's says by its "pixel_mean" what its pixels are normalised with; one that learnt captions, by
+  its "search" how they are searched for.
+  """
+  settings = {name: described.get(name, default) for name, default in SETTINGS.items()}
+  mean = described.get("pixel_mean")
+  if mean is not None and "imagenet_normalization" not in described:
+    settings["imagenet_normalization"] = mean == list(images.IMAGENET_MEAN)
+  search = described.get("search")
+  if isinstance(search, Mapping) and str(described.get("_class")).endswith(".Caption"):
+    known = {name: search.get(name) for name in ofa_sizes.GENERATION.values()}
+    settings["generation"] = {k: v for k, v in known.items() if isinstance(v, int | float)}
+  return limits.check_settings(settings)
 
 
 def infer(

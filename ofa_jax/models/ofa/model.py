@@ -67,6 +67,33 @@ def config(name: str, **options: Any) -> OFAConfig:
   return dataclasses.replace(SIZES[name], **options)
 
 
+def layer_rates(
+  config: OFAConfig, tower: str, *, decay: float
+) -> tuple[tuple[str, float | tuple[float, ...]], ...]:
+  """Learning-rate multipliers of a tower by depth, rows for `Optim.lr_scale`.
+
+  Args:
+    config: the model's sizes.
+    tower: "encoder", which the images' ResNet belongs to, or "decoder". The table of tokens belongs
+      to neither.
+    decay: factor of the rate for every layer further from the tower's output, as in BEiT (arXiv
+      2106.08254): 1 for its last norm, `decay` for the last layer, `decay ** (layers + 1)` for what
+      its layers read.
+
+  Raises:
+    ValueError: no such tower.
+  """
+  depths = {"encoder": config.encoder_layers, "decoder": config.decoder_layers}
+  if tower not in depths:
+    raise ValueError(f"Expected a tower out of {', '.join(depths)}, found {tower!r}")
+  depth = depths[tower]
+  return (
+    (rf"^{tower}/blocks/", tuple(decay ** (depth - i) for i in range(depth))),
+    (rf"^{tower}/norm/", 1.0),
+    (rf"^{tower}/", decay ** (depth + 1)),
+  )
+
+
 class Classifier(nnx.Module):
   """Dropout and linear layers, PyTorch's default initialisation: states to logits of classes."""
 
