@@ -197,7 +197,7 @@ def test_every_command(bucket, services, tmp_path):
   features = [f"--{kind}-feats={place}/out/test_{s}.{k}_feat.jsonl" for kind, s, k in (
     ("image", "imgs", "img"), ("text", "texts", "txt"),
   )]  # fmt: skip
-  command("ofa_jax.retrieve", "topk", *features, f"--output={place}/out/topk.jsonl", "--top-k=3")
+  command("ofa_jax.retrieve", "topk", *features, f"--output={place}/out/topk.jsonl", "--top-k=10")
   command(
     *("ofa_jax.retrieve", "recall", f"--annotations={place}/test_texts.jsonl"),
     *(f"--predictions={place}/out/topk.jsonl", f"--output={place}/out/score.json"),
