@@ -46,6 +46,8 @@ def test_a_save_cut_short_does_not_count(bucket, program):
   storage.remove(f"{bucket}/checkpoints/2/commit_success.txt")
   with checkpoint.Checkpoints(bucket) as checkpoints:
     assert checkpoints.steps() == [1]
+    checkpoints.remove_partial()
+  assert {n.split("/")[0] for n in storage.files_below(f"{bucket}/checkpoints")} == {"1"}
 
 
 def test_a_run_that_was_copied_from_a_disk_goes_on(bucket, program, tmp_path):
@@ -58,8 +60,10 @@ def test_a_run_that_was_copied_from_a_disk_goes_on(bucket, program, tmp_path):
   with checkpoint.Checkpoints(bucket) as checkpoints:
     assert checkpoints.steps() == [1]
     restored = checkpoints.restore(1, **layout(program))
+    checkpoints.save(dataclasses.replace(state, step=jnp.int32(2)))
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2]
   assert_same(dataclasses.replace(state, step=jnp.int32(1)), restored)
-  assert not storage.exists(f"{bucket}/checkpoints/2")
 
 
 def test_a_damaged_step_is_set_aside(bucket, program):
