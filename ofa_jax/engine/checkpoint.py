@@ -178,12 +178,7 @@ class Checkpoints:
   def remove_partial(self) -> None:
     """Removes what a failed save has left, which takes room; nothing may be being saved."""
     if jax.process_count() == 1:  # elsewhere the next start does
-      if storage.in_bucket(self.folder):  # where a step has its name from the beginning
-        names = {name.partition("/")[0] for name in storage.files_below(self.folder)}
-        for step in names - {str(step) for step in self.steps()}:
-          if step.isdigit():
-            storage.remove(self.folder / step)
-        return
+      bucket_arrays.remove_but(self.steps(), self.folder)
       for folder in self.folder.glob("*.orbax-checkpoint-tmp"):
         with contextlib.suppress(OSError):
           folder.rmtree()
