@@ -1,5 +1,6 @@
 """Commands whose every place is in a bucket, against emulated GCS and S3."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -19,9 +20,8 @@ from ofa_jax import train as training
 from ofa_jax.convert.__main__ import convert
 from ofa_jax.data import quickstart
 from ofa_jax.engine import log
-from tests import bucket_servers, ofa_directory, tiny
+from tests import bucket_servers, kills, ofa_directory, tiny
 from tests.evaluation_golden import RETRIEVAL, save_model
-from tests.kills import write_pictures
 from tests.test_processes import finish, start_cluster
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -159,6 +159,22 @@ def test_the_quickstart_killed_and_gone_on_with(bucket, services):
   assert f"These and all before them are in {bucket}/straight/metrics.jsonl" in straight
 
 
+@pytest.mark.slow  # a process that compiles two evaluations, for each service
+def test_evaluate(bucket, digits, monkeypatch):
+  monkeypatch.setenv("OFA_JAX_DATA", str(digits.parent))
+  config = dataclasses.replace(kills.get_config("digits"), steps=2, save_every=1)
+  metrics = training.train(config, f"{bucket}/run")
+  command(
+    *("ofa_jax.evaluate", f"--config={ROOT / 'tests' / 'kills.py'}:digits"),
+    *(f"--checkpoint={bucket}/run@2", f"--output={bucket}/metrics.json"),
+    f"--results={bucket}/results",
+  )
+  stored = json.loads(storage.read_bytes(f"{bucket}/metrics.json"))
+  assert stored.keys() == metrics.keys()
+  np.testing.assert_allclose(list(stored.values()), [metrics[k] for k in stored], rtol=1e-4)
+  assert list(storage.files_below(f"{bucket}/results"))
+
+
 @pytest.mark.slow  # a dozen processes, for each service
 def test_every_command(bucket, services, tmp_path):
   place = f"{bucket}/x"
@@ -166,7 +182,7 @@ def test_every_command(bucket, services, tmp_path):
   ofa_directory.save_micro(tmp_path)
   storage.upload(clip, f"{place}/clip")
   storage.upload(tmp_path / "model", f"{place}/ofa")
-  write_pictures(tmp_path / "in.tsv")
+  kills.write_pictures(tmp_path / "in.tsv")
   storage.upload(tmp_path / "in.tsv", f"{place}/in.tsv")
   data = RETRIEVAL / "dataset"
   for name in ("test_imgs.tsv", "test_texts.jsonl"):
