@@ -24,7 +24,7 @@ import jax
 from input_pipeline import cpu_model
 
 from ofa_jax import evaluate, train
-from ofa_jax.config import Config, Optim
+from ofa_jax.config import Config, Lora, Optim
 from ofa_jax.convert.cnclip import model_config
 from ofa_jax.models.cnclip import layer_rates
 
@@ -34,6 +34,7 @@ METRICS = {
   "image to text R@1": "valid/i2t_r1",
   "text to image R@1": "valid/t2i_r1",
 }
+LORA = Lora(matrices=(r"/(attn|mlp)/(qkv|out|up|down)/kernel$",), rank=8, alpha=16.0)
 GOAL = 0.95  # zero-shot, or better than the start
 
 
@@ -131,6 +132,10 @@ def options(
     "frozen image tower": (
       '`layer_rates(model, "image", trained=0)`',
       optim(lr_scale=layer_rates(base.model, "image", trained=0)),
+    ),
+    "LoRA": (
+      f"`optim.lora`, rank {LORA.rank}, alpha {LORA.alpha:g}, attention and feed-forward parts",
+      optim(lora=LORA),
     ),
     "SigLIP": (
       f'`loss_kind="sigmoid"`, `logit_bias=-10`, {2 * args.steps} steps',

@@ -1,8 +1,10 @@
 """Checksums of the files of a folder, kept in it, so that a changed bit does not pass as a weight.
 
 Model directories and the checkpoints of runs have them: size and CRC-32 of every file, written once
-and compared when the folder is read. Folders without them, such as those of older versions, are
-read as they are; so are all with the environment variable `OFA_JAX_VERIFY=0`.
+and compared when the folder is read. In a bucket the checksums are the service's own (GCS has
+CRC-32C) and nothing is read to compare them; where it has none, or they are of the other kind
+because the folder was copied, the sizes are compared. Folders without checksums, such as those of
+older versions, are read as they are; so are all with the environment variable `OFA_JAX_VERIFY=0`.
 """
 
 import concurrent.futures
@@ -11,11 +13,14 @@ import logging
 import os
 import pathlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+from ofa_jax import storage
 
 NAME = "checksums.json"
 _VARIABLE = "OFA_JAX_VERIFY"
 ADVICE = f"if a file was edited on purpose, delete {NAME}; {_VARIABLE}=0 reads it as it is"
+_OWN, _OF_SERVICE = "crc32", "crc32c"
 _CHUNK = 1 << 20
 _log = logging.getLogger(__name__)
 
@@ -26,6 +31,12 @@ def write(directory: str | os.PathLike) -> None:
   Raises:
     OSError: a file cannot be read, or the folder not be written to.
   """
+  if storage.in_bucket(directory):
+    there = storage.files_below(directory)
+    sums = {n: [o.stat.size, o.crc32c] for n, o in there.items() if n != NAME}
+    content = {"algorithm": _OF_SERVICE, "files": sums}
+    storage.write_bytes(storage.of(directory) / NAME, _encoded(content))
+    return
   directory = pathlib.Path(directory)
   names = sorted(
     path.relative_to(directory).as_posix()
@@ -33,9 +44,9 @@ def write(directory: str | os.PathLike) -> None:
     if path.is_file() and path != directory / NAME
   )
   sums = _sums(directory, names)
-  content = {"algorithm": "crc32", "files": {name: list(sums[name]) for name in names}}
+  content = {"algorithm": _OWN, "files": {name: list(sums[name]) for name in names}}
   made = directory / f".{NAME}.{os.getpid()}"
-  made.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+  made.write_bytes(_encoded(content))
   made.replace(directory / NAME)
 
 
@@ -56,13 +67,17 @@ def faults(
   Returns:
     A line on every file that is missing, or of another size or content.
   """
-  directory = pathlib.Path(directory)
+  directory = storage.of(directory)
   stored = directory / NAME
-  if os.environ.get(_VARIABLE) == "0" or not stored.is_file():
+  if os.environ.get(_VARIABLE) == "0" or not storage.is_file(stored):
     return []
   try:
-    content = json.loads(stored.read_text(encoding="utf-8"))
-    known = {str(name): (int(size), int(crc)) for name, (size, crc) in content["files"].items()}
+    content = json.loads(storage.read_bytes(stored))
+    form = str if content.get("algorithm") == _OF_SERVICE else int
+    known = {
+      str(name): (int(size), None if crc is None else form(crc))
+      for name, (size, crc) in content["files"].items()
+    }
   except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     return [f"{NAME}: expected checksums, found {error!r:.100}"]
   if any(pathlib.PurePosixPath(n).is_absolute() or ".." in n.split("/") for n in known):
@@ -70,18 +85,41 @@ def faults(
   wanted, others = tuple(under), tuple(but)
   names = sorted(n for n in known if n.startswith(wanted) and not n.startswith(others))
   names = names[part[0] :: part[1]]
+  sizes, sum_of = _sizes_and_sums(directory, names, of_service=form is str)
   lines, whole = [], []
   for name in names:
-    path = directory / name
-    size = path.stat().st_size if path.is_file() else None
+    size = sizes.get(name)
     if size != known[name][0]:
       was = "is missing" if size is None else f"has {size:,} bytes"
       lines.append(f"{name} {was}, expected {known[name][0]:,} bytes")
     else:
       whole.append(name)
-  sums = _sums(directory, whole)
-  lines += [f"{n} has another content (CRC-32)" for n in whole if sums[n] != known[n]]
+  sums = sum_of(whole)
+  lines += [
+    f"{n} has another content (CRC-32)"
+    for n in whole
+    if None not in (known[n][1], sums[n]) and sums[n] != known[n][1]
+  ]
   return lines
+
+
+def _sizes_and_sums(
+  directory: pathlib.Path, names: list[str], *, of_service: bool
+) -> tuple[dict[str, int], Callable[[list[str]], dict[str, int | str | None]]]:
+  """The sizes of those files that are there, and what gives the checksums of some of them."""
+  if storage.in_bucket(directory):
+    there = storage.files_below(directory)
+    sizes = {name: there[name].stat.size for name in names if name in there}
+    return sizes, lambda some: {n: there[n].crc32c if of_service else None for n in some}
+  places = {name: directory / name for name in names}
+  sizes = {name: path.stat().st_size for name, path in places.items() if path.is_file()}
+  if of_service:
+    return sizes, dict.fromkeys
+  return sizes, lambda some: {name: crc for name, (_, crc) in _sums(directory, some).items()}
+
+
+def _encoded(content: dict) -> bytes:
+  return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def verify(

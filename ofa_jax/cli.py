@@ -16,7 +16,7 @@ import rich.progress
 from absl import app, flags
 from ml_collections import config_flags
 
-from ofa_jax import cli_help, cli_parsers, configs, numerics, outputs
+from ofa_jax import cli_help, cli_parsers, configs, numerics, outputs, staging
 from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
 from ofa_jax.engine import cluster, lock, log, processes
 from ofa_jax.files import room_for, written_whole
@@ -110,6 +110,15 @@ def define_path(name: str, help_text: str, *, required: bool = False) -> flags.F
   )
 
 
+def define_stage() -> flags.FlagHolder:
+  """The flag that has data of buckets copied to a local disk, see `ofa_jax.staging`."""
+  return define_path(
+    "stage",
+    "Folder of a local disk to which data files of gs:// and s3:// are copied as they are needed; "
+    "copies that are there are used again.",
+  )
+
+
 def define_paths(name: str, help_text: str, *, required: bool = False) -> flags.FlagHolder:
   """A flag that is several of them, separated by commas."""
   serializer = flags.ListSerializer(",")
@@ -184,7 +193,6 @@ def sole_writer(
   inputs: Iterable[str | os.PathLike | None] = (),
   new: bool = False,
   makes_parents: bool = True,
-  buckets: bool = False,
 ) -> Iterator[None]:
   """Sees that a file can be written and that no other process writes it during the block.
 
@@ -193,14 +201,14 @@ def sole_writer(
     flag: what a person gave it as.
     inputs: what the command reads, which must not be the same.
     new: it may be a folder, too, and must not exist.
-    makes_parents, buckets: see `outputs.check_file`; in buckets there are no locks.
+    makes_parents: see `outputs.check_file`.
 
   Raises:
     ValueError: it cannot be written, see `outputs.check_file`; another process writes it; the disk
       is full in the block.
   """
   if not new:
-    outputs.check_file(path, flag=flag, inputs=inputs, makes_parents=makes_parents, buckets=buckets)
+    outputs.check_file(path, flag=flag, inputs=inputs, makes_parents=makes_parents)
   elif not os.path.lexists(path):
     outputs.check_new(path, flag=flag)
   with lock.one_writer(path, file=True) as note:
@@ -243,6 +251,8 @@ class _Rate(rich.progress.ProgressColumn):
 def _start(main, unexpected):
   if unexpected:
     raise ValueError(f"Expected only flags (--name=value), found {' '.join(unexpected)}")
+  if "stage" in flags.FLAGS and flags.FLAGS.stage:
+    staging.stage_to(flags.FLAGS.stage)
   if "config" in flags.FLAGS:
     _join_cluster()
   with processes.one_fate():

@@ -411,7 +411,7 @@ def main() -> None:
   def command():
     with contextlib.ExitStack() as held:
       if output.value is not None:
-        held.enter_context(cli.sole_writer(output.value, makes_parents=False, buckets=True))
+        held.enter_context(cli.sole_writer(output.value, makes_parents=False))
       work()
 
   def work():

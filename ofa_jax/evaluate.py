@@ -8,14 +8,14 @@ Prints one line per metric, the same numbers that training printed at that step,
 
 import contextlib
 import json
+import pathlib
 import sys
 from collections.abc import Callable
 
 import jax
 import numpy as np
-from etils import epath
 
-from ofa_jax import cli, files, outputs, weights
+from ofa_jax import cli, files, outputs, storage, weights
 from ofa_jax.config import Config, Eval, mesh_sizes
 from ofa_jax.data import pipeline
 from ofa_jax.engine import lock, log, processes, sharding, step
@@ -56,7 +56,7 @@ class Evaluator:
     params: Tree,
     rest: Tree,
     *,
-    folder: epath.Path | None = None,
+    folder: pathlib.Path | None = None,
     stop: Callable[[], bool] | None = None,
     log: Callable[[str], None] | None = None,
   ) -> dict[str, float]:
@@ -87,7 +87,7 @@ class Evaluator:
     scores = task.score(predictions, self._streams)
     if folder is not None:
       for file, content in task.results(predictions, self._streams).items():
-        folder.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(folder)
         files.write_bytes(folder / f"{name}_{file}", content)
     return {k: float(v) for k, v in scores.items()}
 
@@ -163,7 +163,7 @@ def run_all(
   params: Tree,
   rest: Tree,
   *,
-  folder: epath.Path | None = None,
+  folder: pathlib.Path | None = None,
   stop: Callable[[], bool] | None = None,
   log: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
@@ -211,7 +211,7 @@ def run(config: Config, name: str, *, results: str | None = None) -> dict[str, f
   if jax.process_index() == 0:
     for line in loaded.resized:
       print(f"{name}: {line}", file=sys.stderr)
-  folder = None if results is None else epath.Path(results)
+  folder = None if results is None else storage.of(results)
   return run_all(pending, loaded.params, loaded.rest, folder=folder)
 
 
@@ -247,6 +247,7 @@ def main() -> None:
   tokenizer = cli.define_path(
     "tokenizer", "Folder of an OFA's tokenizer, instead of the one that the config names."
   )
+  cli.define_stage()
 
   def command():
     log.quiet_libraries()
@@ -256,11 +257,9 @@ def main() -> None:
       if jax.process_index() == 0:
         if output.value is not None:
           read = (directory.value,)
-          held.enter_context(
-            cli.sole_writer(output.value, inputs=read, makes_parents=False, buckets=True)
-          )
+          held.enter_context(cli.sole_writer(output.value, inputs=read, makes_parents=False))
         if results.value is not None:
-          outputs.check_folder(results.value, flag="--results", buckets=True)
+          outputs.check_folder(results.value, flag="--results")
           note = held.enter_context(lock.one_writer(results.value))
           held.enter_context(files.room_for(results.value))
           if note:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from ofa_jax import api, cli, outputs, partial, shards
+from ofa_jax import api, cli, outputs, partial, shards, storage
 from ofa_jax.data import features, pairs, pipeline, sources, tsv, values
 from ofa_jax.data.protocols import Images, Rows
 from ofa_jax.data.text import normalize_caption
@@ -245,6 +245,7 @@ def main() -> None:
   )
   batch_size = flags.DEFINE_integer("batch-size", 256, "Rows encoded together.", lower_bound=1)
   precision = cli.define_precision()
+  cli.define_stage()
   order = flags.DEFINE_enum(
     "order", "id", ("id", "file"), "Images by the bytes of their ids, as the original's, or not."
   )
@@ -259,7 +260,7 @@ def main() -> None:
     if not images.value and not texts.value:
       raise ValueError("Expected --images, --texts or both, found neither")
     outputs.check_folder(output.value)
-    folder = pathlib.Path(output.value)
+    folder = storage.of(output.value)
     # Faults of the files come before the model is loaded.
     table = texts_ = None
     inputs = (images.value, texts.value, name.value)
@@ -340,9 +341,9 @@ def _write_lines(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def _stem(path: str) -> str:
   """The original's beginning of the output's name; that of an LMDB folder S/imgs is S_imgs."""
-  path = pathlib.Path(os.path.abspath(path))
-  if path.is_dir():
-    lmdb = (path / "data.mdb").exists()
+  path = storage.of(storage.absolute(path))
+  if storage.is_dir(path):
+    lmdb = storage.exists(path / "data.mdb")
     return f"{path.parent.name}_{path.name}" if lmdb else path.name
   return re.sub(r"[^\w.-]+", "_", path.stem).strip("_")
 

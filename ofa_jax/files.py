@@ -8,7 +8,10 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
+
+from ofa_jax import storage
 
 
 class FullDiskError(ValueError):
@@ -19,16 +22,22 @@ class FullDiskError(ValueError):
 def written_whole(path: str | os.PathLike, *, replace: bool = False) -> Iterator[pathlib.Path]:
   """Gives a path to write a file or folder to, which becomes `path` if nothing is raised.
 
-  What a killed process of this machine left half-written of the same path is removed.
+  What a killed process of this machine left half-written of the same path is removed. What goes to
+  a bucket is written to a local folder for temporary files and copied at the end, of a folder its
+  `config.json` last.
 
   Args:
-    path: a local path; its parents are made.
+    path: its parents are made.
     replace: a file that is there already gives way at the end.
 
   Raises:
     ValueError: without `replace`: `path` exists, now or at the end.
     OSError: with `replace`: what is there cannot be replaced; where the new file was put instead.
   """
+  if storage.in_bucket(path):
+    with _copied_to_bucket(os.fspath(path), replace=replace) as made:
+      yield made
+    return
   path = pathlib.Path(path).resolve()
   if not replace:
     _check_free(path)
@@ -88,6 +97,8 @@ def room_for(path: str | os.PathLike) -> Iterator[None]:
 
 def at_home(path: str | os.PathLike) -> pathlib.Path:
   """The path with its ~ replaced by the home directory; ValueError where there is none."""
+  if storage.in_bucket(path):
+    return storage.of(path)
   try:
     return pathlib.Path(path).expanduser()
   except RuntimeError as error:
@@ -98,10 +109,8 @@ def at_home(path: str | os.PathLike) -> pathlib.Path:
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
   """Writes a small file, local or in a bucket, that is always the old one or the new one."""
-  if "://" in str(path):
-    from etils import epath  # of commands that write to buckets only
-
-    epath.Path(path).write_bytes(content)  # an object appears whole by itself
+  if storage.in_bucket(path):
+    storage.write_bytes(path, content)  # an object appears whole by itself
     return
   with written_whole(path, replace=True) as made, open(made, "wb") as file:
     file.write(content)
@@ -131,6 +140,24 @@ def remove_leftovers(path: pathlib.Path) -> None:
         _remove(path.with_name(entry))
 
 
+@contextlib.contextmanager
+def _copied_to_bucket(path: str, *, replace: bool) -> Iterator[pathlib.Path]:
+  if not replace:
+    _check_free(path)
+  with tempfile.TemporaryDirectory(prefix="ofa_jax-") as folder:
+    made = pathlib.Path(folder) / path.rstrip("/").rpartition("/")[2]
+    yield made
+    if not replace:
+      _check_free(path)
+    try:
+      storage.upload(made, path)
+    except BaseException:
+      if not replace:
+        with contextlib.suppress(OSError):
+          storage.remove(path)
+      raise
+
+
 def _replace(made: pathlib.Path, path: pathlib.Path) -> None:
   try:
     made.replace(path)
@@ -142,8 +169,8 @@ def _replace(made: pathlib.Path, path: pathlib.Path) -> None:
     raise OSError(f"{path} cannot be replaced ({error.strerror}); it is whole in {kept}") from error
 
 
-def _check_free(path: pathlib.Path) -> None:
-  if path.exists():
+def _check_free(path: str | os.PathLike) -> None:
+  if storage.exists(path):
     raise ValueError(f"{path} exists already; remove it or choose another name")
 
 

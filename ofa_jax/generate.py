@@ -23,7 +23,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -167,10 +166,10 @@ def predict_file(
     ValueError: what the task needs is missing.
     TooManyBadRows: more rows are unreadable.
   """
-  output = shard.place(output) if shard else pathlib.Path(output)
+  output = shard.place(output) if shard else output
   start, end = shard.rows(len(table), batch_size=batch_size) if shard else (0, len(table))
   left = partial.place_of(output)
-  output.parent.mkdir(parents=True, exist_ok=True)
+  left.parent.mkdir(parents=True, exist_ok=True)
   work = {
     "input": partial.fingerprint(table.files),
     "columns": dict(table.columns),
@@ -295,6 +294,7 @@ def main() -> None:
     "tokenizer", None, "Folder of the tokenizer's files; default: those beside the model."
   )
   precision = cli.define_precision()
+  cli.define_stage()
   shard_ = cli.define_shard()
   max_bad_rate = cli.define_max_bad_rate("rows")
   searched = {

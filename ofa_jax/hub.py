@@ -20,14 +20,14 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from ofa_jax import checksums, trees
+from ofa_jax import checksums, staging, storage, trees
 from ofa_jax.convert import json_files, limits, releases, torch_files
 from ofa_jax.convert.cnclip import family as cnclip_family
 from ofa_jax.convert.family import Family, explain, guess
 from ofa_jax.convert.ofa import family as ofa_family
 from ofa_jax.convert.params import ModelConfig, Weights, place, placement
 from ofa_jax.convert.releases import Release
-from ofa_jax.engine import checkpoint, faults
+from ofa_jax.engine import bucket_arrays, checkpoint, faults
 from ofa_jax.engine.step import State
 from ofa_jax.files import at_home, room_for, written_whole
 from ofa_jax.models.abstract import abstract
@@ -87,7 +87,7 @@ class Source:
     """
     if folder is None:
       return self
-    source = dataclasses.replace(self, files=at_home(folder))
+    source = dataclasses.replace(self, files=staging.tokenizer_files(at_home(folder)))
     source.tokenizer  # noqa: B018 - read here, so that it is told here
     return source
 
@@ -139,12 +139,12 @@ def open_model(
     with room_for(root):
       path = fetch(str(name), root, source=source)
   folder, which = checkpoint.split_step(str(path))
-  if which is not None and os.path.isdir(folder):
-    return _open_directory(pathlib.Path(folder), which)
-  if path.is_dir():
+  if which is not None and storage.is_dir(folder):
+    return _open_directory(storage.of(folder), which)
+  if storage.is_dir(path):
     return _open_directory(path)
-  if path.is_file():
-    return _open_torch(path, config, ema=ema)
+  if storage.is_file(path):
+    return _open_torch(staging.local(path), config, ema=ema)
   near = difflib.get_close_matches(str(name), RELEASES, n=2)
   hint = f"; did you mean {' or '.join(near)}?" if near else ""
   raise ValueError(
@@ -245,7 +245,7 @@ def load_directory(
   Raises:
     ValueError: no model directory, or its parameters are not those of its `config.json`.
   """
-  source = _open_directory(pathlib.Path(directory))
+  source = _open_directory(storage.of(directory))
   return source.config, *source.load(shardings)
 
 
@@ -260,7 +260,7 @@ def _open_directory(path: pathlib.Path, which: str | None = None) -> Source:
       "found no config.json in it"
     ) from None
   except ValueError as error:
-    run = (path / "checkpoints").is_dir()
+    run = storage.is_dir(path / "checkpoints")
     cure = ". The command that trained this run writes it anew when started again" if run else ""
     raise ValueError(f"{error}{cure}") from error
   run = described.get("model") if isinstance(described.get("model"), dict) else {}
@@ -272,7 +272,7 @@ def _open_directory(path: pathlib.Path, which: str | None = None) -> Source:
     if described.get("family") == family.name:
       return _open_own(path, described, family)
     if family.huggingface and described.get("model_type") == family.huggingface.model_type:
-      return _open_huggingface(path, described, family)
+      return _open_huggingface(staging.local_folder(path), described, family)
     if str(run.get("_class")).endswith(f".{family.config.__name__}"):
       return _open_run(path, described, family, which)
   says = {k: described[k] for k in ("family", "model_type", "name") if k in described}
@@ -306,9 +306,9 @@ def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: Family) 
       placement(expected, shardings),
     )
     target = dict(zip(("params", "rest"), target, strict=True))
-    stored = path.resolve() / "params"
+    stored = bucket_arrays.path_of(path) / "params"
     checksums.verify(path, under=("params/",))
-    with ocp.StandardCheckpointer() as checkpointer:
+    with bucket_arrays.reader() as checkpointer:
       metadata = faults.readable(stored, checkpointer.metadata, stored).item_metadata
       if metadata is None or metadata.tree is None:
         raise ValueError(f"{stored}: expected the parameters, found no checkpoint of them")
@@ -328,7 +328,7 @@ def _open_own(path: pathlib.Path, described: Mapping[str, Any], family: Family) 
     load=load,
     form="directory",
     settings=family.read_settings(described),
-    files=path,
+    files=staging.tokenizer_files(path),
     stored=lambda: [path / "config.json", path / "params"],
   )
 
@@ -394,15 +394,15 @@ def _files_of_run(path: pathlib.Path, tokenizer: str | None) -> pathlib.Path | N
     path: its workdir, which holds one since runs keep theirs.
     tokenizer: what its task says: a folder, or a model that has one. None: it needs none.
   """
-  own = path / TOKENIZER
+  own = staging.tokenizer_files(path / TOKENIZER)
   if not isinstance(tokenizer, str | None):
     raise ValueError(
       f"{path}: expected the folder of a tokenizer, found {type(tokenizer).__name__}"
     )
   if tokenizer is None or own.is_dir():
     return own if own.is_dir() else None
-  if pathlib.Path(tokenizer).is_dir() and not (pathlib.Path(tokenizer) / "config.json").exists():
-    return pathlib.Path(tokenizer)
+  if storage.is_dir(tokenizer) and not storage.exists(storage.of(tokenizer) / "config.json"):
+    return staging.tokenizer_files(storage.of(tokenizer))
   try:
     return open_model(tokenizer).files
   except ValueError:  # moved, or of another machine: the weights are still to be had

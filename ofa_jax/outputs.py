@@ -6,7 +6,7 @@ import pathlib
 import stat
 from collections.abc import Iterable
 
-from ofa_jax import files
+from ofa_jax import files, storage
 
 _PROBE = bytes(64 << 10)  # written and removed: a full disk often has a few bytes left
 
@@ -17,7 +17,6 @@ def check_file(
   flag: str = "--output",
   inputs: Iterable[str | os.PathLike | None] = (),
   makes_parents: bool = True,
-  buckets: bool = False,
 ) -> None:
   """Makes sure that a file can be written, in place of one that is there.
 
@@ -26,14 +25,14 @@ def check_file(
     flag: what a person gave it as.
     inputs: what the command reads, which must not be the same.
     makes_parents: folders that are missing will be made.
-    buckets: it may be a URL, of which nothing else is looked at.
 
   Raises:
     ValueError: it is a folder or a device, an input, a folder on the way is missing, or nothing can
       be written there.
   """
   expected = f"Expected a file that can be written in {flag}, found"
-  if _is_url(path, expected, buckets=buckets):
+  if _is_url(path, expected):
+    _check_object(os.fspath(path), expected, inputs=inputs)
     return
   place = pathlib.Path(path)
   if not place.name or os.fspath(path).endswith("/"):
@@ -50,14 +49,17 @@ def check_file(
   _check_below(real.parent, real.name, expected, makes_parents=makes_parents)
 
 
-def check_folder(path: str | os.PathLike, *, flag: str = "--output", buckets: bool = False) -> None:
+def check_folder(path: str | os.PathLike, *, flag: str = "--output") -> None:
   """Makes sure that files can be written into a folder, which will be made if it is missing.
 
   Raises:
     ValueError: as `check_file`; it is a file.
   """
   expected = f"Expected a folder that can be written to in {flag}, found"
-  if _is_url(path, expected, buckets=buckets):
+  if _is_url(path, expected):
+    if storage.is_file(path):
+      raise ValueError(f"{expected} the object {path}. Name a folder, or another place")
+    _probe(os.fspath(path).rstrip("/"), expected)
     return
   if not os.fspath(path):
     raise ValueError(f"{expected} an empty name")
@@ -74,7 +76,11 @@ def check_new(path: str | os.PathLike, *, flag: str = "--output") -> None:
     ValueError: something is there; or as `check_file`.
   """
   expected = f"Expected a new file or folder that can be written in {flag}, found"
-  _is_url(path, expected, buckets=False)
+  if _is_url(path, expected):
+    if storage.exists(path):
+      raise ValueError(f"{path} exists already; remove it or choose another name")
+    _probe(os.path.dirname(os.fspath(path).rstrip("/")), expected)
+    return
   if not pathlib.Path(path).name:
     raise ValueError(f"{expected} {os.fspath(path)!r}")
   if _mode(pathlib.Path(path), expected) is not None:
@@ -83,11 +89,30 @@ def check_new(path: str | os.PathLike, *, flag: str = "--output") -> None:
   _check_below(real.parent, real.name, expected, makes_parents=True)
 
 
-def _is_url(path: str | os.PathLike, expected: str, *, buckets: bool) -> bool:
-  url = "://" in os.fspath(path)
-  if url and not buckets:
-    raise ValueError(f"{expected} {path}. This command writes to local files only")
-  return url
+def _is_url(path: str | os.PathLike, expected: str) -> bool:
+  if "://" in os.fspath(path) and not storage.in_bucket(path):
+    raise ValueError(f"{expected} {path}. Name a local path, or one of gs:// or s3://")
+  return storage.in_bucket(path)
+
+
+def _check_object(path: str, expected: str, *, inputs: Iterable[str | os.PathLike | None]) -> None:
+  if path.endswith("/") or path.count("/") < 3:
+    raise ValueError(f"{expected} the folder {path!r}. Name a file in it")
+  if any(other is not None and os.fspath(other) == path for other in inputs):
+    raise ValueError(f"{expected} {path}, which is read too. Choose another name")
+  if storage.is_dir(path):
+    raise ValueError(f"{expected} the folder {path}. Name a file in it, or another place")
+  _probe(os.path.dirname(path), expected)
+
+
+def _probe(folder: str, expected: str) -> None:
+  """Writes a few bytes below a name in a bucket, and removes them."""
+  probe = f"{folder}/{files.temporary('probe')}"
+  try:
+    storage.write_bytes(probe, _PROBE[:16])
+    storage.remove(probe)
+  except OSError as error:
+    raise ValueError(f"{expected} that nothing can be written to {folder}: {error}") from error
 
 
 def _mode(path: pathlib.Path, expected: str) -> int | None:

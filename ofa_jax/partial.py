@@ -12,13 +12,20 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ofa_jax import files
+from ofa_jax import files, storage
 
 CONTENT = 64 << 20  # bytes of files that are told apart by their content; of more by size and time
 
 
 def place_of(output: str | os.PathLike) -> pathlib.Path:
-  """Where an output is written until it is whole."""
+  """Where an output is written until it is whole: beside it, or locally for one in a bucket.
+
+  Objects do not grow: what a killed run has left for one is in the cache folder of its machine.
+  """
+  if storage.in_bucket(output):
+    name = os.fspath(output)
+    own = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return storage.cache_home() / "partial" / own / f"{os.path.basename(name)}.partial"
   output = pathlib.Path(output)
   return output.with_name(f"{output.name}.partial")
 
@@ -27,24 +34,20 @@ def fingerprint(paths: Iterable[str | os.PathLike]) -> dict[str, Any]:
   """What tells files from those that may take their place, as JSON.
 
   Up to `CONTENT` bytes it is their content, so that copies are the same; of more their sizes and
-  times. The names count too.
+  times. The names count too. Of objects in a bucket it is their sizes and generations.
 
   Args:
     paths: files, and folders, which are all files in them; what is missing counts as that.
   """
-  named = []
-  for path in map(pathlib.Path, paths):
-    below = sorted(x for x in path.rglob("*") if x.is_file()) if path.is_dir() else [path]
-    named += [(str(path / x.relative_to(path)), x) for x in below]
-  stats = [_stat(path) for _, path in named]
-  total = sum(size for size, _ in stats)
-  by_content = total <= CONTENT
+  named = [(name, *_stat(name)) for path in paths for name in _names(path)]
+  total = sum(size for _, size, _ in named)
   digest = hashlib.sha256()
-  for (name, path), stat in zip(named, stats, strict=True):
-    digest.update(json.dumps([name, stat[0], None if by_content else stat[1]]).encode())
+  for name, size, stamp in named:
+    by_content = total <= CONTENT and not storage.in_bucket(name)
+    digest.update(json.dumps([name, size, None if by_content else stamp]).encode())
     if by_content:
       with contextlib.suppress(OSError):
-        digest.update(path.read_bytes())
+        digest.update(pathlib.Path(name).read_bytes())
   return {"files": len(named), "bytes": total, "sha256": digest.hexdigest()}
 
 
@@ -84,9 +87,13 @@ def taken_up(
 
 def finish(partial: pathlib.Path, output: str | os.PathLike) -> None:
   """Gives what is whole now, and closed, its name."""
-  with open(partial, "rb") as file:
-    os.fsync(file.fileno())  # else a power cut may leave the name without the bytes
-  os.replace(partial, output)
+  if storage.in_bucket(output):
+    storage.upload(partial, output)
+    partial.unlink()
+  else:
+    with open(partial, "rb") as file:
+      os.fsync(file.fileno())  # else a power cut may leave the name without the bytes
+    os.replace(partial, output)
   _note_of(partial).unlink(missing_ok=True)
 
 
@@ -102,9 +109,17 @@ def _read(note: pathlib.Path) -> dict[str, Any] | None:
   return work if isinstance(work, dict) else None
 
 
-def _stat(path: pathlib.Path) -> tuple[int, int]:
+def _names(path: str | os.PathLike) -> list[str]:
+  """The file, or all files in the folder."""
+  if not storage.is_dir(path):
+    return [os.fspath(path) if storage.in_bucket(path) else str(pathlib.Path(path))]
+  if storage.in_bucket(path):
+    return [f"{os.fspath(path).rstrip('/')}/{name}" for name in storage.files_below(path)]
+  return list(map(str, sorted(x for x in pathlib.Path(path).rglob("*") if x.is_file())))
+
+
+def _stat(path: str) -> tuple[int, int]:
   try:
-    stat = path.stat()
+    return storage.stat(path)
   except OSError:
     return -1, 0
-  return stat.st_size, stat.st_mtime_ns

@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ofa_jax import cli, cli_help, text_files
+from ofa_jax import cli, cli_help, storage, text_files
 from ofa_jax.data.features import Features, raise_faults, read_features
 from ofa_jax.data.tsv import check_files
 from ofa_jax.engine import log
@@ -190,7 +190,7 @@ def _turned(path: Path) -> str:
 
 
 def _read(path: str, kind: str) -> Features:
-  megabytes = os.path.getsize(path) / 1e6
+  megabytes = storage.stat(path).size / 1e6
   with cli.progress(f"reading {kind}s", total=megabytes, unit="MB") as advance:
     return read_features(path, kind=kind, advance=lambda size: advance(size / 1e6))
 

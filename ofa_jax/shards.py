@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from ofa_jax import files, partial
+from ofa_jax import files, partial, staging, storage
 
 ARRAY = "SLURM_ARRAY_TASK_ID"
 
@@ -47,7 +47,7 @@ class Shard:
 
   def places(self, output: str | os.PathLike) -> list[pathlib.Path]:
     """Where all of them are."""
-    output = pathlib.Path(output)
+    output = storage.of(output)
     return [
       output.with_name(f"{output.stem}.{i:05d}-of-{self.num:05d}{output.suffix}")
       for i in range(self.num)
@@ -100,7 +100,11 @@ def merge(
     ValueError: parts are missing or were made of different works.
   """
   places = shard.places(output)
-  missing = [str(place) for place in places if not (place.exists() and _note_of(place).exists())]
+  missing = [
+    str(place)
+    for place in places
+    if not (storage.exists(place) and storage.exists(_note_of(place)))
+  ]
   if missing:
     raise ValueError(
       f"Expected {shard.num} whole parts of {output}, found no {', '.join(missing[:5])}"
@@ -114,6 +118,7 @@ def merge(
       f"Expected the parts of {output} to be of one work, found different {', '.join(other)}. Make "
       "them again with the same input, model and options."
     )
+  places = [staging.local(place) for place in places]
   with files.written_whole(output, replace=True) as made, open(made, "wb") as whole:
     if join is not None:
       join(places, whole)
@@ -129,7 +134,7 @@ def _note_of(part: pathlib.Path) -> pathlib.Path:
 
 
 def _read(part: pathlib.Path) -> dict[str, Any]:
-  work = json.loads(_note_of(part).read_bytes())
+  work = json.loads(storage.read_bytes(_note_of(part)))
   del work["shard"]
   if work["input"]["bytes"] > partial.CONTENT:
     del work["input"]["sha256"]  # of times, too, which copies on several hosts do not share

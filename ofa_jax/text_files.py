@@ -16,6 +16,8 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from ofa_jax import staging, storage
+
 MARK = codecs.BOM_UTF8  # which Windows' programs write first
 MAX_BYTES = 2**30  # of a file that is read whole
 
@@ -64,7 +66,7 @@ def printable(text: str, *, but: str = "") -> str:
 
 def compression(path: str | os.PathLike) -> str | None:
   """What a file is compressed with, by its first bytes; None: nothing that is known."""
-  with open(path, "rb") as file:
+  with storage.opened(staging.staged(path)) as file:
     return _compression(file.read(8))
 
 
@@ -120,7 +122,7 @@ def check(path: str | os.PathLike) -> None:
   Raises:
     ValueError: it is compressed, in UTF-16 or binary, or most rows are in another encoding.
   """
-  with open(path, "rb") as file:
+  with storage.opened(staging.staged(path)) as file:
     data = file.read(16 * _SAMPLE)
   reason = fault(data)
   if reason and _only_rows(reason):
@@ -142,7 +144,7 @@ def opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """
   with contextlib.ExitStack() as stack:
     try:
-      raw = stack.enter_context(open(path, "rb"))
+      raw = stack.enter_context(storage.opened(staging.staged(path)))
       kind = _compression(raw.read(8))
       raw.seek(0)
       file = io.BufferedReader(stack.enter_context(_unpacked(raw, kind, path))) if kind else raw

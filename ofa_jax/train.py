@@ -18,9 +18,8 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from etils import epath
 
-from ofa_jax import cli, evaluate, outputs, weights
+from ofa_jax import cli, evaluate, outputs, storage, weights
 from ofa_jax.config import Config, epoch_end, is_due, mesh_sizes, to_dict
 from ofa_jax.data import pipeline
 from ofa_jax.data.streams import Streams, unnamed
@@ -71,7 +70,7 @@ def _open(config, workdir, notice, opened):
   """The run and the state that it goes on from; what they hold is closed with `opened`."""
   note = None
   if jax.process_index() == 0:
-    outputs.check_folder(workdir, flag="--workdir", buckets=True)
+    outputs.check_folder(workdir, flag="--workdir")
     note = opened.enter_context(lock.one_writer(workdir))
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
   rows = Streams.of(config.task.examples("train"), config.task.batch_sizes(config.batch_size))
@@ -117,7 +116,9 @@ def _open(config, workdir, notice, opened):
     out.line(text, level="WARNING")
   for text in overview.advice(config, backend=jax.default_backend()):
     out.line(text)
-  saver = saving.Saver(checkpoints, say=functools.partial(out.line, level="WARNING"))
+  saver = saving.Saver(
+    checkpoints, say=functools.partial(out.line, level="WARNING"), before=out.flush
+  )
   watch = opened.enter_context(watchdog.Watchdog(config.step_timeout))
   run = _Run(program, rows, evaluators, saver, out, watch, notice, steps=steps)
   return run, state
@@ -430,6 +431,7 @@ def main() -> None:
   )  # fmt: skip
 
   status = cli.define_interrupted_status()
+  cli.define_stage()
 
   def command():
     log.quiet_libraries()
@@ -438,7 +440,7 @@ def main() -> None:
       for name, value in results.items():
         print(f"{name}: {value}")
       if results:
-        print(f"These and all before them are in {epath.Path(workdir.value) / log.METRICS}")
+        print(f"These and all before them are in {storage.of(workdir.value) / log.METRICS}")
 
   cli.run(command)
 

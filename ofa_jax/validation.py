@@ -36,6 +36,7 @@ def validate(config: Config, *, devices: int, hosts: int = 1) -> None:
   if faults:  # the other checks compare
     raise ValueError("The config cannot run:\n" + "\n".join(f"  - {f}" for f in faults))
   faults = [*_check_run(config), *_check_saves(config), *_check_optim(config.optim)]
+  faults += _check_finite(config, "")
   try:
     sizes = mesh_sizes(config.mesh, devices)
     faults += _check_batch(config, sizes, hosts)
@@ -118,6 +119,17 @@ def _check_none(value: Any, name: str) -> list[str]:
   return faults
 
 
+def _check_finite(value: Any, prefix: str) -> list[str]:
+  """Numbers that are none, or infinite."""
+  faults = []
+  for field in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
+    inner, name = getattr(value, field.name), f"{prefix}{field.name}"
+    if isinstance(inner, float) and not math.isfinite(inner):
+      faults.append(f"{name}: expected a finite number, found {inner}")
+    faults += _check_finite(inner, f"{name}.")
+  return faults
+
+
 def _check_evals(evals: tuple[Eval, ...]) -> list[str]:
   if not isinstance(evals, (tuple, list)):
     return [f"evals: expected a tuple of Eval, () for none, found {evals!r}"]
@@ -130,12 +142,11 @@ def _check_evals(evals: tuple[Eval, ...]) -> list[str]:
 
 
 def _check_saves(c: Config) -> list[str]:
-  faults = []
-  epochs = [("epochs", c.epochs), ("save_every_epochs", c.save_every_epochs)]
-  epochs += [(f"evals[{e.name}].every_epochs", e.every_epochs) for e in c.evals]
-  for name, value in epochs:
-    if value is not None and not math.isfinite(value):
-      faults.append(f"{name}: expected a number of epochs, found {value}")
+  faults = [
+    f"evals[{e.name}].every_epochs: expected a finite number, found {e.every_epochs}"
+    for e in c.evals
+    if not math.isfinite(e.every_epochs)
+  ]
   resets = [name for name in ("reset_optimizer", "reset_step") if getattr(c, name)]
   if resets and c.resume is None:
     faults.append(
@@ -182,6 +193,9 @@ def _check_optim(o: Optim) -> list[str]:
     faults.append(f"optim.end_lr: expected 0 <= end_lr <= lr, found {o.end_lr}")
   if not 0 <= o.warmup_ratio < 1:
     faults.append(f"optim.warmup_ratio: expected 0 <= ratio < 1, found {o.warmup_ratio}")
+  for field in ("eps", "weight_decay", "warmup"):
+    if getattr(o, field) < 0:
+      faults.append(f"optim.{field}: expected at least 0, found {getattr(o, field)}")
   for field in ("b1", "b2"):
     if not 0 <= getattr(o, field) < 1:
       faults.append(f"optim.{field}: expected 0 <= {field} < 1, found {getattr(o, field)}")

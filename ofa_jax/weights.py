@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import os
-import pathlib
 import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 
-from ofa_jax import trees
+from ofa_jax import staging, storage, trees
 from ofa_jax.convert import torch_files
 from ofa_jax.convert.cnclip import family as cnclip_family
 from ofa_jax.convert.cnclip import huggingface, towers
@@ -68,8 +67,9 @@ def open_start(
   family = family_of(config)
   if family.complete is None:
     return open_model(name, download_root=download_root)
-  path = pathlib.Path(name)
-  if path.is_file():
+  in_bucket = storage.in_bucket(name)
+  path = staging.local(name) if in_bucket and storage.is_file(name) else storage.of(name)
+  if storage.is_file(path):
     form, settings, files = "torch", family.settings, path.parent
     read = functools.partial(torch_files.load_state_dict, path)
   else:
@@ -121,7 +121,8 @@ def open_towers(
   Raises:
     ValueError: a tower is missing, or not of these sizes.
   """
-  clip, bert = pathlib.Path(clip), pathlib.Path(bert)
+  clip = staging.local(clip)
+  bert = staging.local_folder(bert) if storage.is_dir(bert) else staging.local(bert)
 
   def read():
     read_bert = huggingface.read_tensors if bert.is_dir() else torch_files.load_state_dict

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from ofa_jax import api, cli, text_files
+from ofa_jax import api, cli, storage, text_files
 from ofa_jax.data import pipeline, values
 from ofa_jax.data.folder import FolderRows, ImageFolder
 from ofa_jax.data.labelled import LabelledRows
@@ -56,9 +56,9 @@ def open_rows(data: str, *, split: str, size: int) -> tuple[Rows, list[str]]:
   if data.startswith("tfds:"):
     rows = TfdsRows(data.removeprefix("tfds:"), split=split, size=size)
     return rows, rows.classes
-  place = pathlib.Path(data) / split
+  place = storage.of(data) / split
   pairs = PairData.of(data) if data.endswith((*EXTENSIONS, ".tar")) else None
-  if not place.is_dir() or (place / "imgs" / "data.mdb").exists():
+  if not storage.is_dir(place) or storage.exists(place / "imgs" / "data.mdb"):
     with contextlib.suppress(ValueError):  # else class folders are what is missing
       pairs = pairs or PairData.of(data, split)
   if pairs is not None:
@@ -239,6 +239,7 @@ def main() -> None:
   output = cli.define_path("output", "JSON file for the predictions.", required=True)
   batch_size = flags.DEFINE_integer("batch-size", 256, "Images encoded together.", lower_bound=1)
   precision = cli.define_precision()
+  cli.define_stage()
   context_length = flags.DEFINE_integer(
     "context-length", None, "Tokens of a prompt; default: the model's.", lower_bound=2
   )
@@ -257,8 +258,8 @@ def main() -> None:
       labels_from = os.path.join(data.value, "label_cn.txt")
     if labels_from is not None:
       names = read_names(labels_from, count=len(names))
-    title = pathlib.Path(os.path.abspath(data.value.removeprefix("tfds:")))
-    title = dataset.value or (title.stem if title.is_file() else title.name)
+    title = storage.of(storage.absolute(data.value.removeprefix("tfds:")))
+    title = dataset.value or (title.stem if storage.is_file(title) else title.name)
     order = read_index(index.value, count=len(rows)) if index.value else None
     templates = templates_for(title)
     print(f"{title}: {len(rows)} images, {len(names)} classes, {len(templates)} templates")

@@ -1,7 +1,10 @@
 """Every test sees eight CPU devices, so that meshes are tested wherever the tests run."""
 
+import gc
+import importlib.util
 import os
 import pathlib
+import secrets
 import shutil
 import tempfile
 
@@ -9,11 +12,16 @@ import jax
 import pytest
 
 from ofa_jax.data import quickstart, quickstart_ofa
+from tests import bucket_servers
 from tests.compiling import compile_quickly
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 compile_quickly()
+# Tracing makes objects by the hundred thousand: Python's defaults look through them so often for
+# garbage that it takes a tenth of the time.
+gc.freeze()
+gc.set_threshold(20_000, 20, 20)
 
 # The files that take longest, from half a minute of processor time on. They are begun first: at the
 # end, the others would wait for one of them.
@@ -23,6 +31,8 @@ LONG = (
   "test_parity.py",
   "test_vqa_training.py",
   "test_ofa_training.py",
+  "test_ofa_tasks.py",
+  "test_language_tasks.py",
   "test_stopping.py",
   "tasks/test_options.py",
   "engine/test_step.py",
@@ -80,3 +90,24 @@ def pytest_configure(config):
   ):
     if name.upper() in os.environ:
       jax.config.update(name, kind(os.environ[name.upper()]))
+
+
+@pytest.fixture(scope="session")
+def services():
+  """Emulated GCS and S3 with an empty bucket each, by scheme."""
+  for name in ("gcp_storage_emulator", "moto", "gcsfs", "s3fs"):
+    if importlib.util.find_spec(name) is None:
+      pytest.skip(f"no {name}, which is of the extra [test]")
+  with bucket_servers.running() as services:
+    yield services
+
+
+@pytest.fixture(params=bucket_servers.SCHEMES)
+def bucket(request, services, monkeypatch, tmp_path):
+  """A new folder in a bucket, of GCS and then of S3; nothing may be written where we stand."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  (tmp_path / "here").mkdir()
+  monkeypatch.chdir(tmp_path / "here")
+  yield f"{request.param}://{bucket_servers.BUCKET}/{secrets.token_hex(4)}"
+  services[request.param].rule = None
+  assert not list((tmp_path / "here").iterdir())

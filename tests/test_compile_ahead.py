@@ -21,19 +21,20 @@ from tests.test_processes import ROOT
 V5E = topology.parse("v5e:2x4")
 
 
-@pytest.fixture
-def config(digits, monkeypatch):
+@pytest.fixture(scope="module")
+def config(digits):
   """A small config whose data must not be read."""
   config = tiny.config(digits)
 
   def refuse(*_):
     raise AssertionError("data was read")
 
-  monkeypatch.setattr(type(config.task), "examples", refuse)
-  return dataclasses.replace(config, mesh=MeshShape(data=2, fsdp=4), ema=0.9)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(type(config.task), "examples", refuse)
+    yield dataclasses.replace(config, mesh=MeshShape(data=2, fsdp=4), ema=0.9)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def report(config):
   """Of the eight CPU devices, taken for TPUs."""
   return compile_ahead.analyse(config, V5E, jax.devices())
@@ -138,8 +139,8 @@ def test_changes_come_cheapest_first_and_hopeless_ones_not_at_all(config, report
   assert changes and all("fsdp=8" in text for text in changes)
 
 
-def test_what_does_not_fit_is_refused_with_a_change_that_does(config, monkeypatch):
-  whole = compile_ahead.analyse(config, V5E, jax.devices())
+def test_what_does_not_fit_is_refused_with_a_change_that_does(config, report, monkeypatch):
+  whole = report
   less = compile_ahead.analyse(dataclasses.replace(config, remat="full"), V5E, jax.devices())
   assert less.total < whole.total
   hardware = dataclasses.replace(V5E.hardware, memory=(whole.total + less.total) // 2)

@@ -18,6 +18,7 @@ PAGES = sorted(
 )
 # What the functions of `cli` define.
 SHARED = {
+  "define_stage": ("stage",),
   "define_config": ("config", "distributed", "start-timeout"),
   "define_precision": ("precision",),
   "define_interrupted_status": ("interrupted-status",),

@@ -116,14 +116,14 @@ def test_unreadable_rows_are_named_counted_and_limited(data):
 
 
 def test_a_sampled_evaluation_runs_and_is_reproducible(data, tmp_path):
-  run, task = config(data, SAMPLED)
+  run, task = config(data, SAMPLED, steps=1)
   run.evals[0].batch_size = 8
   assert train(run, str(tmp_path)) == {"sixteen/rows": ROWS - 1}
   assert evaluate.run(run, str(tmp_path)) == {"sixteen/rows": ROWS - 1}
   first, second = task.kept
   for name, values in first.items():
     np.testing.assert_array_equal(second[name], values, err_msg=name)
-  run, task = config(data, SAMPLED, seed=1)
+  run, task = config(data, SAMPLED, steps=1, seed=1)
   run.evals[0].batch_size = 8
   evaluate.run(run, str(tmp_path))
   assert (task.kept[0]["tokens"] != first["tokens"]).any()

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "ofa_jax"
 NUMPY = {
   *("tokenizers", "data", "scoring"),
   *("files", "text_files", "checksums", "pictures", "fonts", "partial", "outputs", "shards"),
-  "configs",
+  *("configs", "storage", "staging"),
 }
 GROUND = {"config", "validation", "trees", "numerics"}
 PURE = {"losses", "models", "decode"}
@@ -25,7 +25,7 @@ COMMANDS = {
 BELOW = {
   **dict.fromkeys(NUMPY, NUMPY),
   **dict.fromkeys(GROUND, GROUND | NUMPY),
-  **dict.fromkeys({"engine", "ahead"}, GROUND | {"engine", "files", "checksums"}),
+  **dict.fromkeys({"engine", "ahead"}, GROUND | {"engine", "files", "checksums", "storage"}),
   **dict.fromkeys(PURE, PURE | {"trees", "numerics"} | NUMPY),
   **dict.fromkeys(STORED, STORED | PURE | GROUND | NUMPY | {"engine"}),
   "tasks": STORED | PURE | {"trees", "numerics"} | NUMPY,

@@ -62,7 +62,15 @@ def tiny_config(name, folder, shapes):
   )
 
 
-@pytest.fixture(scope="module", params=RESULTS)
+# More than a minute. Its rows, loss and answers are compared in tests/tasks/test_snli_ve.py; whole
+# runs of a task that chooses are those of mnli here and, with a picture beside the text, those of
+# test_vqa_training.py.
+SLOW = {"snli_ve": pytest.mark.slow}
+
+
+@pytest.fixture(
+  scope="module", params=[pytest.param(name, marks=SLOW.get(name, ())) for name in RESULTS]
+)
 def trained(request, tmp_path_factory, shapes):
   """Name, config, workdir and metrics of a run on eight devices."""
   folder = tmp_path_factory.mktemp(request.param)

@@ -12,7 +12,7 @@ import pytest
 from ofa_jax.engine.watchdog import ALLOWANCE
 from tests.test_processes import finish, start_cluster, wait_for
 
-LIMIT = 8.0  # seconds a step; an evaluation or a save may take ALLOWANCE times as long
+LIMIT = 15.0  # seconds a step; an evaluation or a save may take ALLOWANCE times as long
 LEAVING = 30.0  # seconds for showing the stacks, and for what the other may still be told
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from ofa_jax import evaluate, hub, trees
 from ofa_jax.config import MeshShape
-from ofa_jax.engine import faults, log
+from ofa_jax.engine import faults, growing, log
 from ofa_jax.tasks.caption import Caption
 from ofa_jax.tasks.contrastive import Contrastive
 from ofa_jax.tasks.zeroshot import ZeroShot
@@ -341,15 +341,15 @@ def test_a_full_disk_is_one_message_with_the_newest_whole_checkpoint(
 ):
   shutil.copytree(straight[0], tmp_path / "run")
   shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
-  real, lines = log.append, []
+  real, lines = growing.Growing.append, []
 
-  def append(path, text):
+  def append(self, text):
     lines.append(text)
     if len(lines) > 5:
-      raise OSError(errno.ENOSPC, "No space left on device", str(path))
-    real(path, text)
+      raise OSError(errno.ENOSPC, "No space left on device", "log.txt")
+    real(self, text)
 
-  monkeypatch.setattr(log, "append", append)
+  monkeypatch.setattr(growing.Growing, "append", append)
   with pytest.raises(ValueError, match=r"No space left for .*checkpoint is that of step 3\. Free"):
     train(tiny.config(digits), str(tmp_path / "run"))
   monkeypatch.undo()

@@ -5,6 +5,7 @@ import math
 import pathlib
 from typing import Any, NoReturn
 
+from ofa_jax import storage
 from ofa_jax.convert import file_kinds
 
 MAX_BYTES = 8 << 20  # far more than any description of a model
@@ -18,13 +19,14 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     ValueError: it is no regular file, too large, no UTF-8, no JSON, no object; or it has NaN, an
       infinite number, a key twice, or is nested too deep. The message names the file.
   """
-  if not path.exists():
+  if not storage.exists(path):
     raise FileNotFoundError(path)
   try:
-    size = file_kinds.require_regular(path)
+    bucket = storage.in_bucket(path)
+    size = storage.stat(path).size if bucket else file_kinds.require_regular(path)
     if size > MAX_BYTES:
       raise ValueError(f"{size:,} bytes, more than the {MAX_BYTES:,} of any description")
-    with path.open("rb") as file:
+    with storage.opened(path) as file:
       return parse(file.read(MAX_BYTES))
   except (ValueError, OSError) as error:
     raise ValueError(f"{path}: expected a JSON object, found {error}") from error

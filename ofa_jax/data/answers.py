@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from ofa_jax import text_files
+from ofa_jax import storage, text_files
 from ofa_jax.data import plain_pickle
 
 PICKLES = (".pkl", ".pickle", ".p")
@@ -22,7 +22,7 @@ def load(path: str | pathlib.Path) -> tuple[str, ...]:
   Raises:
     ValueError: the file is missing, holds something else, no answer, or an empty one.
   """
-  return tuple(_listed(pathlib.Path(path)))
+  return tuple(_listed(storage.of(path)))
 
 
 def numbered(path: str | pathlib.Path) -> tuple[str, ...]:
@@ -31,7 +31,7 @@ def numbered(path: str | pathlib.Path) -> tuple[str, ...]:
   Raises:
     ValueError: as for `load`, or the numbers of an object are no such.
   """
-  listed = _listed(pathlib.Path(path))
+  listed = _listed(storage.of(path))
   if isinstance(listed, list):
     return tuple(listed)
   whole = [value for value in listed.values() if type(value) is int]
@@ -48,7 +48,7 @@ def _listed(path: pathlib.Path) -> list[str] | dict[str, Any]:
   """The answers in a file, checked, with their numbers if it has such."""
   try:
     if path.suffix in PICKLES:
-      listed = plain_pickle.load(path.read_bytes())
+      listed = plain_pickle.load(storage.read_bytes(path))
     else:
       text = text_files.read(path)
       if text.lstrip()[:1] in ("{", "["):

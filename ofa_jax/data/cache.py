@@ -20,6 +20,7 @@ import numpy as np
 import PIL
 import simplejpeg
 
+from ofa_jax import storage
 from ofa_jax.data.augment import auto_augment
 from ofa_jax.data.images import BadImage, decode, random_crop_flip
 from ofa_jax.data.protocols import EncodedImages
@@ -56,6 +57,10 @@ class DecodeCache:
     size: int,
     max_bytes: int = DEFAULT_MAX_BYTES,
   ):
+    if storage.in_bucket(directory):
+      raise ValueError(
+        f"Expected a folder of a local disk for the decode cache, found {os.fspath(directory)}"
+      )
     folder = pathlib.Path(directory)
     try:
       folder.mkdir(parents=True, exist_ok=True)
@@ -232,13 +237,13 @@ def cache_key(
   files: Sequence[str], *, size: int, exact: bool, rgb_first: bool = False
 ) -> tuple[str, str]:
   """(what, version): sources and transform; state of the sources and versions of the decoders."""
-  stats = [os.stat(path) for path in files]
+  stats = [storage.stat(path) for path in files]
   what = (tuple(files), size, exact, rgb_first)
   version = (
     CACHE_VERSION,
     PIL.__version__,
     simplejpeg.__version__,
-    tuple((stat.st_size, stat.st_mtime_ns) for stat in stats),
+    tuple(map(tuple, stats)),
   )
   return _digest(what), _digest(version)
 

@@ -1,10 +1,10 @@
 """Pictures with captions as the rows of a table: OFA's TSV, or the pairs that others have."""
 
-import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ofa_jax import staging, storage
 from ofa_jax.data import held_out, splits
 from ofa_jax.data.pairs import expand, find_edges, is_shard
 from ofa_jax.data.protocols import TextImages
@@ -95,7 +95,7 @@ def load(
 
 def _are_ofas(paths: Sequence[str]) -> bool:
   """Whether paths are TSV files without a header that have more than id and base64."""
-  if any(map(os.path.isdir, paths)):
+  if any(map(storage.is_dir, paths)):
     return False
   files = expand(paths)
   if all(map(is_shard, files)):
@@ -103,7 +103,7 @@ def _are_ofas(paths: Sequence[str]) -> bool:
   check_files(files)
   if any(map(is_table, files)):
     return False
-  with open(files[0], "rb") as file:
+  with storage.opened(staging.staged(files[0])) as file:
     return file.readline().count(b"\t") != 1
 
 

@@ -4,8 +4,8 @@ photos/cat.jpg  photos/cat.txt
 """
 
 import os
-import pathlib
 
+from ofa_jax import staging, storage
 from ofa_jax.data.folder import EXTENSIONS, ImageFiles, image_files
 from ofa_jax.data.table import Captions
 from ofa_jax.data.tsv import Texts
@@ -13,7 +13,8 @@ from ofa_jax.data.tsv import Texts
 
 def has_captions(directory: str | os.PathLike) -> bool:
   """Whether any picture below a folder has a .txt file beside it."""
-  return any(_caption_file(path).is_file() for path in image_files(pathlib.Path(directory)))
+  there = storage.looker()
+  return any(there(_caption_file(path)) for path in image_files(storage.of(directory)))
 
 
 def read_captioned(directory: str | os.PathLike) -> tuple[ImageFiles, Texts]:
@@ -26,11 +27,12 @@ def read_captioned(directory: str | os.PathLike) -> tuple[ImageFiles, Texts]:
       named).
   """
   images, captions, without, damaged = [], Captions(), [], []
-  files = image_files(pathlib.Path(directory))
+  files, there = image_files(storage.of(directory)), storage.looker()
   for path in files:
     file = _caption_file(path)
     try:
-      text = file.read_text(encoding="utf-8-sig") if file.is_file() else ""
+      raw = storage.read_bytes(staging.staged(file)) if there(file) else b""
+      text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
       damaged.append(str(file))
       continue
@@ -39,8 +41,8 @@ def read_captioned(directory: str | os.PathLike) -> tuple[ImageFiles, Texts]:
       without.append(path)
       continue
     for number, line in lines:
-      captions.add(line, image=os.path.abspath(path), place=(len(images), number))
-    images.append(os.path.abspath(path))
+      captions.add(line, image=storage.absolute(path), place=(len(images), number))
+    images.append(storage.absolute(path))
   if damaged:
     raise ValueError(
       f"Expected captions in UTF-8, found {len(damaged)} files of another encoding: "
@@ -53,9 +55,9 @@ def read_captioned(directory: str | os.PathLike) -> tuple[ImageFiles, Texts]:
     )
   note = f"Left out {len(without)} pictures without a caption: {'; '.join(without[:5])}"
   notes = (note,) if without else ()
-  texts = [str(_caption_file(path)) for path in images]
+  texts = [_caption_file(path) for path in images]
   return ImageFiles(images), captions.texts(texts, notes=notes)
 
 
-def _caption_file(path: str) -> pathlib.Path:
-  return pathlib.Path(path).with_suffix(".txt")
+def _caption_file(path: str) -> str:
+  return f"{os.path.splitext(path)[0]}.txt"

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 import orjson
 
-from ofa_jax import partial, text_files
+from ofa_jax import partial, staging, storage, text_files
 from ofa_jax.data import values
 from ofa_jax.data.tsv import check_files
 
@@ -87,14 +87,14 @@ class FeatureWriter:
   """
 
   def __init__(self, path: str | os.PathLike, *, kind: str, width: int):
-    self.path = pathlib.Path(path)
+    self.path = storage.of(path)
     self.partial = partial.place_of(self.path)
     self.kind = kind
     self._format, self._width = form_of(path), width
     self._file, self.count = None, 0
 
   def __enter__(self) -> "FeatureWriter":
-    self.path.parent.mkdir(parents=True, exist_ok=True)
+    self.partial.parent.mkdir(parents=True, exist_ok=True)
     self._file = open(self.partial, "r+b" if self.partial.exists() else "w+b")
     return self
 
@@ -267,7 +267,7 @@ def _join_npy(paths: Sequence[pathlib.Path], whole: BinaryIO) -> None:
 
 def _load_npy(path: str) -> tuple[np.ndarray, np.ndarray]:
   try:
-    array = np.load(path, mmap_mode="r")  # allow_pickle is off
+    array = np.load(staging.local(path), mmap_mode="r")  # allow_pickle is off
   except (ValueError, OSError, EOFError) as error:
     raise ValueError(f"Expected a NumPy array in {path}, found: {error}") from error
   if array.dtype.names and {"id", "feature"} <= set(array.dtype.names):

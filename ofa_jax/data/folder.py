@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ofa_jax import staging, storage
 from ofa_jax.data.cache import ImageReader
 from ofa_jax.data.tsv import BadRow
 
@@ -44,7 +45,7 @@ class ImageFiles:
   def encoded(self, i: int) -> bytes:
     """The bytes of image file `i`; BadRow when it cannot be read."""
     try:
-      return pathlib.Path(self.files[i]).read_bytes()
+      return storage.read_bytes(staging.staged(self.files[i]))
     except OSError as error:
       raise BadRow(self.name(i), str(error)) from error
 
@@ -61,8 +62,8 @@ class ImageFolder(ImageFiles):
   """
 
   def __init__(self, directory: str | os.PathLike):
-    root = pathlib.Path(directory)
-    if not root.is_dir():
+    root = storage.of(directory)
+    if not storage.is_dir(root):
       raise ValueError(f"Expected a folder of class folders, found no folder {root}.")
     self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
     groups = [image_files(root / name) for name in self.classes]
@@ -109,6 +110,9 @@ class FolderRows:
 
 def image_files(folder: pathlib.Path) -> list[str]:
   """Files below a folder in torchvision's order: folder by folder, names sorted, links followed."""
+  if storage.in_bucket(folder):
+    names = [n for n in storage.files_below(folder) if n.lower().endswith(EXTENSIONS)]
+    return [f"{folder}/{name}" for name in sorted(names, key=os.path.split)]
   files = []
   for parent, _, names in sorted(os.walk(folder, followlinks=True)):
     files += [os.path.join(parent, n) for n in sorted(names) if n.lower().endswith(EXTENSIONS)]

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
+from ofa_jax import storage
 from ofa_jax.data import images
 from ofa_jax.files import at_home
 from ofa_jax.text_files import shown
@@ -69,7 +70,7 @@ def _file(path: str | os.PathLike) -> Image.Image:
   if name.startswith(("http://", "https://")):
     raise ValueError(f"Expected a file, found an address: {name}. Download the picture first.")
   try:
-    data = at_home(path).read_bytes()
+    data = storage.read_bytes(at_home(path))
   except (OSError, ValueError) as error:  # ValueError: a NUL in the name
     reason = getattr(error, "strerror", None) or str(error)
     raise ValueError(f"Expected an image in {name}, found: {reason}") from error

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ofa_jax import storage
 from ofa_jax.data.protocols import Images
 from ofa_jax.data.tsv import Texts
 
@@ -33,7 +34,11 @@ def choose(ids: Sequence[str], share: float) -> np.ndarray:
       f"Expected at least 2 pictures to hold some of them out for the evaluations, found "
       f"{len(names)}. Give data to evaluate on in task.valid."
     )
-  begin = len(os.path.commonpath(names)) if all(map(os.path.isabs, names)) else 0
+  begin = 0
+  if all(map(os.path.isabs, names)):
+    begin = len(os.path.commonpath(names))
+  elif all(map(storage.in_bucket, names)):  # the pictures that a local copy would hold out
+    begin = 5 + len(os.path.commonpath([name[5:] for name in names]))
   ranked = sorted(names, key=lambda name: hashlib.sha256(name[begin:].encode()).digest())
   chosen = set(ranked[: min(max(1, round(share * len(names))), len(names) - 1)])
   return np.array([name in chosen for name in ids], bool)

@@ -8,13 +8,13 @@ import hashlib
 import io
 import os
 import pathlib
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
 
+from ofa_jax import staging, storage
 from ofa_jax.files import written_whole
 
 T = TypeVar("T")
@@ -47,14 +47,19 @@ class Shards:
     return int(np.searchsorted(self._begins, i, side="right")) - 1
 
   def _read(self, i: int, start: int, size: int) -> bytes:
-    """Bytes of the file of row `i`."""
+    """Bytes of the file of row `i`; OSError when they cannot be had."""
     file = self._file(self._shard(i))  # this reference keeps it open should `close` be called now
+    if isinstance(file, str):
+      return storage.read_range(file, int(start), int(size))
     return os.pread(file.fileno(), int(size), int(start))
 
-  def _file(self, shard: int) -> io.FileIO:
+  def _file(self, shard: int) -> io.FileIO | str:
+    """An open file, or the name of an object whose ranges are asked for."""
     file = self._open_files.get(shard)
     if file is None:
-      file = self._open_files.setdefault(shard, io.FileIO(self.files[shard]))
+      path = staging.staged(self.files[shard])
+      opened = path if storage.in_bucket(path) else io.FileIO(path)
+      file = self._open_files.setdefault(shard, opened)
     return file
 
 
@@ -76,17 +81,16 @@ def load(
     index_dir: where index files go; default: beside the file, or the user's cache folder when that
       directory cannot be written.
   """
-  stat = os.stat(path)
-  stamp = np.array([*version, stat.st_size, stat.st_mtime_ns], np.int64)
+  stamp = np.array([*version, *storage.stat(path)], np.int64)
   places = _places(path, index_dir)
   for place in places:
     try:
-      with np.load(place) as file:  # allow_pickle is off
+      with _load(place) as file:
         if np.array_equal(file["stamp"], stamp):
           return form(*(file[field.name] for field in dataclasses.fields(form)))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
       continue  # absent, half-written by another tool, or of another format: scan again
-  index = scan(path)
+  index = scan(staging.staged(path))
   for place in places:
     try:
       save_atomically(place, stamp=stamp, **vars(index))
@@ -96,26 +100,20 @@ def load(
   return index
 
 
-def save_atomically(place: pathlib.Path, **arrays: np.ndarray) -> None:
+def save_atomically(place: str | os.PathLike, **arrays: np.ndarray) -> None:
   """Writes an `.npz` that appears whole or not at all."""
   with written_whole(place, replace=True) as made, open(made, "xb") as file:
     np.savez(file, **arrays)
 
 
-def cache_home() -> pathlib.Path:
-  """The user's cache folder of this package (`$XDG_CACHE_HOME/ofa_jax`, `~/.cache/ofa_jax`).
-
-  Of a user without a home directory it is one in the folder for temporary files.
-  """
-  base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-  if base.startswith("~"):
-    return pathlib.Path(tempfile.gettempdir()) / f"ofa_jax-{os.getuid()}"
-  return pathlib.Path(base) / "ofa_jax"
+def _load(place: pathlib.Path) -> np.lib.npyio.NpzFile:
+  # Without pickles, which is the default.
+  return np.load(io.BytesIO(storage.read_bytes(place)) if storage.in_bucket(place) else place)
 
 
 def _places(path: str, index_dir: str | None) -> list[pathlib.Path]:
-  name = pathlib.Path(path).name + ".index.npz"
+  name = os.path.basename(path) + ".index.npz"
   own = f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{name}"
   if index_dir is not None:
-    return [pathlib.Path(index_dir) / own]
-  return [pathlib.Path(path).with_name(name), cache_home() / "index" / own]
+    return [storage.of(index_dir) / own]
+  return [storage.of(path).with_name(name), storage.cache_home() / "index" / own]

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ofa_jax import staging
 from ofa_jax.data import plain_pickle
 from ofa_jax.data.tsv import BadRow, Texts, check_files, decode_base64
 
@@ -36,7 +37,7 @@ class LmdbImages:
   """
 
   def __init__(self, directory: str | os.PathLike):
-    self._directory = os.path.realpath(directory)
+    self._directory = os.path.realpath(staging.local_folder(directory))
     self.files = (os.path.join(self._directory, "data.mdb"),)
     self._environment = _open(self._directory)
     with _reading(self._environment, self._directory) as transaction:
@@ -101,7 +102,7 @@ def read_lmdb_pairs(directory: str | os.PathLike) -> Texts:
       plain `(image_id, text_id, text)` (all are counted, the first five named).
     ImportError: the `lmdb` package is not installed.
   """
-  path = os.path.realpath(directory)
+  path = os.path.realpath(staging.local_folder(directory))
   text_ids, texts, image_ids, places, faults = [], [], [], [], []
   with _reading(_open(path), path) as transaction:
     count = transaction.get(b"num_samples")

@@ -7,12 +7,12 @@
 import dataclasses
 import glob
 import os
-import pathlib
 import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ofa_jax import storage
 from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
 from ofa_jax.data.captioned import has_captions, read_captioned
 from ofa_jax.data.lmdb import LmdbImages, read_lmdb_pairs
@@ -79,9 +79,9 @@ class PairData:
     if split is None:
       path = os.fspath(path)
       texts = re.sub(r"_imgs(.*)\.tsv$", r"_texts\1.jsonl", path)
-      beside = (texts,) if texts != path and os.path.isfile(texts) else ()
+      beside = (texts,) if texts != path and storage.is_file(texts) else ()
       return cls((path,), beside, **rest)
-    folder = pathlib.Path(path)
+    folder = storage.of(path)
     images = sorted(folder.glob(f"{split}_imgs*.tsv"))
     # Features, and annotations turned round, may lie beside them.
     texts = sorted(
@@ -116,7 +116,7 @@ class PairData:
     files = expand(self.images)
     if all(file.lower().endswith(EXTENSIONS) for file in files):
       return read_table(files, image=self.image, caption=self.caption or CAPTION, root=self.root)
-    if len(files) == 1 and os.path.isdir(files[0]):
+    if len(files) == 1 and storage.is_dir(files[0]):
       return read_captioned(files[0])
     if all(map(is_shard, files)):
       return read_tar(files, caption=self.caption, index_dir=index_dir)
@@ -332,8 +332,8 @@ def expand(patterns: Sequence[str]) -> list[str]:
   for pattern in patterns:
     for name in _braces(os.fspath(pattern)):
       files = [name]
-      if glob.has_magic(name) and not os.path.exists(name):
-        files = sorted(glob.glob(name, recursive=True))
+      if glob.has_magic(name) and not storage.exists(name):
+        files = storage.glob(name)
       if not files:
         raise ValueError(f"Expected files like {name}, found none. Check the pattern.")
       names += files
@@ -366,4 +366,4 @@ def _first_row(values: np.ndarray) -> np.ndarray:
 
 
 def _is_folder(paths: tuple[str, ...]) -> bool:
-  return len(paths) == 1 and os.path.isdir(paths[0])
+  return len(paths) == 1 and storage.is_dir(paths[0])

@@ -20,11 +20,13 @@ import itertools
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterable
 
 import numpy as np
 from PIL import Image
 
+from ofa_jax import storage
 from ofa_jax.files import room_for, written_whole
 
 VERSION = 1  # a part of the folder's name: raise it with every change of what is written
@@ -38,6 +40,7 @@ TEMPLATES = (
   "这是数字{}",
 )
 
+_WHOLE = "whole.txt"
 _SIZE = 32  # pixels
 _VALID_PER_CLASS = 36
 
@@ -52,8 +55,19 @@ def make_once(
 ) -> pathlib.Path:
   """Returns the folder `name` under `directory`, made by `write` if it is not there.
 
-  The folder appears whole or not at all, also when several processes make it at once.
+  The folder appears whole or not at all, also when several processes make it at once; in a bucket
+  it is whole where there is a file `whole.txt` in it.
   """
+  if storage.in_bucket(directory):
+    place = storage.of(directory) / name
+    if not storage.exists(place / _WHOLE):
+      with tempfile.TemporaryDirectory(prefix="ofa_jax-") as folder:
+        made = pathlib.Path(folder) / name
+        made.mkdir()
+        write(made)
+        storage.upload(made, place)
+      storage.write_bytes(place / _WHOLE, b"")
+    return place
   path = pathlib.Path(directory) / name
   if path.is_dir():
     return path

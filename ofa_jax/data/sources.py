@@ -8,11 +8,11 @@ lmdb/valid/imgs    its LMDB folder; captions in `pairs` beside it
 """
 
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ofa_jax import staging, storage
 from ofa_jax.data.folder import EXTENSIONS as PICTURES
 from ofa_jax.data.folder import ImageFiles, image_files
 from ofa_jax.data.lmdb import LmdbImages, read_lmdb_pairs
@@ -32,16 +32,16 @@ def open_images(path: str | os.PathLike) -> Images:
     ValueError: there are none, or the files are faulty.
   """
   path = os.fspath(path)
-  if os.path.isdir(path):
-    if os.path.exists(os.path.join(path, "data.mdb")):
+  if storage.is_dir(path):
+    if storage.exists(os.path.join(path, "data.mdb")):
       return LmdbImages(path)
-    files = image_files(pathlib.Path(path))
+    files = image_files(storage.of(path))
     if not files:
       raise ValueError(
         f"Expected pictures ({', '.join(PICTURES)}) or data.mdb of an LMDB in the folder {path}, "
         "found none. Give the folder of the pictures, or the file that names them."
       )
-    return ImageFiles([os.path.abspath(file) for file in files])
+    return ImageFiles([storage.absolute(file) for file in files])
   files = expand([path])
   check_files(files)
   if all(map(is_shard, files)):
@@ -59,7 +59,7 @@ def open_texts(path: str | os.PathLike) -> Texts:
     ValueError: there are none, or the files are faulty.
   """
   path = os.fspath(path)
-  if os.path.exists(os.path.join(path, "data.mdb")):
+  if storage.exists(os.path.join(path, "data.mdb")):
     return read_lmdb_pairs(path)
   if path.endswith((".jsonl", ".json")):
     return read_texts([path])
@@ -134,8 +134,8 @@ def open_rows(
   Raises:
     ValueError: faulty files; a place where names are expected, or the other way round.
   """
-  files = [] if any(map(os.path.isdir, paths)) else expand(paths)
-  tables = [path for path in files if os.path.isfile(path) and is_table(path)]
+  files = [] if any(map(storage.is_dir, paths)) else expand(paths)
+  tables = [path for path in files if storage.is_file(path) and is_table(path)]
   named = [f"{name}:{place}" for name, place in columns.items() if not isinstance(place, int)]
   if not tables:
     if named:
@@ -165,7 +165,7 @@ def _is_ofa(files: Sequence[str], columns: Mapping[str, int | str]) -> bool:
   if not files or all(map(is_shard, files)):
     return False
   check_files(files)
-  with open(files[0], "rb") as file:
+  with storage.opened(staging.staged(files[0])) as file:
     return bool(columns) or file.readline().count(b"\t") != 1
 
 

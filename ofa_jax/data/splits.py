@@ -1,8 +1,8 @@
 """The pairs of a split: given, found beside the training data, or held out of that."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 
+from ofa_jax import storage
 from ofa_jax.data import held_out
 from ofa_jax.data.pairs import PairData
 from ofa_jax.data.protocols import Images
@@ -51,7 +51,7 @@ def of(source: Source, split: str) -> PairData:
   """What a path on the command line means: a folder with the split, or a file that is one."""
   if isinstance(source, PairData):
     return source
-  return PairData.of(source, split if pathlib.Path(source).is_dir() else None)
+  return PairData.of(source, split if storage.is_dir(source) else None)
 
 
 def _whole(source: Source, split: str) -> tuple[Images, Texts, float]:
@@ -67,7 +67,7 @@ def _divided(source: Source, *, share: float, held: bool) -> tuple[Images, Texts
 def _beside(given: Mapping[str, Sequence[Source]]) -> PairData | None:
   """The split "valid" of the one folder that was given to train on; None where it has none."""
   train = given.get("train") or ()
-  if len(train) != 1 or isinstance(train[0], PairData) or not pathlib.Path(train[0]).is_dir():
+  if len(train) != 1 or isinstance(train[0], PairData) or not storage.is_dir(train[0]):
     return None
   try:
     return PairData.of(train[0], "valid")

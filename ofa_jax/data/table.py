@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ofa_jax import text_files
+from ofa_jax import staging, storage, text_files
 from ofa_jax.data.folder import ImageFiles
 from ofa_jax.data.tsv import Texts, check_files
 
@@ -46,7 +46,7 @@ def read_table(
     ValueError: a table or a column is missing; or rows have no caption, another number of columns
       than the header or name an image that is not there (all are counted, the first five named).
   """
-  files = tuple(os.path.abspath(path) for path in paths)
+  files = tuple(storage.absolute(path) for path in paths)
   check_files(files)
   images, captions = {}, Captions()
   faults = {"without a caption": [], **_faults()}
@@ -78,7 +78,7 @@ def read_columns(
   Raises:
     ValueError: as `read_table`, but that any text may be empty.
   """
-  files = tuple(os.path.abspath(path) for path in paths)
+  files = tuple(storage.absolute(path) for path in paths)
   check_files(files)
   faults = _faults()
   records = _records(files, columns=columns, root=root, faults=faults)
@@ -92,7 +92,8 @@ def read_columns(
 def header(path: str) -> list[str]:
   """The names of a table's columns; of what is no text, none."""
   try:
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with storage.opened(staging.staged(path)) as raw:
+      file = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
       line = file.readline(_LONGEST_HEADER)
   except UnicodeDecodeError:
     return []
@@ -140,17 +141,17 @@ def _records(
   faults: dict[str, list[str]],
 ) -> Iterator[tuple[tuple[int, int], str, list[str]]]:
   """Of each row its file's number and line, the path of its image, and its other columns."""
-  exists = {}
+  exists, there = {}, storage.looker()
   for number, path in enumerate(files):
-    folder = os.path.dirname(path) if root is None else os.path.abspath(root)
+    folder = os.path.dirname(path) if root is None else storage.absolute(root)
     for line, row in _rows(path, columns=columns):
       if isinstance(row, str):
         faults["not like the header"].append(f"{path}:{line} ({row})")
         continue
       name, *texts = row
-      file = os.path.normpath(os.path.join(folder, name))
+      file = storage.normal(os.path.join(folder, name))
       if file not in exists:
-        exists[file] = os.path.isfile(file)
+        exists[file] = there(file)
       if exists[file]:
         yield (number, line), file, texts
       else:

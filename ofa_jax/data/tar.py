@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ofa_jax import text_files
+from ofa_jax import storage, text_files
 from ofa_jax.data import index, values
 from ofa_jax.data.table import Captions
 from ofa_jax.data.tsv import BadRow, Texts, check_files
@@ -82,7 +82,7 @@ def read_tar(
     ValueError: a shard is missing, compressed or damaged (all are counted, the first five named),
       or no sample is complete.
   """
-  files = tuple(os.path.abspath(path) for path in paths)
+  files = tuple(storage.absolute(path) for path in paths)
   check_files(files)
   version = (INDEX_VERSION, zlib.crc32((caption or "").encode()))
   scan = functools.partial(_scan, caption=caption)
@@ -150,7 +150,7 @@ def _id(shard: int, key: str) -> str:
 
 def _scan(path: str, *, caption: str | None) -> _Index:
   samples = {}  # key -> extension -> its members; keys in the order of their first one
-  with open(path, "rb") as file:
+  with storage.opened(path) as file:
     for member in _members(file):
       folder, _, name = member.name.removeprefix("./").rpartition("/")
       key, dot, extension = name.partition(".")

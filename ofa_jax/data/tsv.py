@@ -13,12 +13,12 @@ import dataclasses
 import json
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pybase64
 
-from ofa_jax import text_files
+from ofa_jax import storage, text_files
 from ofa_jax.data import index, values
 from ofa_jax.text_files import shown
 
@@ -65,7 +65,7 @@ class Table(index.Shards):
     width: int | None = None,
     index_dir: str | None = None,
   ):
-    files = tuple(os.path.abspath(path) for path in paths)
+    files = tuple(storage.absolute(path) for path in paths)
     check_files(files)
     shards = [_load_index(path, index_dir) for path in files]
     empty = [path for path, shard in zip(files, shards, strict=True) if not len(shard.starts)]
@@ -133,8 +133,7 @@ class Table(index.Shards):
       rows = slice(self._begins[shard], self._begins[shard + 1])
       if least > 1 and (self._widths[rows] == 1).all():
         first = int(self._begins[shard])
-        with open(path, "rb") as file:
-          line = os.pread(file.fileno(), 64, int(self._starts[first]))
+        line = self._read(first, self._starts[first], 64)
         raise ValueError(
           f"Expected columns separated by tabs in {path}, found no tab in any of its "
           f"{self._begins[shard + 1] - first} rows; line {self._lines[first]} begins "
@@ -238,7 +237,7 @@ def read_texts(paths: Sequence[str | os.PathLike]) -> Texts:
     ValueError: a file is missing, empty or not in UTF-8, or a line is not such an object (all are
       counted, the first five named).
   """
-  files = tuple(os.path.abspath(path) for path in paths)
+  files = tuple(storage.absolute(path) for path in paths)
   check_files(files)
   text_ids, texts, image_ids, places, faults, cure = [], [], [], [], [], ""
   for number, path in enumerate(files):
@@ -305,7 +304,7 @@ def decode_base64(text: bytes) -> bytes:
 
 def check_files(paths: Sequence[str]) -> None:
   """Raises ValueError naming every path that is not a file."""
-  missing = [path for path in paths if not os.path.isfile(path)]
+  missing = [path for path in paths if not storage.is_file(path)]
   if missing or not paths:
     raise ValueError(
       f"Expected data files, found {len(missing)} of {len(paths)} missing: "
@@ -334,26 +333,15 @@ def _load_index(path: str, index_dir: str | None) -> _Index:
 def _scan(path: str) -> _Index:
   text_files.check(path)
   starts, ends, lines, ids = [], [], [], []
-  with open(path, "rb") as file:
-    if not os.fstat(file.fileno()).st_size:
-      none = np.zeros(0, np.int64)
-      return _Index(none, none.reshape(0, 1), none, none, np.zeros(0, "S1"))
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-      begin, line = len(text_files.MARK) * (data[:3] == text_files.MARK), 0
-      while begin < len(data):
-        line += 1
-        newline = data.find(b"\n", begin)
-        following = len(data) if newline < 0 else newline + 1
-        end = len(data) if newline < 0 else newline
-        if end > begin and data[end - 1] == 13:  # a file written with CR LF
-          end -= 1
-        if end > begin:
-          columns = _column_ends(data, begin, end)
-          starts.append(begin)
-          ends.append([column - begin for column in columns])
-          lines.append(line)
-          ids.append(data[begin : columns[0]] if columns[0] - begin <= MAX_ID_BYTES else b"")
-        begin = following
+  for line, (start, data, begin, end) in enumerate(_lines(path), 1):
+    if end > begin and data[end - 1] == 13:  # a file written with CR LF
+      end -= 1
+    if end > begin:
+      columns = _column_ends(data, begin, end)
+      starts.append(start)
+      ends.append([column - begin for column in columns])
+      lines.append(line)
+      ids.append(data[begin : columns[0]] if columns[0] - begin <= MAX_ID_BYTES else b"")
   widths = np.array([len(row) for row in ends], np.int64)
   if not len(widths):  # nothing but empty lines
     return _Index(widths, widths.reshape(0, 1), widths, widths, np.zeros(0, "S1"))
@@ -365,7 +353,29 @@ def _scan(path: str) -> _Index:
   )
 
 
-def _column_ends(data: mmap.mmap, begin: int, end: int) -> list[int]:
+def _lines(path: str) -> Iterator[tuple[int, mmap.mmap | bytes, int, int]]:
+  """Of each line its first byte in the file, and the bytes between two places in which it is."""
+  if storage.in_bucket(path):
+    with storage.opened(path) as file:
+      start = len(text_files.MARK) * (file.peek(3)[:3] == text_files.MARK)
+      file.seek(start)
+      for raw in file:
+        yield start, raw, 0, len(raw) - raw.endswith(b"\n")
+        start += len(raw)
+    return
+  with open(path, "rb") as file:
+    if not os.fstat(file.fileno()).st_size:
+      return
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+      begin = len(text_files.MARK) * (data[:3] == text_files.MARK)
+      while begin < len(data):
+        newline = data.find(b"\n", begin)
+        end = len(data) if newline < 0 else newline
+        yield begin, data, begin, end
+        begin = end + 1
+
+
+def _column_ends(data: mmap.mmap | bytes, begin: int, end: int) -> list[int]:
   """Where the first `MAX_COLUMNS` + 1 columns of a line end."""
   ends, at = [], begin
   while len(ends) < MAX_COLUMNS:

@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from ofa_jax import files, trees
+from ofa_jax import files, storage, trees
 from ofa_jax.config import Config, to_dict
 
 
@@ -18,26 +18,27 @@ def save(config: Config, workdir: str, *, warn: Callable[[str], None]) -> None:
     workdir: its folder.
     warn: takes a line on each field that differs in the run that is being continued.
   """
-  path = epath.Path(workdir) / "config.json"
+  path = storage.of(workdir) / "config.json"
   new = to_dict(config)
   for name, old, now in _changes(path, new, warn):
     warn(f"config.{name} was {old!r} before this start and is now {now!r}")
   files.write_text(path, json.dumps(new, indent=2, ensure_ascii=False) + "\n")
   for name, content in config.task.model_files().items():
-    place = epath.Path(workdir) / name
-    if place.exists() and place.read_bytes() == content:
+    place = storage.of(workdir) / name
+    stored = storage.read_bytes(place) if storage.exists(place) else None
+    if stored == content:
       continue
-    if place.exists():
+    if stored is not None:
       warn(f"{name} differs from the one that this run began with")
     files.write_bytes(place, content)
 
 
 def _changes(path: epath.Path, new: Any, warn: Callable[[str], None]) -> list[tuple[str, Any, Any]]:
   """(name, before, now) of the fields that differ from a `config.json` that is there."""
-  if not path.exists():
+  if not storage.exists(path):
     return []
   try:
-    stored = json.loads(path.read_bytes())
+    stored = json.loads(storage.read_bytes(path))
   except ValueError:  # empty after a full disk, or cut short
     stored = None
   if not isinstance(stored, dict):

@@ -1,8 +1,11 @@
 """Curves of a run's metrics, as a picture."""
 
+import io
+import os
+import pathlib
 from collections.abc import Mapping, Sequence
 
-from etils import epath
+from ofa_jax import storage
 
 _COLUMNS = 2  # panels beside each other
 _WIDTH, _HEIGHT = 6.0, 3.4  # inches of a panel
@@ -37,7 +40,7 @@ def panels(rows: Sequence[Mapping[str, float]]) -> dict[str, list[str]]:
   return {title: groups[title] for title in order if groups.get(title)}
 
 
-def plot(rows: Sequence[Mapping[str, float]], path: epath.PathLike) -> None:
+def plot(rows: Sequence[Mapping[str, float]], path: str | os.PathLike) -> None:
   """Draws the panels of these metrics over the steps, as PNG; nothing where there are none."""
   import matplotlib  # slow to import, and needed once a run
   import matplotlib.figure
@@ -64,5 +67,9 @@ def plot(rows: Sequence[Mapping[str, float]], path: epath.PathLike) -> None:
     axes.grid(alpha=0.3)
     if group != [title]:  # beside the curves, never on them
       axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-  with epath.Path(path).open("wb") as f:
-    figure.savefig(f, format="png", dpi=120)
+  drawn = io.BytesIO()
+  figure.savefig(drawn, format="png", dpi=120)
+  if storage.in_bucket(path):
+    storage.write_bytes(path, drawn.getvalue())
+  else:
+    pathlib.Path(path).write_bytes(drawn.getvalue())

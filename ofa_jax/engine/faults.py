@@ -12,7 +12,8 @@ from typing import Any
 import orbax.checkpoint as ocp
 from etils import epath
 
-from ofa_jax import files
+from ofa_jax import files, storage
+from ofa_jax.engine import bucket_arrays
 
 
 class SaveError(OSError):
@@ -33,7 +34,8 @@ def explained(workdir: str) -> Iterator[None]:
   except Exception as error:
     if files.full_disk(error) is None:
       raise
-    whole = ocp.utils.checkpoint_steps(epath.Path(workdir).resolve() / "checkpoints")
+    folder = bucket_arrays.path_of(workdir) / "checkpoints"
+    whole = [] if storage.in_bucket(workdir) else ocp.utils.checkpoint_steps(folder)
     stands, then = "No checkpoint was finished yet", "it starts anew"
     if whole:
       stands = f"The newest whole checkpoint is that of step {max(whole)}"

@@ -16,8 +16,12 @@ import threading
 import time
 from collections.abc import Iterator
 
+from ofa_jax import storage
+from ofa_jax.engine import bucket_lock
+
 NAME = "in-use.json"  # in a folder; beside a file F it is F.in-use.json
 BEAT = 5.0  # seconds between two signs of life
+BUCKET_BEATS = 2  # of these between two signs of life in a bucket, which are requests
 SILENCE = 3  # beats without one after which the writer on another host is gone
 
 
@@ -31,8 +35,8 @@ def one_writer(
 ) -> Iterator[str | None]:
   """Keeps other processes from writing to a folder, or to a file, while the block runs.
 
-  Gives a note on a process that has left without unlocking, or None. Places in buckets, which have
-  no locks, are not guarded.
+  Gives a note on a process that has left without unlocking, or None. In a bucket the file is an
+  object, see `bucket_lock`.
 
   Args:
     path: the folder, which is made if it is missing and goes again if nothing comes into it, or the
@@ -44,8 +48,9 @@ def one_writer(
     HeldError: another process has it; the message names it.
     OSError: the place cannot be written to.
   """
-  if "://" in os.fspath(path):
-    yield None
+  if storage.in_bucket(path):
+    with _in_bucket(os.fspath(path).rstrip("/"), file=file, beat=BUCKET_BEATS * beat) as note:
+      yield note
     return
   path = pathlib.Path(path)
   place = path.with_name(f"{path.name}.{NAME}") if file else path / NAME
@@ -67,6 +72,17 @@ def one_writer(
     os.close(handle)
 
 
+@contextlib.contextmanager
+def _in_bucket(path: str, *, file: bool, beat: float) -> Iterator[str | None]:
+  place = f"{path}.{NAME}" if file else f"{path}/{NAME}"
+  with contextlib.ExitStack() as stack:
+    try:
+      before = stack.enter_context(bucket_lock.held(place, beat=beat, silence=SILENCE))
+    except bucket_lock.Held as error:
+      raise HeldError(_held(path, error.holder, place)) from None
+    yield before and _left(path, before)
+
+
 def _acquire(place: pathlib.Path, *, what: pathlib.Path, beat: float) -> tuple[int, str | None]:
   """The open, locked lock file, and a note where it was left behind."""
   while True:
@@ -86,7 +102,7 @@ def _acquire(place: pathlib.Path, *, what: pathlib.Path, beat: float) -> tuple[i
       if holder:
         if _alive(file, holder, beat):
           raise HeldError(_held(what, holder, place))
-        note = f"{_who(holder)} was writing to {what} and is gone; this process takes over"
+        note = _left(what, holder)
       mine = {"host": socket.gethostname(), "pid": os.getpid(), "since": _now()}
       os.ftruncate(file, 0)
       os.pwrite(file, f"{json.dumps(mine)}\n".encode(), 0)
@@ -148,7 +164,11 @@ def _keep_alive(file: int, done: threading.Event, beat: float) -> None:
       os.utime(file)
 
 
-def _held(what: pathlib.Path, holder: dict, place: pathlib.Path) -> str:
+def _left(what: str | os.PathLike, holder: dict) -> str:
+  return f"{_who(holder)} was writing to {what} and is gone; this process takes over"
+
+
+def _held(what: str | os.PathLike, holder: dict, place: str | os.PathLike) -> str:
   return (
     f"Expected to be the only one that writes to {what}, found {_who(holder)} at it. Wait for it, "
     f"end it, or take another place (its lock is {place})."

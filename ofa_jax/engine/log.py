@@ -18,8 +18,8 @@ import rich.progress
 import rich.text
 from etils import epath
 
-from ofa_jax import files
-from ofa_jax.engine import curves, writers
+from ofa_jax import files, storage
+from ofa_jax.engine import curves, growing, writers
 
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
@@ -59,7 +59,10 @@ class Log:
       described: the config as JSON-able data, for those.
     """
     self._main = jax.process_index() == 0
-    self.folder = epath.Path(workdir)
+    self.folder = storage.of(workdir)
+    self._lines, self._metrics = (
+      growing.Growing(str(self.folder / name)) for name in (TEXT, METRICS)
+    )
     self._console = rich.console.Console(quiet=not self._main, highlight=False, soft_wrap=True)
     self._bar = rich.progress.Progress(
       rich.progress.TextColumn("step"),
@@ -80,7 +83,7 @@ class Log:
 
   def __enter__(self):
     if self._main:
-      self.folder.mkdir(parents=True, exist_ok=True)
+      storage.make_folder(self.folder)
       self._rows = [r for r in read_metrics(self.folder) if r["step"] <= self._start]
       files.write_text(self.folder / METRICS, "".join(json.dumps(r) + "\n" for r in self._rows))
       self._writers = writers.open_writers(
@@ -97,6 +100,17 @@ class Log:
       self._heard.end()
     for writer in self._writers:
       writer.close(failed=error is not None)
+    for file in (self._lines, self._metrics):
+      try:
+        file.close()
+      except OSError:
+        if error is None:  # else it is what came of it
+          raise
+
+  def flush(self) -> None:
+    """Returns when `log.txt` and `metrics.jsonl` have everything; OSError where they cannot."""
+    for file in (self._lines, self._metrics):
+      file.flush()
 
   @property
   def history(self) -> list[dict[str, float]]:
@@ -113,7 +127,8 @@ class Log:
     if not self._main:
       return
     path = self.folder / TEXT
-    before = path.read_bytes().count(f" | {_WEIGHTS}".encode()) if path.exists() else 0
+    text = storage.read_bytes(path) if storage.exists(path) else b""
+    before = text.count(f" | {_WEIGHTS}".encode())
     for text in (f"{_WEIGHTS}{origin}", *layout):
       self.record(text)
     if before:
@@ -128,7 +143,7 @@ class Log:
   def record(self, text: str, *, level: str = "INFO") -> None:
     """One line in `log.txt` alone."""
     if self._main:
-      append(self.folder / TEXT, _stamped(text, level) + "\n")
+      self._lines.append(_stamped(text, level) + "\n")
 
   def evaluated(self, step: int) -> bool:
     """Are there metrics of an evaluation at this step (process 0 only)?"""
@@ -154,7 +169,7 @@ class Log:
     if not self._main or row in self._rows:
       return
     self._rows.append(row)
-    append(self.folder / METRICS, json.dumps(row) + "\n")
+    self._metrics.append(json.dumps(row) + "\n")
     for writer in self._writers:
       writer.row(step, {k: v for k, v in row.items() if k != "step"})
 
@@ -252,9 +267,9 @@ def _stamped(text: str, level: str) -> str:
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
   """Rows of a run's `metrics.jsonl`; lines that a crash or a full disk spoiled are dropped."""
-  path = epath.Path(workdir) / METRICS
+  path = storage.of(workdir) / METRICS
   rows = []
-  for line in path.read_bytes().splitlines() if path.exists() else ():
+  for line in storage.read_bytes(path).splitlines() if storage.exists(path) else ():
     try:
       row = json.loads(line)
       if isinstance(row["step"], int):
@@ -262,15 +277,6 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
     except (ValueError, TypeError, KeyError):
       continue
   return rows
-
-
-def append(path: epath.Path, text: str) -> None:
-  """Appends to a local file, or rewrites one in a bucket, where files cannot grow."""
-  if "://" in str(path):
-    path.write_text((path.read_text() if path.exists() else "") + text)
-    return
-  with open(path, "a", encoding="utf-8") as f:
-    f.write(text)
 
 
 def quiet_libraries() -> None:

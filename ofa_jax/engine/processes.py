@@ -20,6 +20,8 @@ from typing import Any
 import jax
 from jax._src import distributed  # its store of keys and values has no public name
 
+from ofa_jax.engine import growing
+
 # What people's files, flags and disks cause: told in one message without a traceback.
 EXPECTED = (ValueError, FloatingPointError, OSError)
 
@@ -309,6 +311,7 @@ def _end_process(status: int) -> None:
       if stream.isatty():
         stream.write("\x1b[?25h")  # the cursor, which a progress bar has hidden
       stream.flush()
+  growing.write_last_lines()
   os._exit(status)
 
 

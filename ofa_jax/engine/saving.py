@@ -22,8 +22,23 @@ class Saver:
   already wait for the one that failed; the run ends there.
   """
 
-  def __init__(self, checkpoints: Checkpoints, *, say: Callable[[str], None], waits: tuple = WAITS):
-    """Args: say: takes a line about a failure; waits: seconds before each further try."""
+  def __init__(
+    self,
+    checkpoints: Checkpoints,
+    *,
+    say: Callable[[str], None],
+    waits: tuple = WAITS,
+    before: Callable[[], None] = lambda: None,
+  ):
+    """Opens it.
+
+    Args:
+      checkpoints: of the run.
+      say: takes a line about a failure.
+      waits: seconds before each further try.
+      before: is called before each save; an OSError of it counts as one of the save.
+    """
+    self._before = before
     self.checkpoints, self._say, self._waits = checkpoints, say, waits
     self._failures = 0
     self._next: float | None = None  # when to try again
@@ -37,6 +52,7 @@ class Saver:
     self._note(self.checkpoints.outcome(wait=True))
     self._next = None
     try:
+      self._before()
       self.checkpoints.save(state)
     except Exception as error:
       self._failed(error)

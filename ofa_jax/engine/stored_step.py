@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -37,11 +36,6 @@ class StoredStep:
   directory: epath.Path
   step: int
 
-  @property
-  def local(self) -> pathlib.Path | None:
-    """The folder; None if it is in a bucket, whose service has checksums of its own."""
-    return None if "://" in str(self.directory) else pathlib.Path(self.directory)
-
   def has(self, item: str) -> bool:
     """Is there such an item, or was the step written with one?"""
     if (self.directory / item).exists():
@@ -64,7 +58,7 @@ class StoredStep:
     """What the checksums of these items' files say; every process reads its share, and must ask."""
     share = jax.process_index(), jax.process_count()
     under = [f"{name}/" for name in items]
-    lines = checksums.faults(self.local, part=share, under=under) if self.local else []
+    lines = checksums.faults(self.directory, part=share, under=under)
     if jax.process_count() > 1:
       total = np.sum(multihost_utils.process_allgather(np.asarray(len(lines))))
       if total and not lines:

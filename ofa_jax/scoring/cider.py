@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ofa_jax import text_files
+from ofa_jax import storage, text_files
 from ofa_jax.data import plain_pickle
 
 ORDERS = 4
@@ -62,9 +62,8 @@ class Frequencies:
     Raises:
       ValueError: the file is missing or something else.
     """
-    path = pathlib.Path(path)
     try:
-      data = path.read_bytes().removeprefix(text_files.MARK)
+      data = storage.read_bytes(path).removeprefix(text_files.MARK)
       if data[:1] == b"{":
         table = json.loads(data)
         counts = {tuple(k.split(" ")): float(v) for k, v in table["document_frequency"].items()}

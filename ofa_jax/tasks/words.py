@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from ofa_jax import hub
+from ofa_jax import hub, staging, storage
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
 
@@ -16,9 +16,9 @@ def load_tokenizer(name: str) -> OFATokenizer:
 
 def tokenizer_folder(name: str) -> Path:
   """Where the tokenizer's files are; ValueError where there are none."""
-  folder = Path(name)
-  if folder.is_dir() and not (folder / "config.json").exists():
-    return folder
+  folder = storage.of(name)
+  if storage.is_dir(folder) and not storage.exists(folder / "config.json"):
+    return staging.tokenizer_files(folder)
   source = hub.open_model(name)
   if source.files is None:
     return source.tokenizer  # raises what is missing
@@ -27,7 +27,7 @@ def tokenizer_folder(name: str) -> Path:
 
 def check_tokenizer(tokenizer: str, config: Any) -> list[str]:
   """Faults of a tokenizer in a folder that show without data, one line each."""
-  if not Path(tokenizer).is_dir():  # a model's, and models are opened with the data
+  if not storage.is_dir(tokenizer):  # a model's, and models are opened with the data
     return []
   try:
     words = load_tokenizer(tokenizer).vocab_size

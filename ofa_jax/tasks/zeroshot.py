@@ -1,12 +1,11 @@
 """Zero-shot classification by class names put into templates (Chinese-CLIP, arXiv 2211.01335)."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ofa_jax import text_files
+from ofa_jax import storage, text_files
 from ofa_jax.data import folder, pairs
 from ofa_jax.data.protocols import Rows
 from ofa_jax.scoring import zeroshot
@@ -38,12 +37,12 @@ class ZeroShot(Task):
     return check_image_size(self.image_size, config)
 
   def streams(self, split: str) -> dict[str, Rows]:
-    table = folder.ImageFolder(Path(self.directory) / split)
-    names = text_files.read(Path(self.directory) / "label_cn.txt").split("\n")
+    table = folder.ImageFolder(storage.of(self.directory) / split)
+    names = text_files.read(storage.of(self.directory) / "label_cn.txt").split("\n")
     names = [name.strip() for name in names if name.strip()]
     if len(names) != len(table.classes):
       raise ValueError(
-        f"Expected one class name for each folder of {Path(self.directory) / split}, found "
+        f"Expected one class name for each folder of {storage.of(self.directory) / split}, found "
         f"{len(names)} names in label_cn.txt and {len(table.classes)} folders"
       )
     prompts = [template.replace("{}", name) for name in names for template in self.templates]

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from ofa_jax import staging
 from ofa_jax.tokenizers.bert import ChineseBertTokenizer
 from ofa_jax.tokenizers.special import BOS, EOS, PAD, UNK
 
@@ -87,7 +88,7 @@ class OFATokenizer:
     Raises:
       ValueError: files are missing or damaged.
     """
-    directory = pathlib.Path(directory)
+    directory = staging.local_folder(directory, below=False)
     kind = _layout(directory)
     files = [directory / name for name in LAYOUTS[kind]]
     if kind == "huggingface":

@@ -25,3 +25,14 @@ def test_prompts_are_spelled_as_in_training():
 def test_words_beyond_the_limit_are_cut_with_a_warning():
   with pytest.warns(UserWarning, match="Cut a text of 5 words to the first 3: 'one two three"):
     assert prompts.question("One two three four five", max_words=3) == " one two three?"
+
+
+def test_summaries_and_sentences():
+  article = "The <unk> of Man-City , ~~ 10/2"
+  cleaned = "the unk of man city , ~~ 10 2"
+  assert prompts.summary(article) == f' what is the summary of article " {cleaned} "?'
+  assert prompts.summary(article, chinese=True) == f"{cleaned} 请用一个句子简单总结上文："
+  with pytest.warns(UserWarning, match="Cut a text of 9 words to the first 2"):
+    assert prompts.summary(article, max_words=2) == ' what is the summary of article " the unk "?'
+  asked = prompts.sentences(' can text1 " {} " imply text2 " {} "?', " A-b\tC  d\n", "E/f ?")
+  assert asked == ' can text1 " a-b c d " imply text2 " e/f ? "?'

@@ -101,8 +101,3 @@ def test_a_lock_that_was_written_half_holds_nobody_up(tmp_path, content):
   (tmp_path / lock.NAME).write_bytes(content)
   with lock.one_writer(tmp_path) as note:
     assert note is None
-
-
-def test_buckets_are_not_locked():
-  with lock.one_writer("gs://bucket/run") as note:
-    assert note is None

@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ofa_jax import storage
 from ofa_jax.convert import json_files, limits
 from ofa_jax.models.bert import BertConfig
 from ofa_jax.models.clip_resnet import ResNetConfig
@@ -79,7 +80,7 @@ def read(paths: Iterable[str | pathlib.Path]) -> CNCLIPConfig:
     ValueError: a file that is missing or no JSON object; all fields that are missing or unknown.
   """
   fields = {}
-  paths = [pathlib.Path(path) for path in paths]
+  paths = [storage.of(path) for path in paths]
   for path in paths:
     try:
       fields.update(json_files.read(path))
