@@ -1,5 +1,6 @@
 """Commands whose every place is in a bucket, against emulated GCS and S3."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -19,9 +20,8 @@ from ofa_jax import train as training
 from ofa_jax.convert.__main__ import convert
 from ofa_jax.data import quickstart
 from ofa_jax.engine import log
-from tests import bucket_servers, ofa_directory, tiny
+from tests import bucket_servers, kills, ofa_directory, tiny
 from tests.evaluation_golden import RETRIEVAL, save_model
-from tests.kills import write_pictures
 from tests.test_processes import finish, start_cluster
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -156,7 +156,23 @@ def test_the_quickstart_killed_and_gone_on_with(bucket, services):
   rows = [without_times(log.read_metrics(f"{bucket}/{name}")) for name in ("killed", "straight")]
   assert {r["step"] for r in rows[0]} == {r["step"] for r in rows[1]} == set(range(1, 13))
   assert rows[0][-1] == rows[1][-1]
-  assert straight.count("valid/") and straight.splitlines()[-1].endswith("metrics.jsonl")
+  assert f"These and all before them are in {bucket}/straight/metrics.jsonl" in straight
+
+
+@pytest.mark.slow  # a process that compiles two evaluations, for each service
+def test_evaluate(bucket, digits, monkeypatch):
+  monkeypatch.setenv("OFA_JAX_DATA", str(digits.parent))
+  config = dataclasses.replace(kills.get_config("digits"), steps=2, save_every=1)
+  metrics = training.train(config, f"{bucket}/run")
+  command(
+    *("ofa_jax.evaluate", f"--config={ROOT / 'tests' / 'kills.py'}:digits"),
+    *(f"--checkpoint={bucket}/run@2", f"--output={bucket}/metrics.json"),
+    f"--results={bucket}/results",
+  )
+  stored = json.loads(storage.read_bytes(f"{bucket}/metrics.json"))
+  assert stored.keys() == metrics.keys()
+  np.testing.assert_allclose(list(stored.values()), [metrics[k] for k in stored], rtol=1e-4)
+  assert list(storage.files_below(f"{bucket}/results"))
 
 
 @pytest.mark.slow  # a dozen processes, for each service
@@ -166,7 +182,7 @@ def test_every_command(bucket, services, tmp_path):
   ofa_directory.save_micro(tmp_path)
   storage.upload(clip, f"{place}/clip")
   storage.upload(tmp_path / "model", f"{place}/ofa")
-  write_pictures(tmp_path / "in.tsv")
+  kills.write_pictures(tmp_path / "in.tsv")
   storage.upload(tmp_path / "in.tsv", f"{place}/in.tsv")
   data = RETRIEVAL / "dataset"
   for name in ("test_imgs.tsv", "test_texts.jsonl"):
@@ -197,7 +213,7 @@ def test_every_command(bucket, services, tmp_path):
   features = [f"--{kind}-feats={place}/out/test_{s}.{k}_feat.jsonl" for kind, s, k in (
     ("image", "imgs", "img"), ("text", "texts", "txt"),
   )]  # fmt: skip
-  command("ofa_jax.retrieve", "topk", *features, f"--output={place}/out/topk.jsonl", "--top-k=3")
+  command("ofa_jax.retrieve", "topk", *features, f"--output={place}/out/topk.jsonl", "--top-k=10")
   command(
     *("ofa_jax.retrieve", "recall", f"--annotations={place}/test_texts.jsonl"),
     *(f"--predictions={place}/out/topk.jsonl", f"--output={place}/out/score.json"),

@@ -11,6 +11,7 @@ AWS_ENDPOINT_URL, AWS_REGION or AWS_DEFAULT_REGION for S3.
 
 import functools
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -41,6 +42,14 @@ def options(path: str | os.PathLike) -> dict[str, Any]:
   if not storage.in_bucket(path):
     return {}
   return {"temporary_path_class": atomicity.CommitFileTemporaryPath}
+
+
+def remove_but(whole: Iterable[int], folder: str | os.PathLike) -> None:
+  """Removes the steps of a bucket that are not whole: they have their names from the beginning."""
+  if storage.in_bucket(folder):
+    steps = {name.partition("/")[0] for name in storage.files_below(folder)}
+    for step in filter(str.isdigit, steps - set(map(str, whole))):
+      storage.remove(f"{os.fspath(folder)}/{step}")
 
 
 def reader() -> ocp.StandardCheckpointer:

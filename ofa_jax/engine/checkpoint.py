@@ -174,6 +174,7 @@ class Checkpoints:
   def remove_partial(self) -> None:
     """Removes what a failed save has left, which takes room; nothing may be being saved."""
     if jax.process_count() == 1:  # elsewhere the next start does
+      bucket_arrays.remove_but(self.steps(), self.folder)
       for folder in self.folder.glob("*.orbax-checkpoint-tmp"):
         with contextlib.suppress(OSError):
           folder.rmtree()

@@ -46,6 +46,24 @@ def test_a_save_cut_short_does_not_count(bucket, program):
   storage.remove(f"{bucket}/checkpoints/2/commit_success.txt")
   with checkpoint.Checkpoints(bucket) as checkpoints:
     assert checkpoints.steps() == [1]
+    checkpoints.remove_partial()
+  assert {n.split("/")[0] for n in storage.files_below(f"{bucket}/checkpoints")} == {"1"}
+
+
+def test_a_run_that_was_copied_from_a_disk_goes_on(bucket, program, tmp_path):
+  state = numbered(program)
+  with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
+    checkpoints.save(dataclasses.replace(state, step=jnp.int32(1)))
+  storage.upload(tmp_path / "run", bucket)
+  for name in ("_CHECKPOINT_METADATA", "model/_METADATA"):  # of a save that was cut short
+    storage.write_bytes(f"{bucket}/checkpoints/2/{name}", b"{}")
+  with checkpoint.Checkpoints(bucket) as checkpoints:
+    assert checkpoints.steps() == [1]
+    restored = checkpoints.restore(1, **layout(program))
+    checkpoints.save(dataclasses.replace(state, step=jnp.int32(2)))
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2]
+  assert_same(dataclasses.replace(state, step=jnp.int32(1)), restored)
 
 
 def test_a_damaged_step_is_set_aside(bucket, program):
