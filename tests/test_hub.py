@@ -284,6 +284,7 @@ def test_wrapped_state_dicts_with_buffers_are_read(tmp_path, prefix):
   pytest.importorskip("torch")
   tensors = {k.removeprefix("module."): x for k, x in micro_state_dict("micro_vit").items()}
   tensors["bert.embeddings.position_ids"] = np.arange(64)[None]
+  tensors["bert.embeddings.token_type_ids"] = np.zeros((1, 64), np.int64)
   tensors = {f"{prefix}{name}": x for name, x in tensors.items()}
   path = cnclip_files.save(tmp_path / "x.pt", tensors)
   assert_same(hub.open_model(path, config=micro_config("micro_vit")).load()[0], weights()[0])

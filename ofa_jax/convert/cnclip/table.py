@@ -92,6 +92,7 @@ IGNORED: tuple[tuple[str, str], ...] = (
     "the text feature is the first state itself; some files keep a stale pooler",
   ),
   (r"\.embeddings\.position_ids$", "the numbers 0, 1, 2, ..., which old versions stored"),
+  (r"\.embeddings\.token_type_ids$", "zeros, the type of every token, which some versions store"),
   (r"\.num_batches_tracked$", "a counter that BatchNorm with a fixed momentum never reads"),
 )
 

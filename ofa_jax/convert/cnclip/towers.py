@@ -49,7 +49,8 @@ def merge(
   text = {
     f"{prefix}{name}": x
     for name, x in renamed.items()
-    if f"{prefix}{name}".startswith("bert.") and not name.endswith(".position_ids")
+    if f"{prefix}{name}".startswith("bert.")
+    and not name.endswith((".position_ids", ".token_type_ids"))
   }
   out = image.get("visual.proj", image.get("visual.attnpool.c_proj.bias"))
   words = text.get("bert.embeddings.word_embeddings.weight")
