@@ -61,7 +61,7 @@ if test -e run/pid && ! flock --nonblock run/pid true; then echo "runs already";
 rm -f run/status run/pid
 PATH="$PWD/venv/bin:$PWD:$PATH" RESTARTS={restarts} setsid nohup bash supervise.sh run {command} \\
   </dev/null >/dev/null 2>start.txt &
-for i in $(seq 10); do test -s run/pid && break; sleep 1; done
+for i in $(seq 60); do test -s run/pid && break; sleep 1; done
 test -s run/pid || {{ cat start.txt >&2; exit 1; }}
 """
 STATUS = """cd {folder} 2>/dev/null || {{ echo "WORKER $(hostname) not-installed"; exit 0; }}

@@ -22,7 +22,7 @@ from ofa_jax.engine import cluster, lock, log, processes
 from ofa_jax.files import room_for, written_whole
 from ofa_jax.text_files import printable
 
-(RECIPES,) = configs.__path__
+RECIPES = configs.__path__[0] if configs.__path__ else os.devnull  # where nothing is
 
 
 def define_config(
@@ -357,7 +357,7 @@ def _near(path: str) -> str:
   folder, name = os.path.split(path)
   names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
   if os.path.normpath(folder) == "configs":
-    names = {*names, *os.listdir(RECIPES)}
+    names = {*names, *(os.listdir(RECIPES) if os.path.isdir(RECIPES) else ())}
   names = sorted(n for n in names if n.endswith(".py"))
   near = difflib.get_close_matches(name, names, n=3) or names[:8]
   if near:

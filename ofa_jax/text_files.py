@@ -84,16 +84,38 @@ def fault(data: bytes) -> str | None:
   for magic, name in _OTHERS:
     if begin.startswith(magic):
       return name
-  if data.startswith(_POINTER):
-    return "a Git LFS pointer, a few lines in place of the file"
-  if data[:64].removeprefix(MARK).lstrip().lower().startswith(_PAGES):
-    return "a web page"
+  if kind := in_place_of(data):
+    return kind
   if 50 * data.count(b"\0") > len(data):  # fewer are a damaged row
     even, odd = data[::2].count(b"\0"), data[1::2].count(b"\0")
     return "UTF-16" if max(even, odd) > 4 * min(even, odd) + 1 else "binary data"
   if _decodes(data, "utf-8"):
     return None
   return "GBK, it seems" if _is_chinese(data) else "bytes that are not UTF-8"
+
+
+def in_place_of(data: bytes) -> str | None:
+  """What the beginning of a file says that it is in place of the file that is meant, or None."""
+  if data.startswith(_POINTER):
+    return "a Git LFS pointer, a few lines in place of the file (git lfs pull)"
+  if data[:64].removeprefix(MARK).lstrip().lower().startswith(_PAGES):
+    return "a web page"
+  return None
+
+
+def text_of(data: bytes) -> str:
+  """The text that a whole small file is.
+
+  Raises:
+    ValueError: it is none; the message is what it seems to be.
+  """
+  reason = fault(data)
+  if reason is None:
+    try:
+      return data.removeprefix(MARK).decode("utf-8")
+    except UnicodeDecodeError:
+      reason = "a character that is cut off"
+  raise ValueError(reason)
 
 
 def cure(path: str | os.PathLike, reason: str) -> str:

@@ -69,6 +69,7 @@ def killed(
     seconds = time.monotonic() - begin
     assert status == 0, said
   faults, moments = [], []
+  saves_more = number != signal.SIGKILL  # at the step that it was at
   for i in range(count):
     out = folder / f"killed{i}"
     statuses = []
@@ -85,7 +86,7 @@ def killed(
         continue
     else:
       _finish(job, folder, out)  # says so, and clears the lock away
-    difference = _in_child(lambda out=out: compare(job, out, straight))
+    difference = _in_child(lambda out=out: compare(job, out, straight, newest_only=saves_more))
     print(f"{job} {i + 1}/{count}: {difference or 'equal'}", file=sys.stderr, flush=True)
     if difference:
       faults.append(f"killed{i} after {moments[-1 - i % 2 :]} s: {difference}")
@@ -154,9 +155,19 @@ def command(job: str, folder: pathlib.Path, out: pathlib.Path) -> list[str]:
   return ["train", f"--config={HERE}:{family}", f"--workdir={out / 'out'}"]
 
 
-def compare(job: str, out: pathlib.Path, straight: pathlib.Path) -> str:
-  """What differs from the straight run, or is there beside it; "" if nothing."""
+def compare(
+  job: str, out: pathlib.Path, straight: pathlib.Path, *, newest_only: bool = False
+) -> str:
+  """What differs from the straight run, or is there beside it; "" if nothing.
+
+  Args:
+    newest_only: of checkpoints look at the newest.
+  """
   names = [sorted(str(p.relative_to(x)) for p in _listed(job, x)) for x in (out, straight)]
+  if newest_only:
+    newest = f"out/checkpoints/{max(int(p.name) for p in (straight / 'out/checkpoints').iterdir())}"
+    names = [[n for n in x if not n.startswith("out/checkpoints/") or n.startswith(newest)]
+             for x in names]  # fmt: skip
   if names[0] != names[1]:
     return f"{sorted(set(names[0]) ^ set(names[1]))} are in one of them only"
   if job in ("extract_features", "generate"):

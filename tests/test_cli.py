@@ -194,6 +194,7 @@ def test_help_begins_with_what_must_be_given(outcomes):
 def test_ctrl_c_ends_a_command_with_one_line():
   script = (
     "import os, signal, time\nfrom ofa_jax import cli\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs ignore it
     "with cli.readable('the same command goes on where it stopped'):\n"
     "  os.kill(os.getpid(), signal.SIGINT)\n  time.sleep(60)\n  raise AssertionError\n"
   )

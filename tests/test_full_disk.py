@@ -12,7 +12,7 @@ from tests import forked
 from tests.evaluation_golden import save_model
 from tests.ofa_directory import save_micro
 
-LIMIT = 120_000  # bytes; more than the places of outputs are tried with beforehand
+LIMIT = 80_000  # bytes; more than the places of outputs are tried with beforehand
 TEXTS = 2000
 OLD = "what was there"
 # What is written, the file or folder that it becomes, and whether an old one is replaced.

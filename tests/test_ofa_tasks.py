@@ -248,7 +248,10 @@ def test_evaluated_again_on_another_mesh(name, run_of, tmp_path):
   assert json.loads(stored) == run.results()
 
 
-@ALL
+@pytest.mark.parametrize(
+  "name",
+  [pytest.param(name, marks=() if name in ("refcoco", "imagenet") else SLOW) for name in CASES],
+)
 def test_eight_devices_are_one(name, run_of):
   run = run_of(name)
   alone = dataclasses.replace(run.config, evals=())

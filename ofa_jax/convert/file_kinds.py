@@ -40,6 +40,8 @@ def check(path: pathlib.Path, file: BinaryIO, *, size: int) -> bytes:
   for magic, kind in _KINDS:
     if start.startswith(magic):
       raise ValueError(kind)
+  if not any(start):
+    raise ValueError("zeros, as a download leaves that was broken off; get it again")
   text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
   if text.startswith(_PAGES):
     raise ValueError(

@@ -5,7 +5,7 @@ import math
 import pathlib
 from typing import Any, NoReturn
 
-from ofa_jax import storage
+from ofa_jax import storage, text_files
 from ofa_jax.convert import file_kinds
 
 MAX_BYTES = 8 << 20  # far more than any description of a model
@@ -34,6 +34,9 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
 def parse(data: bytes) -> dict[str, Any]:
   """The object of JSON text in UTF-8, with or without a byte order mark; errors as `read`."""
+  kind = text_files.in_place_of(data)
+  if kind:
+    raise ValueError(kind)
   try:
     text = data.decode("utf-8-sig")
   except UnicodeDecodeError as error:

@@ -5,7 +5,7 @@ photos/cat.jpg  photos/cat.txt
 
 import os
 
-from ofa_jax import staging, storage
+from ofa_jax import staging, storage, text_files
 from ofa_jax.data.folder import EXTENSIONS, ImageFiles, image_files
 from ofa_jax.data.table import Captions
 from ofa_jax.data.tsv import Texts
@@ -30,11 +30,11 @@ def read_captioned(directory: str | os.PathLike) -> tuple[ImageFiles, Texts]:
   files, there = image_files(storage.of(directory)), storage.looker()
   for path in files:
     file = _caption_file(path)
+    raw = storage.read_bytes(staging.staged(file)) if there(file) else b""
     try:
-      raw = storage.read_bytes(staging.staged(file)) if there(file) else b""
-      text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-      damaged.append(str(file))
+      text = text_files.text_of(raw)
+    except ValueError as reason:
+      damaged.append(f"{text_files.shown(file, 300)} ({reason})")
       continue
     lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
@@ -45,8 +45,8 @@ def read_captioned(directory: str | os.PathLike) -> tuple[ImageFiles, Texts]:
     images.append(storage.absolute(path))
   if damaged:
     raise ValueError(
-      f"Expected captions in UTF-8, found {len(damaged)} files of another encoding: "
-      f"{', '.join(damaged[:5])}. Save them again as UTF-8."
+      f"Expected captions in UTF-8, found {len(damaged)} files of something else: "
+      f"{', '.join(damaged[:5])}. Save them again as UTF-8, or get them again."
     )
   if not images:
     raise ValueError(

@@ -196,12 +196,10 @@ def _caption(file: BinaryIO, members: dict[str, list[tarfile.TarInfo]], field: s
   kind = "txt" if field is None else "json"
   member = _member(members, [kind])
   file.seek(member.offset_data)
-  content = file.read(member.size).removeprefix(text_files.MARK)
   try:
-    content = content.decode()
-  except UnicodeDecodeError:
-    seems = " (GBK, it seems)" * (text_files.fault(content) or "").startswith("GBK")
-    raise ValueError(f"has a .{kind} that is not UTF-8{seems}") from None
+    content = text_files.text_of(file.read(member.size))
+  except ValueError as reason:
+    raise ValueError(f"has a .{kind} that is not UTF-8 ({reason})") from None
   try:
     text = content if field is None else json.loads(content)[field]
   except (ValueError, RecursionError):

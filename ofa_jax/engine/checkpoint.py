@@ -11,7 +11,6 @@ The newest ones stay, and beside them the best one by a metric. `W@8`, `W@best`,
 
 import contextlib
 import json
-import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -47,9 +46,6 @@ class Checkpoints:
       best: says which one stays beside them; None: none.
       read_only: nothing is made, saved or removed there.
     """
-    # Orbax reports every array it touches at INFO, warns of defaults that are meant, and repeats
-    # what it raises.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
     faults.silence_echoes()
     self.workdir = bucket_arrays.path_of(workdir)
     self.best = best  # may be set later

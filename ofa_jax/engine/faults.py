@@ -57,9 +57,16 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 _ECHOES = ("Event loop is closed", "Encountered error while reading array index")
 
 
-@functools.cache
 def silence_echoes() -> None:
   """Orbax drops what it is doing when a file fails, and each part would print a traceback."""
+  # It reports every array it touches at INFO, warns of defaults that are meant, and repeats what it
+  # raises.
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
+  _set_hooks()
+
+
+@functools.cache
+def _set_hooks() -> None:
   uncaught, unraisable = sys.excepthook, sys.unraisablehook
 
   def on_uncaught(kind, error, trace):

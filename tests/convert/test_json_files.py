@@ -25,6 +25,8 @@ TEXTS = {
   "a number of a million digits": (b'{"a": ' + b"9" * 1_000_000 + b"}", "digits"),
   "a key twice": (b'{"a": {"b": 1, "b": 2}}', "the key 'b' twice"),
   "no UTF-8": (b'{"a": "\xff"}', "not UTF-8"),
+  "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\nsize 1\n", "git lfs pull"),
+  "a web page": (b"<!DOCTYPE html>\n<html></html>", "a web page"),
   "UTF-16": ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
 }
 

@@ -332,6 +332,7 @@ KINDS = {
   "gzip": (b"\x1f\x8b\x08\x00", "gunzip"),
   "hdf": (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
   "empty": (b"", "an empty file"),
+  "zeros": (bytes(9_000), "zeros, as a download"),
   "text": (b"hello", "opcode b'h'|refers to what it has not kept"),
   "tar": (b"\0" * 257 + b"ustar" + b"\0" * 600, "the tar format"),
 }

@@ -89,9 +89,15 @@ def test_pictures_without_captions_are_left_out_and_named(forms):
   assert len(images) == 4 and texts.texts[-3:] == ["一", "二", "图04"]
   assert texts.notes[0].startswith("Left out 1 pictures without a caption: ")
   assert texts.name(2).endswith("03.txt:2 2")
-  (forms / "photos" / "04.txt").write_bytes("红色的鞋子".encode("gbk"))
-  with pytest.raises(ValueError, match=r"UTF-8, found 1 files.*04\.txt"):
-    PairData.of(forms / "photos").load()
+  for data, told in (
+    ("红色的鞋子".encode("gbk"), "GBK, it seems"),
+    ("红色".encode("utf-16"), "UTF-16"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "a Git LFS pointer"),
+    ("红".encode()[:-1], "a character that is cut off"),
+  ):
+    (forms / "photos" / "04.txt").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"UTF-8, found 1 files.*04\.txt \({told}"):
+      PairData.of(forms / "photos").load()
 
 
 def test_columns_of_a_table_go_by_name(forms):

@@ -125,20 +125,21 @@ def test_captions_from_a_field_of_json(tmp_path):
   image = plain_jpeg(7)
   rows = {"0": {"zh": "猫", "en": "cat"}, "1": {"en": "dog"}, "2": {"zh": 7}, "3": {"zh": "\ud800"}}
   members = [(f"{k}.json", json.dumps(row).encode()) for k, row in rows.items()]
-  members += [(f"{k}.jpg", image) for k in [*rows, "4", "5", "6"]]
+  members += [(f"{k}.jpg", image) for k in [*rows, "4", "5", "6", "7"]]
   members += [("4.json", b"{"), ("5.json", b"[1]"), ("6.json", b"\xff")]
+  members += [("7.json", b"version https://git-lfs.github.com/spec/v1\n")]
   path = write(tmp_path / "a.tar", members)
   assert PairData.of(path, caption="en").load()[1].texts == ["cat", "dog"]
   texts = PairData.of(path, caption="zh").load()[1]  # another index of the same file
   assert texts.texts == ["猫", "7"]
   (note,) = texts.notes
   for part in (
-    "Left out 5 incomplete samples",
+    "Left out 6 incomplete samples",
     "1 has no field 'zh' in its .json",
     "3 'utf-8' codec can't encode",
     "4 has a .json that is none",
     "5 has no field 'zh' in its .json",
-    "6 has a .json that is not UTF-8",
+    "6 has a .json that is not UTF-8 (bytes",
   ):
     assert part in note
 

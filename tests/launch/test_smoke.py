@@ -34,7 +34,7 @@ def smoke(folder, *flags, train="wait 0", evaluate="0"):
     env={**os.environ, **variables, "PATH": f"{tools}:{os.environ['PATH']}"},
     capture_output=True,
     text=True,
-    timeout=60,
+    timeout=300,
   )
   calls = (folder / "calls").read_text().splitlines()
   return result.returncode, result.stdout + result.stderr, calls

@@ -74,7 +74,7 @@ def start(fake, verb, *words, after=()):
 def tpu_vm(fake, verb, *words, after=()):
   """Status, output and errors of the script."""
   process = start(fake, verb, *words, after=after)
-  out, err = process.communicate(timeout=60)
+  out, err = process.communicate(timeout=300)
   return process.returncode, out, err
 
 
@@ -84,7 +84,7 @@ def calls(fake, verb):
 
 
 def wait_for(condition):
-  end = time.monotonic() + 30
+  end = time.monotonic() + 300
   while not condition():
     assert time.monotonic() < end
     time.sleep(0.05)
@@ -283,7 +283,7 @@ def test_keep_goes_on_after_a_preemption(fake):
     "import sys; sys.path.insert(0, sys.argv[1]); import fake_gcloud; fake_gcloud.take_away()"
   )
   subprocess.run([sys.executable, "-c", script, HERE], env=environment, check=True)
-  out, errors = process.communicate(timeout=60)
+  out, errors = process.communicate(timeout=300)
   assert process.returncode == 0, out + errors
   assert "was taken away (1 times so far)" in out
   assert out.rstrip().endswith("finished; muge is still there: tpu_vm.py delete")
@@ -293,7 +293,7 @@ def test_keep_goes_on_after_a_preemption(fake):
 
 def test_keep_does_not_repeat_a_fault(fake):
   (fake / "ends").write_text("1\n")
-  out, errors = keep(fake).communicate(timeout=60)
+  out, errors = keep(fake).communicate(timeout=300)
   assert "the command ended with 1; not started again" in errors, out
   assert (fake / "worker-0" / "ofa_jax" / "starts").read_text() == "1\n"
   assert len(calls(fake, "create")) == 1
@@ -307,7 +307,7 @@ def test_keep_can_be_started_again(installed):
   (installed / "ends").write_text("75\n0\n")
   for home in installed.glob("worker-*"):
     os.kill(int((home / "ofa_jax" / "run" / "pid").read_text()), signal.SIGTERM)
-  out, errors = process.communicate(timeout=60)
+  out, errors = process.communicate(timeout=300)
   assert process.returncode == 0, out + errors
   assert len(calls(installed, "create")) == 1
   assert len(calls(installed, "scp")) == 1

@@ -65,7 +65,7 @@ def read(bpe, folder, changes, *, rng, **options):
     ({5: "perhaps"}, "expected a label out of contradiction, entailment, neutral, found 'perhaps'"),
     ({5: "yes"}, "found 'yes'"),
     ({5: ""}, "found ''"),
-    ({3: " ,. "}, "the hypothesis is empty"),
+    ({3: ",.! "}, "the hypothesis is empty"),
     ({4: ""}, "the premise is empty"),
     ({3: "m\udcff"}, "text is not UTF-8"),
     ({2: "!!"}, "broken base64"),
@@ -105,7 +105,8 @@ def test_scores_and_the_file_of_results(bpe, tmp_path):
 def test_faults_of_a_config_are_told_at_once(tmp_path, shapes):
   files = ofa_task_files.snli_ve(tmp_path, shapes)
   config = tiny.caption_config(shapes)
-  task = SnliVE(**files, prompt="source", target_length=100, answer_length=0)
+  changes = {"prompt": "source", "source_length": 128, "target_length": 100, "answer_length": 0}
+  task = SnliVE(**files | changes)
   with pytest.raises(ValueError) as raised:
     validate(dataclasses.replace(config, task=task), devices=8)
   for text in (
