@@ -10,13 +10,17 @@ import sys
 import tempfile
 import time
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
+from ofa_jax import trees
 from ofa_jax.engine import log
 from tests.evaluation_golden import RETRIEVAL, save_model
 from tests.launch import slurm_cluster
 from tests.launch.test_launch import LAUNCH, ROOT, TRAIN
-from tests.test_train import assert_bit_equal, final_state
+from tests.test_train import assert_bit_equal
 
 # Each job starts a training or two, and SLURM takes seconds to queue one again.
 pytestmark = pytest.mark.slow
@@ -112,6 +116,20 @@ def straight(train):
 
 def losses(workdir):
   return [row["train/loss"] for row in log.read_metrics(workdir)]
+
+
+def final_state(workdir):
+  """All arrays of the newest checkpoint of several processes, as they lie on disk."""
+  steps = [p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
+  newest = max(steps, key=lambda p: int(p.name))
+  items = {}
+  for item in ("model", "train"):
+    reader = ocp.PyTreeCheckpointer()
+    tree = reader.metadata(newest / item).item_metadata.tree
+    args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    tree = reader.restore(newest / item, restore_args=args)
+    items |= {f"{item}/{path}": np.asarray(x) for path, x in trees.flatten(tree).items()}
+  return items
 
 
 def assert_as_straight(workdir, straight):
