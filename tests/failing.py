@@ -58,7 +58,7 @@ class Failing(Contrastive):
   def streams(self, split: str) -> dict[str, Any]:
     streams = super().streams(split)
     if self._here("evaluate"):
-      streams["text"] = Rows(streams["text"], after=20)
+      streams["image"] = Rows(streams["image"], after=20)
     if self.place == "slow":
       streams["image"] = Rows(streams["image"], seconds=0.1)
     return streams

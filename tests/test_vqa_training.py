@@ -105,8 +105,8 @@ def test_two_processes_are_one(questions, tmp_path, port):  # noqa: F811
   one, two = (log.read_metrics(tmp_path / folder) for folder in ("one", "two"))
   assert len(one) == len(two) == 3 and one[-1].keys() >= {"valid/vqa_score", "beam/vqa_score"}
   for a, b in zip(one[:2], two[:2], strict=True):
-    for name in ("train/loss", "train/grad_norm"):
-      np.testing.assert_allclose(b[name], a[name], rtol=1e-9)
+    for name, rtol in (("train/loss", 1e-9), ("train/grad_norm", 1e-6)):  # that one is a float32
+      np.testing.assert_allclose(b[name], a[name], rtol=rtol)
   assert one[-1] == two[-1]
   for path in (tmp_path / "one" / "results").iterdir():
     assert (tmp_path / "two" / "results" / path.name).read_bytes() == path.read_bytes()
