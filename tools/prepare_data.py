@@ -1,0 +1,8 @@
+"""`python -m ofa_jax.prepare_data` as a file of the repository."""
+
+from ofa_jax.prepare_data import main, prepare_data
+
+__all__ = ["main", "prepare_data"]
+
+if __name__ == "__main__":
+  main()
