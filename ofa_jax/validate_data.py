@@ -15,6 +15,7 @@ import dataclasses
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from ofa_jax.text_files import printable
 SPLITS = ("train", "valid", "test")
 
 _CHUNK = 32  # rows that a thread takes at once
+_EVERY = 10  # seconds between lines of progress
 _MOST_IN_KIND = 80  # characters of a kind of fault
 _PARTICULARS = (
   (re.compile(r",? found .*", re.DOTALL), ""),
@@ -138,21 +140,29 @@ def validate_data(config: Config) -> int:
     config: whose data is read; its model is not built.
   """
   kinds, told, checked = collections.Counter(), set(), 0
+  # On a terminal the bar takes over what is printed, which then goes where the bar is; elsewhere it
+  # is to go where it was sent.
+  out = None if sys.stdout.isatty() else sys.stdout
   for part in parts(config):
-    rows, bad = 0 if part.rows is None else len(part.rows), 0
+    rows, done, bad = 0 if part.rows is None else len(part.rows), 0, 0
+    last = time.monotonic()
     with contextlib.closing(part.rows) if part.rows is not None else contextlib.nullcontext():
       for note in part.rows.notes if part.rows is not None else ():
         print(f"{part.name}: {note}", file=sys.stderr)
       with cli.progress(f"Checking {part.name}", total=rows, unit="rows") as advance:
         for fault in faults(part, seed=config.seed, workers=config.workers):
           advance(1)
+          done += 1
+          if time.monotonic() - last > _EVERY and not sys.stderr.isatty():
+            last = time.monotonic()
+            print(f"{part.name}: {done:,} of {rows:,} rows", file=sys.stderr, flush=True)
           if fault is None:
             continue
           bad += 1
           if str(fault) not in told:
             told.add(str(fault))
             kinds[fault.kind] += 1
-            print(fault, flush=True)
+            print(fault, file=out, flush=True)
     checked += rows
     print(f"{part.name}: {rows:,} rows checked, {bad:,} faulty", file=sys.stderr, flush=True)
   for kind, count in kinds.most_common():

@@ -454,13 +454,16 @@ def test_muge(tmp_path, check):
      [["0", "a", "cat", "1,2,3,4", "IMAGE"]], "ofa_refcoco"),
   ],
 )  # fmt: skip
-def test_csv(text, image, rows, recipe, tmp_path, check):
+def test_csv(text, image, rows, recipe, tmp_path, check, capsys):
   source, out = tmp_path / "mine", tmp_path / "out"
   picture(source / "a.jpg")
-  (source / f"train.{'tsv' if image == 4 and recipe == 'ofa_refcoco' else 'csv'}").write_text(text)
+  more = text.splitlines()[-1].replace("a.jpg", "missing.jpg")
+  table = source / f"train.{'tsv' if recipe == 'ofa_refcoco' else 'csv'}"
+  table.write_text(f"{text}{more}\n")
 
   prepare_data("csv", source, out)
 
+  assert "Skipped: 1 x row whose image is missing" in capsys.readouterr().out
   path = out / "csv_data/train.tsv"
   assert shown(path, image) == rows
   fields = {"train": (str(path),), "valid": (str(path),), "test": (), "image_size": 32}

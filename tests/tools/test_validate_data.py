@@ -130,6 +130,14 @@ def test_faults_come_in_order_and_by_kind(regions, capsys):
   ]
 
 
+def test_faults_go_to_the_standard_output_beside_a_bar(regions, monkeypatch, capsys):
+  """Where the error output is a terminal and the faults are sent to a file."""
+  monkeypatch.setenv("FORCE_COLOR", "1")
+  assert validate_data.validate_data(regions) == 12
+  told = capsys.readouterr()
+  assert len(told.out.splitlines()) == 14 and "Checking train" in told.err
+
+
 def test_the_number_of_threads_changes_nothing(regions):
   (part,) = [part for part in validate_data.parts(regions) if part.name == "train"]
   faults = [list(validate_data.faults(part, workers=workers)) for workers in (1, 4)]

@@ -35,7 +35,7 @@ def files(source: pathlib.Path, *, skipped: Skipped) -> Files:
       for record in records:
         if record["split"] not in wanted:
           continue
-        number = str(record.get("cocoid", record["imgid"]))
+        number = str(record["cocoid"] if "cocoid" in record else record["imgid"])
         image = pictures(f"{record.get('filepath', '')}/{record['filename']}".lstrip("/"))
         captions = []
         for sentence in record["sentences"]:

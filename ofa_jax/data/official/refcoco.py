@@ -35,14 +35,14 @@ def files(source: pathlib.Path, *, skipped: Skipped) -> Files:
   """
   there = [name for name in DATA if find(source / name, "refs(*).p")]
   if not there:
-    need(source, *(f"{name}/{pickle.replace('(', '[(]')}" for name, (_, pickle) in DATA.items()))
+    need(source, *(f"{name}/{pickled}" for name, (_, pickled) in DATA.items()))
   for name in there:
     yield from _of(source, name, skipped)
 
 
 def _of(source, name, skipped) -> Files:
   called, usual = DATA[name]
-  path = find(source / name, usual.replace("(", "[(]"), "refs(*).p")
+  path = find(source / name, usual, "refs(*).p")
   annotated = need(source / name, "instances.json")
   with reading(path, _REFS):
     refs = _load(path)

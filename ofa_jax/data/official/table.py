@@ -1,5 +1,6 @@
 """A folder of pictures with a table (.csv or .tsv with a header) for each split."""
 
+import functools
 import pathlib
 
 from ofa_jax.data.official.vqa import answer_of, column
@@ -18,16 +19,23 @@ def files(source: pathlib.Path, *, skipped: Skipped) -> Files:
   to the table; other names of columns are in `IMAGES` and `CAPTIONS`.
   """
   need(source, "*.csv", "*.tsv")
-  for path in sorted([*source.glob("*.csv"), *source.glob("*.tsv")]):
+  tables = sorted([*source.glob("*.csv"), *source.glob("*.tsv")])
+  twice = [
+    path.stem for path in tables if path.with_suffix(".csv") in tables and path.suffix == ".tsv"
+  ]
+  if twice:
+    raise ValueError(f"Expected one table of each name in {source}, found {twice[0]}.csv and .tsv")
+  for path in tables:
     names = header(str(path))
     image = _first(names, IMAGES, path)
+    read = functools.partial(read_columns, [path], skip=skipped.add)
     if {"question", "answer"} <= set(names):
-      rows = _answers(read_columns([path], [image, "question", "answer"]), skipped)
+      rows = _answers(read([image, "question", "answer"]), skipped)
     elif {"text", "box"} <= set(names):
-      rows = _boxes(read_columns([path], [image, "text", "box"]), skipped)
+      rows = _boxes(read([image, "text", "box"]), skipped)
     else:
-      read = read_columns([path], [image, _first(names, CAPTIONS, path)])
-      rows = _captions(read, skipped, single=path.stem == "train")
+      captions = read([image, _first(names, CAPTIONS, path)])
+      rows = _captions(captions, skipped, single=path.stem == "train")
     yield Table(f"csv_data/{path.stem}.tsv", rows)
 
 

@@ -4,6 +4,7 @@ import collections
 import os
 import pathlib
 import pickle
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -156,8 +157,9 @@ def _told(path: pathlib.Path) -> Mapping[int, Sequence[str]]:
   with reading(path, _ANNOTATIONS):
     return {
       record["question_id"]: (
-        answer_of(record["multiple_choice_answer"]),
-        *(answer_of(given["answer"]) for given in record["answers"]),
+        # One copy of each of the answers, of which there are millions.
+        sys.intern(answer_of(record["multiple_choice_answer"])),
+        *(sys.intern(answer_of(given["answer"])) for given in record["answers"]),
       )
       for record in load_json(path)["annotations"]
     }
