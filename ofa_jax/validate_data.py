@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from ofa_jax.config import Config
 from ofa_jax.data.pairs import PairData, expand
 from ofa_jax.data.protocols import Rows
 from ofa_jax.data.streams import by_name
-from ofa_jax.data.tsv import BadRow
+from ofa_jax.data.tsv import BadRow, FaultyRowsError
 from ofa_jax.engine.processes import describe
 from ofa_jax.text_files import printable
 
@@ -73,13 +73,13 @@ class Part:
     name: such as "train", "valid" or "valid/image".
     rows: they; None: they cannot be opened.
     learnt: whether they are read as in training.
-    fault: why they cannot be opened.
+    faults: why they cannot be opened.
   """
 
   name: str
   rows: Rows | None = None
   learnt: bool = False
-  fault: Fault | None = None
+  faults: Sequence[Fault] = ()
 
 
 def parts(config: Config) -> Iterator[Part]:
@@ -110,7 +110,7 @@ def faults(part: Part, *, seed: int = 0, workers: int | None = None) -> Iterator
     For every row its fault, or None. An image that several rows have is told with each of them.
   """
   if part.rows is None:
-    yield part.fault
+    yield from part.faults
     return
   blank = part.rows.blank()
   workers = workers or os.cpu_count() or 1
@@ -164,7 +164,8 @@ def validate_data(config: Config) -> int:
             kinds[fault.kind] += 1
             print(fault, file=out, flush=True)
     checked += rows
-    print(f"{part.name}: {rows:,} rows checked, {bad:,} faulty", file=sys.stderr, flush=True)
+    seen = "cannot be opened" if part.rows is None else f"{rows:,} rows checked"
+    print(f"{part.name}: {seen}, {bad:,} faulty", file=sys.stderr, flush=True)
   for kind, count in kinds.most_common():
     print(f"{count:,} x {printable(kind)}")
   print(f"{checked:,} rows checked, {kinds.total():,} faults")
@@ -202,7 +203,8 @@ def _opened(name, make, *, learnt=False) -> Iterator[Part]:
   try:
     streams = make()
   except (ValueError, OSError) as error:
-    yield Part(name, fault=Fault(name, describe(error)))
+    rows = error.faults if isinstance(error, FaultyRowsError) else ((name, describe(error)),)
+    yield Part(name, faults=[Fault(*fault) for fault in rows])
     return
   for stream, rows in streams.items():
     plain = stream in (None, "examples")

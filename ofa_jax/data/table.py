@@ -18,7 +18,7 @@ import numpy as np
 
 from ofa_jax import staging, storage, text_files
 from ofa_jax.data.folder import ImageFiles
-from ofa_jax.data.tsv import Texts, check_files
+from ofa_jax.data.tsv import FaultyRowsError, Texts, check_files
 
 EXTENSIONS = (".csv", ".tsv")
 IMAGE, CAPTION = "filepath", "title"
@@ -224,9 +224,10 @@ def _raise(faults: dict[str, list[str]], files: Sequence[str]) -> None:
     if places
   ]
   if lines:
-    raise ValueError(
+    raise FaultyRowsError(
       "Expected an image that is there and a caption in every row, found rows\n  "
       + "\n  ".join(lines)
       + f"\nCorrect or remove these rows of {', '.join(files[:3])}; paths are relative to the "
-      "table, or to PairData.of(..., root=...)."
+      "table, or to PairData.of(..., root=...).",
+      [(place, f"a row {kind}") for kind, places in faults.items() for place in places],
     )

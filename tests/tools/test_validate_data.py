@@ -199,9 +199,31 @@ def test_pairs(pairs, capsys):
   texts = pairs / "train_texts.jsonl"
   more = json.dumps({"text_id": 10**6, "text": "同一张", "image_ids": [int(number)]})
   texts.write_text(texts.read_text() + more + "\n")
-  (pairs / "valid_texts.jsonl").write_text('{"text_id": 1, "text": "x", "image_ids": [-5]}\n')
+  lost = [f'{{"text_id": {i}, "text": "x", "image_ids": [-{i}]}}\n' for i in range(1, 8)]
+  (pairs / "valid_texts.jsonl").write_text("".join(lost))
 
-  assert validate_data.validate_data(config) == 2
+  assert validate_data.validate_data(config) == 8
   told = capsys.readouterr().out.splitlines()
   assert told[0].startswith(f"{path}:4 {number}: not a JPEG")
-  assert told[1].startswith("valid: Expected every image_ids entry") and "-5" in told[1]
+  valid = pairs / "valid_texts.jsonl"
+  assert told[1:8] == [
+    f"{valid}:{i} {i}: names the image '-{i}', which is missing" for i in range(1, 8)
+  ]
+
+  valid.write_text('{"text_id": 1}\n[]\n')
+  assert validate_data.validate_data(config) == 3
+  told = capsys.readouterr().out.splitlines()
+  assert told[1:3] == [f"{valid}:1: has no field 'text'", f"{valid}:2: is list, not an object"]
+
+
+def test_rows_of_a_table(pairs, tmp_path, capsys):
+  rows = "".join(f"{i}.jpg,一\n" for i in range(7))
+  (tmp_path / "bad.csv").write_text(f"filepath,title\n{rows}a,b,c\n", encoding="utf-8")
+  config = tiny.config(pairs)
+  config.task.train = (str(tmp_path / "bad.csv"),)
+  assert validate_data.validate_data(config) == 8
+  told = capsys.readouterr().out.splitlines()
+  assert told[0].startswith(f"{tmp_path}/bad.csv:9 (3 columns instead of 2): a row not like")
+  assert told[7].startswith(
+    f"{tmp_path}/bad.csv:8 ({tmp_path}/6.jpg): a row whose image is missing"
+  )
