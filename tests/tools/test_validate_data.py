@@ -13,17 +13,7 @@ from ofa_jax import evaluate, validate_data
 from ofa_jax.config import Eval
 from ofa_jax.configs import ofa_caption, ofa_glue, ofa_refcoco, ofa_snli_ve, ofa_vqa
 from ofa_jax.data.quickstart import digits as write_digits
-from ofa_jax.tokenizers.ofa import OFATokenizer
 from tests import tiny
-
-TEXTS = [" yes no maybe positive negative"] * 50
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("tokenizer")
-  OFATokenizer.train(TEXTS, vocab_size=400, num_bins=100).save(folder)
-  return str(folder)
 
 
 def jpeg():
