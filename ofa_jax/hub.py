@@ -135,7 +135,7 @@ def open_model(
   """
   path = at_home(name)
   if str(name) in RELEASES:
-    root = at_home(download_root or "~/.cache/ofa_jax")
+    root = at_home(download_root or releases.ROOT)
     with room_for(root):
       path = fetch(str(name), root, source=source)
   folder, which = checkpoint.split_step(str(path))
@@ -190,8 +190,7 @@ def download(name: str, root: pathlib.Path, *, source: str | None = None) -> pat
     ValueError: as `releases.download`, which takes `source`.
   """
   release = RELEASES[name]
-  folder = root if len(release.files) == 1 else root / f"{name}-released"
-  return releases.download(release, folder, source=source)
+  return releases.download(release, releases.folder_of(name, release, root), source=source)
 
 
 def save_directory(

@@ -17,8 +17,7 @@ from flax import traverse_util
 import ofa_jax
 from ofa_jax import hub, trees
 from ofa_jax.config import to_dict
-from ofa_jax.convert import releases, torch_files
-from ofa_jax.convert.ofa import released
+from ofa_jax.convert import torch_files
 from ofa_jax.convert.ofa import sizes as ofa_sizes
 from ofa_jax.convert.ofa import table as convert
 from ofa_jax.engine.checkpoint import Checkpoints
@@ -28,7 +27,7 @@ from ofa_jax.models.ofa import OFAConfig
 from ofa_jax.tokenizers.ofa import OFATokenizer
 from ofa_jax.weights import open_start
 from tests.ofa_directory import write_words
-from tests.ofa_files import GOLDEN, write_chinese
+from tests.ofa_files import GOLDEN
 from tests.ofa_golden import error, golden, inputs, micro_config, micro_state_dict
 
 torch = pytest.importorskip("torch")
@@ -246,80 +245,6 @@ def test_a_name_is_downloaded_and_converted_once(tmp_path, monkeypatch):
   merges = (tmp_path / "merges.txt").read_bytes()
   assert (tmp_path / "cache" / "OFA-tiny" / "merges.txt").read_bytes() == merges
   assert source.tokenizer.vocab_size == 112
-
-
-def write_chinese_words(folder):
-  """A Chinese tokenizer of the micro model's 112 symbols."""
-  folder.mkdir()
-  pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(chr, range(0x4E00, 0x4E00 + 54))]
-  tail = ("<mask>", *(f"<code_{k}>" for k in range(32)), *(f"<bin_{k}>" for k in range(16)))
-  (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
-  (folder / "dict.txt").write_text("".join(f"{symbol} 1\n" for symbol in (*pieces, *tail)))
-  return folder
-
-
-@pytest.mark.parametrize(
-  ("name", "average"),
-  [("OFA-base-vqa", True), ("OFA-large-caption", False), ("OFA-CN-large-ocr", False)],
-)
-def test_fine_tuned_names_are_downloaded_and_converted_once(tmp_path, monkeypatch, name, average):
-  served, chinese = tmp_path / "served", "-CN-" in name
-  served.mkdir()
-  words = (write_chinese_words if chinese else write_words)(tmp_path / "words")
-  moved = {key: 2 * tensors()[key] for key in (convert.WORDS, *convert.TIED)}
-  extra = {"extra_state": {"ema_fp32_params": moved}} if average else {}
-  file, *others = hub.RELEASES[name].files
-  save_fairseq(served / file, **extra)
-  asked = []
-
-  def get(url, path, *, sha256):
-    asked.append((url, bool(sha256)))
-    folder = words if sha256 else served
-    path.write_bytes((folder / path.name).read_bytes())
-
-  monkeypatch.setattr(releases, "_get", get)
-  for _ in range(2):
-    source = hub.open_model(name, download_root=tmp_path / "cache")
-    assert (source.form, source.settings) == ("directory", SETTINGS)
-  server = "https://ofa-beijing.oss-cn-beijing.aliyuncs.com/checkpoints/"
-  utils = "utils/BERT_CN_dict" if chinese else "utils/BPE"
-  assert asked[0] == (f"{server}{file}", False)
-  assert [url.rpartition("/OFA/")[2].partition("/")[2] for url, _ in asked[1:]] == [
-    f"{utils}/{x}" for x in others
-  ]
-  assert source.tokenizer.chinese == chinese and source.tokenizer.vocab_size == 112
-  found = np.asarray(source.load()[0]["tokens"]["embedding"])
-  np.testing.assert_array_equal(found, (moved if average else tensors())[convert.WORDS].numpy())
-  assert {path.name for path in (tmp_path / "cache").iterdir()} == {name, f"{name}-released"}
-
-
-def test_training_starts_from_a_pretrained_name_as_it_was_trained(tmp_path, monkeypatch):
-  words = write_chinese_words(tmp_path / "words")
-  twice = {key: 2 * tensors()[key] for key in (convert.WORDS, *convert.TIED)}
-  save_fairseq(words / "ofa_cn_base.pt", extra_state={"ema": twice})
-
-  def get(url, path, *, sha256):
-    path.write_bytes((words / path.name).read_bytes())
-
-  monkeypatch.setattr(releases, "_get", get)
-  start = open_start("OFA-CN-base", config=micro_config(), seed=0, download_root=tmp_path / "cache")
-  assert_same(start.load(), weights())
-  assert start.tokenizer.chinese
-
-
-def test_released_tokenizers_are_told_by_their_sums(tmp_path):
-  files = write_chinese(tmp_path)
-  release = hub.RELEASES["OFA-CN-base"]
-  for name, address in zip(release.files[1:], release.addresses[1:], strict=True):
-    assert hashlib.sha256((files / name).read_bytes()).hexdigest() == address.sha256, name
-  assert OFATokenizer.from_directory(files).vocab_size == released.CHINESE_WORDS
-  for name, release in hub.RELEASES.items():
-    if release.addresses:
-      assert len(release.addresses) == len(release.files) > 2, name
-      assert [bool(x.sha256) for x in release.addresses] == [
-        False,
-        *(True for _ in release.files[1:]),
-      ]
 
 
 def test_runs_are_read(tmp_path):

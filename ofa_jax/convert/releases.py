@@ -22,6 +22,7 @@ from ofa_jax.convert import json_files
 from ofa_jax.files import written_whole
 
 HUGGINGFACE, MODELSCOPE = "huggingface", "modelscope"
+ROOT = "~/.cache/ofa_jax"  # where downloads go
 _VARIABLE = "OFA_JAX_SOURCE"
 _SECONDS = 30  # without a byte
 _CHUNK = 1 << 20
@@ -62,6 +63,11 @@ class Release(NamedTuple):
   modelscope: str = ""
   addresses: tuple[Address, ...] = ()
   finetuned: bool = False
+
+
+def folder_of(name: str, release: Release, root: pathlib.Path) -> pathlib.Path:
+  """The folder for the released files of a model: `root` itself for a single one."""
+  return root if len(release.files) == 1 else root / f"{name}-released"
 
 
 def download(release: Release, folder: pathlib.Path, *, source: str | None = None) -> pathlib.Path:
