@@ -166,7 +166,7 @@ def _from_address(address: Address, file: str, folder: pathlib.Path, *, mirror: 
         raise ValueError(message) from None
   if address.archive:
     _unpack(folder / whole, folder / file)
-  elif mirror is not None:
+  if address.archive or mirror is not None:
     _check(folder / file, address.sha256)
 
 
@@ -183,10 +183,15 @@ def _unpack(archive: pathlib.Path, path: pathlib.Path) -> None:
         made.open("wb") as target,
       ):
         shutil.copyfileobj(source, target, _CHUNK)
-  except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+  except (zipfile.BadZipFile, zlib.error, EOFError) as error:
     archive.unlink()
     raise DamagedError(
       f"{archive}: expected a whole .zip, found: {error}; the damaged file was removed, start again"
+    ) from None
+  except RuntimeError as error:  # it is encrypted, or packed by a method that Python has not
+    raise ValueError(
+      f"{archive}: expected a .zip that can be unpacked, found: {error}; put {path.name} beside it "
+      "yourself"
     ) from None
 
 

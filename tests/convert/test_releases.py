@@ -182,6 +182,12 @@ def test_weights_may_be_in_an_archive(server, tmp_path):
     with pytest.raises(ValueError, match=r"whole \.zip, found: Bad CRC-32.*start again"):
       releases.download(release, tmp_path / "b")
     assert not list((tmp_path / "b").iterdir())
+  locked = bytearray(whole)
+  for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+    locked[whole.rindex(mark) + flags] |= 1  # of x.pt: encrypted
+  server.answers[place] = bytes(locked)
+  with pytest.raises(ValueError, match=r"encrypted.*; put x\.pt beside it yourself"):
+    releases.download(release, tmp_path / "locked")
   server.answers[place] = packed("x/clip/y.pt")
   with pytest.raises(ValueError, match=r"x\.zip: expected one x\.pt in it, found 0"):
     releases.download(release, tmp_path / "c")
