@@ -26,7 +26,6 @@ import numpy as np
 from ofa_jax import trees
 from ofa_jax.convert import rules, torch_files
 from ofa_jax.convert.cnclip import table as convert
-from ofa_jax.convert.ofa import family as ofa_family
 from ofa_jax.convert.ofa import sizes as ofa_sizes
 from ofa_jax.convert.ofa import table as convert_ofa
 from ofa_jax.models import cnclip, ofa
@@ -35,7 +34,7 @@ from ofa_jax.models.abstract import abstract
 COMMAND = pathlib.Path(__file__).parents[1] / "tools" / "convert_torch_weights.py"
 SMALLEST_FIRST = (
   *("RN50", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14"),
-  *ofa_family.RELEASES,
+  *(f"OFA-{size}" for size in ofa.SIZES),
 )
 TARGET = 2.5  # times the checkpoint
 
@@ -119,7 +118,7 @@ def make(name: str, file: pathlib.Path) -> None:
     return
   tensors |= dict.fromkeys(convert_ofa.TIED, tensors[convert_ofa.WORDS])
   tensors |= convert_ofa.buffers(config) | rules.counters(tensors)
-  options = ofa_sizes.to_options(config, ofa_family.SETTINGS)
+  options = ofa_sizes.to_options(config, ofa_sizes.settings({}))
   torch_files.save_fairseq(file, tensors, options=options)
 
 

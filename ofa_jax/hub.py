@@ -135,7 +135,7 @@ def open_model(
   """
   path = at_home(name)
   if str(name) in RELEASES:
-    root = at_home(download_root or "~/.cache/ofa_jax")
+    root = at_home(download_root or releases.ROOT)
     with room_for(root):
       path = fetch(str(name), root, source=source)
   folder, which = checkpoint.split_step(str(path))
@@ -147,9 +147,11 @@ def open_model(
     return _open_torch(staging.local(path), config, ema=ema)
   near = difflib.get_close_matches(str(name), RELEASES, n=2)
   hint = f"; did you mean {' or '.join(near)}?" if near else ""
+  pretrained = ", ".join(name for name, release in RELEASES.items() if not release.finetuned)
   raise ValueError(
-    f"Expected a model's name ({', '.join(RELEASES)}), a model directory, a Hugging Face "
-    f"directory or a .pt file; found {str(name)!r}, which is none of them{hint}"
+    f"Expected a model's name ({pretrained}; ofa_jax.available_models() has the fine-tuned ones), "
+    "a model directory, a Hugging Face directory or a .pt file; found "
+    f"{str(name)!r}, which is none of them{hint}"
   )
 
 
@@ -165,7 +167,10 @@ def fetch(name: str, root: pathlib.Path, *, source: str | None = None) -> pathli
   if directory.exists():
     return directory
   path = download(name, root, source=source)
-  released = _open_torch(path) if len(RELEASES[name].files) == 1 else _open_directory(path.parent)
+  if path.suffix == ".pt":
+    released = _open_torch(path, ema=RELEASES[name].finetuned and torch_files.holds_average(path))
+  else:
+    released = _open_directory(path.parent)
   stored = {"settings": released.settings, "files": released.files}
   try:
     save_directory(directory, released.config, *released.load(), **stored)
@@ -185,8 +190,7 @@ def download(name: str, root: pathlib.Path, *, source: str | None = None) -> pat
     ValueError: as `releases.download`, which takes `source`.
   """
   release = RELEASES[name]
-  folder = root if len(release.files) == 1 else root / f"{name}-released"
-  return releases.download(release, folder, source=source)
+  return releases.download(release, releases.folder_of(name, release, root), source=source)
 
 
 def save_directory(

@@ -15,12 +15,14 @@ from ofa_jax.convert.cnclip import family as cnclip_family
 from ofa_jax.convert.cnclip import huggingface, towers
 from ofa_jax.convert.cnclip import table as cnclip
 from ofa_jax.convert.family import explain
+from ofa_jax.convert.ofa import released
 from ofa_jax.convert.ofa import table as ofa
 from ofa_jax.convert.params import ModelConfig, place
 from ofa_jax.engine import step
 from ofa_jax.hub import RELEASES, Source, family_of, open_model
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.cnclip import CNCLIPConfig
+from ofa_jax.models.ofa import OFAConfig
 from ofa_jax.trees import Tree
 
 
@@ -32,7 +34,10 @@ def from_scratch(model: ModelConfig, *, seed: int, warn: Callable[[str], None]) 
     seed: that they are drawn by.
     warn: takes a line.
   """
-  named = {model.name.partition("@")[0], f"OFA-{model.name}"}
+  if isinstance(model, OFAConfig) and model.vocab_size == released.CHINESE_WORDS:
+    named = {f"OFA-CN-{model.name}"}
+  else:
+    named = {model.name.partition("@")[0], f"OFA-{model.name}"}
   for name in named & RELEASES.keys():
     warn(
       f"All weights are drawn at random, though those of {name} are public: --config.init={name} "

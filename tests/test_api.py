@@ -205,9 +205,17 @@ def test_the_whole_way_from_a_picture(micro):
 
 
 def test_unknown_names_and_precisions_are_errors():
+  vision = ("refcoco", "refcocoplus", "refcocog", "vqa", "snli_ve", "image_gen")
+  chinese = ("muge", "refcoco", "refcocoplus", "refcocog", "ocr")
   assert ofa_jax.available_models() == [
     *("ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "RN50"),
     *("OFA-tiny", "OFA-medium", "OFA-base", "OFA-large", "OFA-huge"),
+    *("OFA-CN-base", "OFA-CN-large"),
+    *("OFA-base-caption", *(f"OFA-base-{task}" for task in vision)),
+    *("OFA-large-caption", "OFA-large-caption-stage1"),
+    *(f"OFA-large-{task}" for task in (*vision, "imagenet", "gigaword")),
+    *("OFA-huge-caption", "OFA-huge-vqa"),
+    *(f"OFA-CN-{size}-{task}" for size in ("base", "large") for task in chinese),
   ]
   with pytest.raises(ValueError, match="did you mean ViT-B-16"):
     ofa_jax.load_from_name("ViT-B16")

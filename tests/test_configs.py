@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from ofa_jax import trees, weights
+from ofa_jax import hub, trees, weights
 from ofa_jax.config import MeshShape, mesh_sizes
 from ofa_jax.engine import sharding, step
 from ofa_jax.models import cnclip
@@ -198,3 +198,5 @@ def test_recipes_of_released_models_start_from_them(name, argument):
   drawn = []
   weights.from_scratch(config.model, seed=0, warn=drawn.append)
   assert bool(drawn) == (config.init is not None)
+  assert config.init in (None, *hub.RELEASES)
+  assert all(f"--config.init={config.init} " in line for line in drawn)

@@ -135,11 +135,18 @@ def test_a_directory_without_a_config_is_an_error(tmp_path):
     hub.open_model(tmp_path)
 
 
+def test_fine_tuned_names_are_proposed():
+  with pytest.raises(ValueError, match="did you mean OFA-large-caption or "):
+    hub.open_model("OFA-large-captions")
+
+
 def test_unknown_names_list_the_known_ones():
   with pytest.raises(ValueError) as raised:
     hub.open_model("ViT-L-14-366")
   message = str(raised.value)
-  assert all(name in message for name in hub.RELEASES)
+  pretrained = [name for name, release in hub.RELEASES.items() if not release.finetuned]
+  assert len(pretrained) == 12 and all(name in message for name in pretrained)
+  assert "ofa_jax.available_models() has the fine-tuned ones" in message
   assert message.endswith("did you mean ViT-L-14-336 or ViT-L-14?")
 
 
@@ -152,7 +159,12 @@ def test_a_user_without_a_home_is_told(monkeypatch):
 
 
 def test_every_release_is_a_model():
-  assert list(hub.RELEASES) == [*cnclip.MODELS, *(f"OFA-{size}" for size in ofa.SIZES)]
+  sizes = [f"OFA-{size}" for size in ofa.SIZES]
+  first = [*cnclip.MODELS, *sizes, "OFA-CN-base", "OFA-CN-large"]
+  assert list(hub.RELEASES)[: len(first)] == first
+  for name in list(hub.RELEASES)[len(first) :]:
+    base = name.removesuffix("-stage1").rpartition("-")[0]  # what it was fine-tuned from
+    assert base in first and hub.RELEASES[name].finetuned, name
 
 
 @pytest.mark.parametrize("ema", [False, True])

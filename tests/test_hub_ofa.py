@@ -18,7 +18,6 @@ import ofa_jax
 from ofa_jax import hub, trees
 from ofa_jax.config import to_dict
 from ofa_jax.convert import torch_files
-from ofa_jax.convert.ofa import family as ofa_family
 from ofa_jax.convert.ofa import sizes as ofa_sizes
 from ofa_jax.convert.ofa import table as convert
 from ofa_jax.engine.checkpoint import Checkpoints
@@ -242,7 +241,7 @@ def test_a_name_is_downloaded_and_converted_once(tmp_path, monkeypatch):
     source = hub.open_model("OFA-tiny", download_root=tmp_path / "cache")
     assert (source.form, source.config) == ("directory", micro_config())
     assert_same(source.load(), weights())
-  assert downloads == list(ofa_family.RELEASES["OFA-tiny"].files)
+  assert downloads == list(hub.RELEASES["OFA-tiny"].files)
   merges = (tmp_path / "merges.txt").read_bytes()
   assert (tmp_path / "cache" / "OFA-tiny" / "merges.txt").read_bytes() == merges
   assert source.tokenizer.vocab_size == 112

@@ -20,11 +20,16 @@ def told(model):
     (cnclip.config(*cnclip.MODELS["ViT-H-14"]), "ViT-H-14"),
     (cnclip.config(*cnclip.MODELS["RN50"]), "RN50"),
     (ofa.config("huge"), "OFA-huge"),
+    (ofa.config("base", vocab_size=30325), "OFA-CN-base"),
   ],
 )
 def test_a_released_model_from_scratch(model, name):
   (line,) = told(model)
   assert f"--config.init={name} " in line
+
+
+def test_a_size_that_is_not_released_in_chinese():
+  assert told(ofa.config("huge", vocab_size=30325)) == []
 
 
 def test_a_model_of_ones_own():

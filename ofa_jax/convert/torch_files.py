@@ -91,6 +91,16 @@ def load_options(path: str | pathlib.Path) -> dict[str, Any]:
   return merged
 
 
+def holds_average(path: str | pathlib.Path) -> bool:
+  """Whether a file has a moving average of the weights, which `load_state_dict` reads by `ema`.
+
+  Raises:
+    ValueError: as `load_state_dict`.
+  """
+  path = pathlib.Path(path)
+  return not _is_safetensors(path) and bool(_average_in(_open(path).content))
+
+
 def save_checkpoint(
   path: str | pathlib.Path,
   state_dict: Mapping[str, np.ndarray],
@@ -150,15 +160,20 @@ def save_fairseq(
 
 def _average(path: pathlib.Path, content: Any) -> dict[str, Any]:
   """fairseq's moving average of the weights; what it has not, such as buffers, is as trained."""
+  average = _average_in(content)
+  if not average:
+    raise ValueError(
+      f"{path}: expected a moving average of the weights, found none; convert it without --ema"
+    )
+  return average
+
+
+def _average_in(content: Any) -> dict[str, Any]:
   extra = content.get("extra_state") if isinstance(content, Mapping) else None
   average = {}
   for key in ("ema", "ema_fp32_params"):
     part = extra.get(key) if isinstance(extra, Mapping) else None
     average |= part if isinstance(part, Mapping) else {}
-  if not average:
-    raise ValueError(
-      f"{path}: expected a moving average of the weights, found none; convert it without --ema"
-    )
   return average
 
 

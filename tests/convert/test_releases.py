@@ -2,17 +2,19 @@
 
 import hashlib
 import http.server
+import io
 import json
 import os
 import subprocess
 import sys
 import threading
+import zipfile
 
 import pytest
 
 from ofa_jax import hub
 from ofa_jax.convert import releases
-from ofa_jax.convert.releases import Release
+from ofa_jax.convert.releases import Address, Release
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -124,6 +126,71 @@ def test_modelscope_serves_chinese_clips(server, tmp_path, monkeypatch):
     hub.RELEASES[name].modelscope == f"AI-ModelScope/{hub.RELEASES[name].repo.split('/')[1]}"
     for name in ("ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "RN50")
   )
+
+
+def addressed(server, *, archive=""):
+  """A release of two files at addresses of their own; the SHA-256 of the second is known."""
+  addresses = (
+    Address(f"{server.url}/checkpoints", archive=archive),
+    Address(f"{server.url}/utils/BPE", sha256=SHA256),
+  )
+  return Release("OFA-Sys/OFA", ("x.pt", "dict.txt"), addresses=addresses)
+
+
+def test_files_may_have_addresses_of_their_own(server, tmp_path):
+  server.answers = {"/checkpoints/x.pt": b"weights", "/utils/BPE/dict.txt": CONTENT}
+  for _ in range(2):
+    path = releases.download(addressed(server), tmp_path / "a")
+    assert path.read_bytes() == b"weights"
+  assert (tmp_path / "a" / "dict.txt").read_bytes() == CONTENT
+  assert [path for path, _ in server.asked] == ["/checkpoints/x.pt", "/utils/BPE/dict.txt"]
+  server.answers["/utils/BPE/dict.txt"] = b"another"
+  with pytest.raises(ValueError, match=rf"dict\.txt.*: expected SHA-256 {SHA256}"):
+    releases.download(addressed(server), tmp_path / "b")
+  with pytest.raises(ValueError, match=r"x\.pt of OFA-Sys/OFA, .* the server of its authors only"):
+    releases.download(addressed(server), tmp_path / "c", source="modelscope")
+  server.answers.clear()
+  with pytest.raises(ValueError, match=r"404.*source \(OFA_JAX_SOURCE=<a mirror's URL>\), or put"):
+    releases.download(addressed(server), tmp_path / "d")
+
+
+def test_mirrors_have_them_in_the_folders_of_these_addresses(server, tmp_path):
+  release = addressed(server)
+  server.answers = {"/m/checkpoints/x.pt": b"weights", "/m/BPE/dict.txt": b"another"}
+  with pytest.raises(ValueError, match=rf"dict\.txt: expected SHA-256 {SHA256}"):
+    releases.download(release, tmp_path, source=f"{server.url}/m/")
+  assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+  server.answers["/m/BPE/dict.txt"] = CONTENT
+  assert releases.download(release, tmp_path, source=f"{server.url}/m").read_bytes() == b"weights"
+
+
+def test_weights_may_be_in_an_archive(server, tmp_path):
+  def packed(*names):
+    with zipfile.ZipFile(packing := io.BytesIO(), "w") as archive:
+      for name in names:
+        archive.writestr(name, name)
+    return packing.getvalue()
+
+  release, place = addressed(server, archive="x.zip"), "/checkpoints/x.zip"
+  server.answers = {place: packed("x/clip/y.pt", "x/x.pt"), "/utils/BPE/dict.txt": CONTENT}
+  path = releases.download(release, tmp_path / "a")
+  assert path == tmp_path / "a" / "x.pt" and path.read_bytes() == b"x/x.pt"
+  assert {x.name for x in path.parent.iterdir()} == {"x.pt", "x.zip", "dict.txt"}
+  whole = server.answers[place]
+  server.answers[place] = whole.replace(b"x/x.ptx/x.pt", b"x/x.ptx/x.px")  # the second is content
+  for _ in range(2):  # it is downloaded again
+    with pytest.raises(ValueError, match=r"whole \.zip, found: Bad CRC-32.*start again"):
+      releases.download(release, tmp_path / "b")
+    assert not list((tmp_path / "b").iterdir())
+  locked = bytearray(whole)
+  for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+    locked[whole.rindex(mark) + flags] |= 1  # of x.pt: encrypted
+  server.answers[place] = bytes(locked)
+  with pytest.raises(ValueError, match=r"encrypted.*; put x\.pt beside it yourself"):
+    releases.download(release, tmp_path / "locked")
+  server.answers[place] = packed("x/clip/y.pt")
+  with pytest.raises(ValueError, match=r"x\.zip: expected one x\.pt in it, found 0"):
+    releases.download(release, tmp_path / "c")
 
 
 def test_what_cannot_be_reached_is_one_line(server, tmp_path, monkeypatch):

@@ -12,22 +12,16 @@ import safetensors.numpy
 from ofa_jax.convert import limits, torch_files
 from ofa_jax.convert.cnclip import huggingface
 from ofa_jax.convert.family import Family, HuggingFace, Tokenizers
+from ofa_jax.convert.ofa import released
 from ofa_jax.convert.ofa import sizes as ofa_sizes
 from ofa_jax.convert.ofa import start as ofa_start
 from ofa_jax.convert.ofa import table as ofa
 from ofa_jax.convert.params import Weights
-from ofa_jax.convert.releases import Release
 from ofa_jax.data import images
-from ofa_jax.models.ofa.model import SIZES, OFAConfig
+from ofa_jax.models.ofa.model import OFAConfig
 from ofa_jax.tokenizers.ofa import LAYOUTS, OFATokenizer
 
 SETTINGS: dict[str, Any] = ofa_sizes.settings({})  # beside the sizes in config.json
-RELEASES: dict[str, Release] = {
-  f"OFA-{size}": Release(
-    f"OFA-Sys/OFA-{size}", ("pytorch_model.bin", "config.json", *LAYOUTS["huggingface"])
-  )
-  for size in SIZES
-}
 
 
 def read_settings(described: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +162,7 @@ FAMILY = Family(
   save_torch=save_torch,
   image_size=lambda config, settings: settings["image_size"],
   card={"pipeline_tag": "image-to-text", "tags": ["ofa", "image-captioning"]},
-  releases=RELEASES,
+  releases=released.RELEASES,
   huggingface=HuggingFace(
     model_type="ofa",
     in_transformers=False,
