@@ -20,6 +20,7 @@ STORED = {"convert", "hub", "weights"}
 INFERENCE = {"inference", "api"}
 COMMANDS = {
   *("train", "evaluate", "extract_features", "retrieve", "zeroshot", "compile_ahead"),
+  *("validate_data", "prepare_data"),
   *("generate", "cli", "cli_help", "cli_parsers", "__main__"),
 }
 BELOW = {

@@ -19,7 +19,7 @@ from ofa_jax.data.lmdb import LmdbImages, read_lmdb_pairs
 from ofa_jax.data.protocols import Images
 from ofa_jax.data.table import CAPTION, EXTENSIONS, IMAGE, read_table
 from ofa_jax.data.tar import read_tar
-from ofa_jax.data.tsv import ImageTable, Texts, read_texts
+from ofa_jax.data.tsv import FaultyRowsError, ImageTable, Texts, read_texts
 
 Tokenize = Callable[[str], np.ndarray]  # str -> int32[T]
 
@@ -305,12 +305,13 @@ def find_edges(images: Images, texts: Texts) -> np.ndarray:
   rows = images.find(ids)
   lost = np.flatnonzero(rows < 0)
   if len(lost):
-    raise ValueError(
+    raise FaultyRowsError(
       f"Expected every image_ids entry in {', '.join(images.files[:3])}, found {len(lost)} of "
       f"{len(ids)} missing: "
       + "; ".join(f"{ids[k]} (named by {texts.name(captions[k])})" for k in lost[:5])
       + f". The table has ids such as {', '.join(images.ids[:3])}: add the images, or remove the "
-      "ids from the captions."
+      "ids from the captions.",
+      [(texts.name(captions[k]), f"names the image {ids[k]!r}, which is missing") for k in lost],
     )
   if not len(ids):
     raise ValueError(

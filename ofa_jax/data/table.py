@@ -12,13 +12,13 @@ import csv
 import difflib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from ofa_jax import staging, storage, text_files
 from ofa_jax.data.folder import ImageFiles
-from ofa_jax.data.tsv import Texts, check_files
+from ofa_jax.data.tsv import FaultyRowsError, Texts, check_files
 
 EXTENSIONS = (".csv", ".tsv")
 IMAGE, CAPTION = "filepath", "title"
@@ -67,6 +67,7 @@ def read_columns(
   columns: Sequence[str],
   *,
   root: str | os.PathLike | None = None,
+  skip: Callable[[str, str], None] | None = None,
 ) -> list[tuple[str, ...]]:
   """The rows of tables: the path of an image, and the texts of other columns as they are.
 
@@ -74,6 +75,7 @@ def read_columns(
     paths: as for `read_table`.
     columns: that of the images first.
     root: as for `read_table`.
+    skip: called with what is wrong with a row, and where, instead of raising; the row is left out.
 
   Raises:
     ValueError: as `read_table`, but that any text may be empty.
@@ -83,7 +85,12 @@ def read_columns(
   faults = _faults()
   records = _records(files, columns=columns, root=root, faults=faults)
   rows = [(file, *texts) for _, file, texts in records]
-  _raise(faults, files)
+  if skip is None:
+    _raise(faults, files)
+  else:
+    for kind, places in faults.items():
+      for place in places:
+        skip(f"row {kind}", place)
   if not rows:
     raise ValueError(f"Expected rows below the header, found none in {', '.join(files[:5])}.")
   return rows
@@ -217,9 +224,10 @@ def _raise(faults: dict[str, list[str]], files: Sequence[str]) -> None:
     if places
   ]
   if lines:
-    raise ValueError(
+    raise FaultyRowsError(
       "Expected an image that is there and a caption in every row, found rows\n  "
       + "\n  ".join(lines)
       + f"\nCorrect or remove these rows of {', '.join(files[:3])}; paths are relative to the "
-      "table, or to PairData.of(..., root=...)."
+      "table, or to PairData.of(..., root=...).",
+      [(place, f"a row {kind}") for kind, places in faults.items() for place in places],
     )

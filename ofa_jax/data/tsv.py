@@ -41,6 +41,19 @@ class BadRow(Exception):  # noqa: N818 (a fault of the data, not of the program)
     return text_files.printable(f"{self.name}: {self.reason}")
 
 
+class FaultyRowsError(ValueError):
+  """Files that cannot be opened because of some of their rows.
+
+  Args:
+    text: the message, in which the first are named.
+    faults: place and reason of every one.
+  """
+
+  def __init__(self, text: str, faults: Sequence[tuple[str, str]]):
+    super().__init__(text)
+    self.faults = tuple(faults)
+
+
 class Table(index.Shards):
   """The rows of one or more TSV files, column by column.
 
@@ -249,24 +262,26 @@ def read_texts(paths: Sequence[str | os.PathLike]) -> Texts:
         text_id, text, images = _caption_of(raw.decode())
       except UnicodeDecodeError:
         reason = text_files.fault(raw) or "a character that is cut off"
-        faults.append(f"{path}:{line} is not UTF-8: {reason}")
+        faults.append((f"{path}:{line}", f"is not UTF-8: {reason}"))
         cure = cure or text_files.iconv(path, reason)
       except KeyError as error:
-        faults.append(f"{path}:{line} has no field {error}")
+        faults.append((f"{path}:{line}", f"has no field {error}"))
       except (ValueError, TypeError, RecursionError) as error:  # JSON: ValueError
-        faults.append(f"{path}:{line} {shown(str(error), 200)}")
+        faults.append((f"{path}:{line}", shown(str(error), 200)))
       else:
         text_ids.append(text_id)
         texts.append(text)
         image_ids.append(images)
         places.append((number, line))
     if len(texts) + len(faults) == before:
-      faults.append(f"{path} has no rows")
+      faults.append((path, "has no rows"))
   if faults:
-    raise ValueError(
+    named = "; ".join(map(" ".join, faults[:5]))
+    raise FaultyRowsError(
       'Expected one {"text_id": int, "text": str, "image_ids": [int, ...]} a line in UTF-8, found '
-      f"{len(faults)} fault{'s' * (len(faults) > 1)}: {'; '.join(faults[:5])}. Correct or remove "
-      f"these lines{cure}."
+      f"{len(faults)} fault{'s' * (len(faults) > 1)}: {named}. Correct or remove "
+      f"these lines{cure}.",
+      faults,
     )
   return Texts(text_ids, texts, image_ids, files, np.array(places, np.int64))
 

@@ -12,7 +12,7 @@ import numpy as np
 from ofa_jax import pictures
 from ofa_jax.data import caption_rows, prompts
 from ofa_jax.data.text import REFERENCES, reference_captions, remove_punctuation, target_caption
-from ofa_jax.data.tsv import IMAGE
+from ofa_jax.data.tsv import IMAGE, BadRow
 from ofa_jax.decode.beam import Search
 from ofa_jax.scoring.bleu import bleu
 from ofa_jax.scoring.cider import Frequencies, cider_d
@@ -70,6 +70,8 @@ class Caption(Seq2Seq):
       caption = REFERENCES.join(reference_captions(row["caption"]))
     else:
       caption = target_caption(row["caption"], max_words=self.max_words)
+      if not caption.strip():
+        raise BadRow(row.name, "the caption is empty")
     return {
       "image": self.image(row, rng),
       "source": self.asked(row),
