@@ -37,7 +37,8 @@ def from_scratch(model: ModelConfig, *, seed: int, warn: Callable[[str], None]) 
   if isinstance(model, OFAConfig) and model.vocab_size == released.CHINESE_WORDS:
     named = {f"OFA-CN-{model.name}"}
   else:
-    named = {model.name.partition("@")[0], f"OFA-{model.name}"}
+    name = getattr(model, "name", "")  # a model of one's own needs none
+    named = {name.partition("@")[0], f"OFA-{name}"}
   for name in named & RELEASES.keys():
     warn(
       f"All weights are drawn at random, though those of {name} are public: --config.init={name} "
