@@ -8,7 +8,7 @@ import jax
 
 from ofa_jax.engine.checkpoint import Checkpoints
 from ofa_jax.engine.faults import SaveError
-from ofa_jax.engine.processes import describe
+from ofa_jax.engine.processes import AGAIN, describe, status_of
 from ofa_jax.engine.step import State
 
 WAITS = (0.0, 5.0, 20.0)  # seconds before each further try
@@ -87,6 +87,8 @@ class Saver:
       self._failures = 0
 
   def _failed(self, error: Exception) -> None:
+    if jax.process_count() > 1 and status_of(error) == AGAIN:
+      raise error  # another process is gone, and the place has no fault
     self.checkpoints.remove_partial()
     step = self.checkpoints.latest()
     kept = (

@@ -2,9 +2,10 @@
 
 import dataclasses
 
+import jax
 import pytest
 
-from ofa_jax.engine import saving
+from ofa_jax.engine import processes, saving
 
 
 @dataclasses.dataclass
@@ -115,6 +116,17 @@ def test_the_reason_is_what_the_system_said():
   with pytest.raises(saving.SaveError) as raised:
     saving.Saver(Failing(long), say=print, waits=()).finish(State(1))
   assert str(raised.value).startswith("Saving a checkpoint failed: No space left on device. In ")
+
+
+def test_another_process_that_is_gone_is_no_fault_of_the_disk(monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  gone = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+  with pytest.raises(jax.errors.JaxRuntimeError) as raised:
+    saving.Saver(Failing(gone), say=print).finish(State(1))
+  assert processes.status_of(raised.value) == processes.AGAIN
+  full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: No space left on device [")
+  with pytest.raises(saving.SaveError, match="No space left"):
+    saving.Saver(Failing(full), say=print).finish(State(1))
 
 
 class Failing(Disk):
