@@ -69,7 +69,8 @@ def at_64_rows():
 def test_split_weights_are_gathered_and_not_multiplied_in_slices():
   split = check(config("ViT-H-14", rows=64, remat="full", fsdp=4), "v5e")
   assert split.cost.cycles < 1.1 * at_64_rows().cost.cycles
-  assert "collective-permute" not in split.collectives
+  moved = split.collectives.get("collective-permute")  # slices of weights would be hundreds of MB
+  assert moved is None or moved.num_bytes < 2**20
 
 
 def test_a_row_of_many_takes_no_longer():
