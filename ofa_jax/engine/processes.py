@@ -36,6 +36,9 @@ INTERRUPTED = 130  # Ctrl-C ended it at once: 128 + SIGINT
 # What no new start mends, of the states in which the runtime gives up.
 _LASTING = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "FAILED_PRECONDITION")
 
+# How errors of the runtime begin that it raises as ValueError: of a collective whose peer is gone.
+_PASSING = ("UNKNOWN: ", "UNAVAILABLE: ", "DEADLINE_EXCEEDED: ", "ABORTED: ", "CANCELLED: ")
+
 _ERROR, _TOLD, _DONE, _VALUE = (f"ofa_jax/{name}" for name in ("error", "told", "done", "value"))
 
 
@@ -51,9 +54,15 @@ def status_of(error: BaseException) -> int:
   """The exit status of an error, in a process that is alone or one of several."""
   if isinstance(error, (ConnectionError, TimeoutError)):
     return AGAIN
-  if isinstance(error, jax.errors.JaxRuntimeError):
+  if _of_runtime(error):
     return FAULT if str(error).startswith(_LASTING) else AGAIN
   return FAULT
+
+
+def _of_runtime(error: BaseException) -> bool:
+  if isinstance(error, jax.errors.JaxRuntimeError):
+    return True
+  return isinstance(error, ValueError) and str(error).startswith(_PASSING)
 
 
 def describe(error: BaseException) -> str:
@@ -184,7 +193,7 @@ class _Job:
       if write is not None and not isinstance(error, KeyboardInterrupt):
         self._write(f"{describe(error)}\n{shown}".rstrip())
       return
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if _of_runtime(error):
       reason = (
         f"a step failed, perhaps because another process is gone ({str(error).splitlines()[0]}). "
         "The same command goes on from the newest checkpoint."
