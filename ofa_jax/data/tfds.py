@@ -14,6 +14,8 @@ import numpy as np
 from ofa_jax.data.images import BadImage, decode
 from ofa_jax.data.tsv import BadRow
 
+PREFIX = "tfds:"  # of a name that stands in place of a file's
+
 
 class TfdsRows:
   """The images of one split with their labels, in the data set's order.
@@ -41,7 +43,7 @@ class TfdsRows:
     self._image, self._label = builder.info.supervised_keys
     self.classes = builder.info.features[self._label].names
     self._source = source(builder, split, undecoded=(self._image,))
-    self._name, self._size = f"tfds:{name}/{split}", size
+    self._name, self._size = f"{PREFIX}{name}/{split}", size
     self.notes = ()
 
   def __len__(self) -> int:
@@ -62,6 +64,21 @@ class TfdsRows:
 
   def close(self) -> None:
     """Nothing is cached, and the files close with the last reference to their reader."""
+
+
+def named(paths: Sequence[str], *, usual: str) -> tuple[str, str]:
+  """The data set and the split of "tfds:NAME" or "tfds:NAME:SPLIT"; else the `usual` split.
+
+  Raises:
+    ValueError: there are several paths.
+  """
+  if len(paths) != 1:
+    raise ValueError(
+      f"Expected one data set of TensorFlow Datasets and no file beside it, found "
+      f"{', '.join(paths)}; several splits are tfds:NAME:train+validation"
+    )
+  name, _, split = paths[0].removeprefix(PREFIX).partition(":")
+  return name, split or usual
 
 
 def prepared(name: str) -> Any:

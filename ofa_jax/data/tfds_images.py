@@ -6,7 +6,7 @@ They are opened as for zero-shot classification (`data/tfds.py`), and not decode
 from collections.abc import Sequence
 
 from ofa_jax.data import tfds
-from ofa_jax.data.tfds_texts import PREFIX
+from ofa_jax.data.tfds import PREFIX
 from ofa_jax.data.tsv import IMAGE, BadRow
 
 
@@ -55,13 +55,8 @@ class TfdsImages:
     Raises:
       ValueError: as above, or several paths.
     """
-    if len(paths) != 1:
-      raise ValueError(
-        f"Expected one data set of TensorFlow Datasets and no file beside it, found "
-        f"{', '.join(paths)}; several splits are tfds:NAME:train+validation"
-      )
-    name, _, own = paths[0].removeprefix(PREFIX).partition(":")
-    return cls(name, split=own or split, labels=labels)
+    name, split = tfds.named(paths, usual=split)
+    return cls(name, split=split, labels=labels)
 
   def __len__(self) -> int:
     return len(self._source)

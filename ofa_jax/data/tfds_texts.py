@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ofa_jax.data import tfds
+from ofa_jax.data.tfds import PREFIX
 from ofa_jax.data.tsv import BadRow
-
-PREFIX = "tfds:"
 
 
 def is_tfds(path: str) -> bool:
@@ -58,13 +57,8 @@ class TfdsTexts:
     Raises:
       ValueError: as above, or several paths.
     """
-    if len(paths) != 1:
-      raise ValueError(
-        f"Expected one data set of TensorFlow Datasets and no file beside it, found "
-        f"{', '.join(paths)}; several splits are tfds:NAME:train+validation"
-      )
-    name, _, own = paths[0].removeprefix(PREFIX).partition(":")
-    return cls(name, split=own or split, columns=columns)
+    name, split = tfds.named(paths, usual=split)
+    return cls(name, split=split, columns=columns)
 
   def __len__(self) -> int:
     return len(self._source)

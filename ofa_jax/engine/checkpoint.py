@@ -77,10 +77,8 @@ class Checkpoints:
     finally:
       if self._waiter is not None:
         self._waiter.join()
-      if (
-        error is not None and not self._read_only
-      ):  # of which a save may have been a part, on a full disk say
-        self.remove_partial()
+      if error is not None and not self._read_only:
+        self.remove_partial()  # of a save that was part of the failure, on a full disk say
 
   @property
   def folder(self) -> epath.Path:
