@@ -16,6 +16,7 @@ from ofa_jax import api, zeroshot
 from ofa_jax.data.pipeline import TooManyBadRows
 from ofa_jax.data.tfds import TfdsRows
 from ofa_jax.scoring.templates import templates_for
+from tests.compiling import QUICK
 from tests.evaluation_golden import MODELS, ZEROSHOT, save_model, unpack_zeroshot
 
 GOLDEN = sorted(
@@ -105,7 +106,9 @@ def test_files_in_float64_are_the_originals_in_float64(
 
 def run(*arguments, **environment):
   command = [sys.executable, "-m", "ofa_jax.zeroshot", *map(str, arguments)]
-  return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+  return subprocess.run(
+    command, capture_output=True, text=True, env=os.environ | QUICK | environment
+  )
 
 
 def test_command(directories, datasets, tmp_path):
