@@ -66,11 +66,13 @@ def run(form: str, folder: pathlib.Path, *, count: int, seed: int = 0) -> Iterat
 def flip(form: str, path: pathlib.Path, rng: np.random.Generator) -> str:
   """Flips a bit; says where.
 
-  Of a `.pt` in what its entries hold, of a checkpoint in the newest, of a transformers' folder in
-  its safetensors.
+  Of a `.pt` in what its entries hold, of a transformers' folder in its safetensors, of checkpoints
+  in the arrays of the newest: the markers of Orbax beside these are not read.
   """
   if path.is_dir():
-    pattern = {"checkpoint": "checkpoints/3/**/*", "safetensors": "*.safetensors"}.get(form, "**/*")
+    pattern = {"checkpoint": "checkpoints/3/*/**/*", "safetensors": "*.safetensors"}.get(
+      form, "**/*"
+    )
     files = sorted(p for p in path.glob(pattern) if p.is_file() and p.stat().st_size)
     file = files[rng.integers(len(files))]
     at = int(rng.integers(file.stat().st_size))
