@@ -11,8 +11,8 @@ from unittest import mock
 
 import jax
 
-# XLA ends the process at a flag that it does not know, and a newer one compiles with few
-# optimisations what ends it: whatever is not known is compiled as for users.
+# XLA ends the process at a flag that it does not know: whatever is not known is compiled as for
+# users.
 _KNOWN = jax.__version_info__ < (0, 11)
 # Eight devices share two cores: a collective may wait longer for its peers than XLA's 40 s.
 _PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=300" if _KNOWN else ""
@@ -27,12 +27,16 @@ QUICK = {
 }
 
 # Options of `lowered.compile` that undo all of it: XLA's defaults.
-AS_USERS = {
-  "xla_backend_optimization_level": 3,
-  "xla_llvm_disable_expensive_passes": False,
-  "xla_cpu_use_fusion_emitters": True,
-  "xla_cpu_parallel_codegen_split_count": 32,
-}
+AS_USERS = (
+  {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_use_fusion_emitters": True,
+    "xla_cpu_parallel_codegen_split_count": 32,
+  }
+  if _KNOWN
+  else {}
+)
 
 
 def compile_quickly() -> None:

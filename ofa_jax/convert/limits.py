@@ -21,6 +21,7 @@ MAXIMA = {
   **dict.fromkeys(("token_bucket_size", "image_bucket_size", "max_length"), 1 << 14),
   **dict.fromkeys(("encoder_prompt", "decoder_prompt", "images", "type_vocab"), 1 << 16),
   "num_beams": 1 << 10,
+  "max_images": 2,
 }
 _MAY_BE_ZERO = (
   *("num_codes", "num_bins", "pad", "adapter", "hidden", "prompt_hidden"),
@@ -79,9 +80,9 @@ def _problems_of(name: str, key: str, value: Any, hint: Any) -> list[str]:
   if value is None and type(None) in options:
     return []
   if typing.get_origin(options[0]) is tuple:
-    length = len(typing.get_args(options[0]))
-    if type(value) is not tuple or len(value) != length:
-      return [f"{name} {_shown(value)}, expected {length} numbers"]
+    lengths = [len(typing.get_args(option)) for option in options]
+    if type(value) is not tuple or len(value) not in lengths:
+      return [f"{name} {_shown(value)}, expected {lengths[0]} numbers"]
     key = "stages"
     return [p for i, x in enumerate(value) for p in _problems_of(f"{name}[{i}]", key, x, int)]
   if options[0] is int:
