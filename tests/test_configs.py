@@ -168,6 +168,10 @@ def test_grounding_is_of_a_data_set_a_size_and_a_split():
   large = load("ofa_refcoco.py", "refcocog,large,test,el")
   assert (large.epochs, large.optim.lr, large.task.log_end) == (10, 3e-5, 0.75)
   assert [e.split for e in large.evals] == ["test"]
+  assert large.evals[0].task.search == large.task.search
+  assert large.task.search.no_repeat_ngram_size == 3
+  (valid,) = load("ofa_refcoco.py", None).evals
+  assert valid.task.search == dataclasses.replace(large.task.search, no_repeat_ngram_size=0)
   assert large.task.test[0].endswith("refcocog_data/refcocog_test.tsv")
   plus = load("ofa_refcoco.py", "refcoco+,testB,zeroshot").task
   assert plus.test[0].endswith("refcocoplus_data/refcocoplus_testB.tsv") and plus.image_size == 480
