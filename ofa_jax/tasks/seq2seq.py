@@ -30,6 +30,7 @@ from ofa_jax.decode.beam import Hypotheses, Search
 from ofa_jax.decode.trie import Trie
 from ofa_jax.tasks.answering import Answering, read
 from ofa_jax.tasks.base import Predictions, Task, normalized, spec_of
+from ofa_jax.tasks.taught import Taught, learnt_places, twice
 from ofa_jax.tasks.words import check_tokenizer, load_tokenizer, tokenizer_folder
 from ofa_jax.tokenizers.ofa import OFATokenizer, layout_files
 from ofa_jax.tokenizers.special import BOS, EOS, PAD
@@ -256,32 +257,38 @@ class Seq2Seq(Task):
 
   def loss(self, model, batch, *, rngs, chunks=1):
     del chunks
-    names = ("source", "previous", "target", "weight", IMAGE, "image_mask", "code_mask", "conf")
+    taught = self.taught(batch)
+    logits = model(**taught.inputs, num_patches=self.num_patches, rngs=rngs)
+    return self.cost(logits, taught.targets, batch)
+
+  def taught(self, batch: Mapping[str, jax.Array]) -> Taught:
+    """What the model is given of a batch, and what it is to say."""
+    names = ("source", "previous", "target", "weight", IMAGE, "image_mask", "code_mask")
     rows = {name: batch[name] for name in names if name in batch}
-    rows = rows if self.rdrop is None else _twice(rows)
+    rows = rows if self.rdrop is None else twice(rows)
     targets = jnp.where(rows["weight"][:, None] > 0, rows["target"], PAD)
-    ignore_prefix, places = self.ignore_prefix, None
+    inputs = {"tokens": rows["source"], "decoder_tokens": rows["previous"], **self.pictures(rows)}
+    if "code_mask" in rows:
+      inputs["code_mask"] = rows["code_mask"]
     if self.learnt_tokens is not None:
-      places, targets = _learnt(targets, self.learnt_tokens, ignore_prefix=ignore_prefix)
-      ignore_prefix = 0
-    logits = model(
-      rows["source"],
-      rows["previous"],
-      **self.pictures(rows),
-      code_mask=rows.get("code_mask"),
-      num_patches=self.num_patches,
-      places=places,
-      rngs=rngs,
-    )
-    allowed = self.allowed(batch, vocab_size=logits.shape[-1])
+      inputs["places"], targets = learnt_places(
+        targets, self.learnt_tokens, ignore_prefix=self.ignore_prefix
+      )
+    return Taught(inputs, targets)
+
+  def cost(
+    self, logits: jax.Array, targets: jax.Array, batch: Mapping[str, jax.Array]
+  ) -> dict[str, losses.Mean]:
+    """The loss of logits float[B, T, V] for targets int32[B, T], both as of `taught`."""
+    conf, allowed = batch.get("conf"), self.allowed(batch, vocab_size=logits.shape[-1])
     return losses.label_smoothed(
       logits,
       targets,
       smoothing=self.smoothing,
-      conf=rows.get("conf"),
-      mask=allowed if self.rdrop is None else _twice(allowed),
+      conf=conf if self.rdrop is None else twice(conf),
+      mask=allowed if self.rdrop is None else twice(allowed),
       allowed_range=self.allowed_range,
-      ignore_prefix=ignore_prefix,
+      ignore_prefix=self.ignore_prefix if self.learnt_tokens is None else 0,
       ignore=EOS if self.ignore_eos else None,
       drop_worst=self.drop_worst,
       dropping=batch.get("dropping", False),
@@ -297,7 +304,7 @@ class Seq2Seq(Task):
     if IMAGE not in rows:
       return {}
     pixels = normalized(rows[IMAGE], mean=self.pixel_mean, std=self.pixel_std)
-    return {IMAGE: pixels, "image_mask": rows.get("image_mask")}
+    return {IMAGE: pixels} | {name: rows[name] for name in ("image_mask",) if name in rows}
 
   def decoder_prompts(self, batch: Mapping[str, jax.Array]) -> jax.Array:
     """int32[B, P], what the decoder is given of each row before it answers, then padding."""
@@ -419,19 +426,6 @@ def cut(name: str, ids: Sequence[int], room: int, *, warn: bool) -> list[int]:
   if warn and len(ids) > room:
     warnings.warn(f"Cut a {name} of {len(ids)} tokens to {room}; task.{name}_length would keep it")
   return list(ids[:room])
-
-
-def _twice(arrays: Any) -> Any:
-  return jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), arrays)
-
-
-def _learnt(targets: jax.Array, number: int, *, ignore_prefix: int) -> tuple[jax.Array, jax.Array]:
-  """The places int32[B, N] behind the prompts, and the targets there; padding if there is none."""
-  begin = jnp.sum(jnp.cumprod(targets == PAD, axis=1), axis=1, keepdims=True)
-  places, last = begin + jnp.arange(number), targets.shape[1] - 1
-  inside = (places <= last) & (places >= ignore_prefix)
-  places = jnp.minimum(places, last)
-  return places, jnp.where(inside, jnp.take_along_axis(targets, places, axis=1), PAD)
 
 
 def _filled(ids: Sequence[int], length: int) -> np.ndarray:
