@@ -152,7 +152,7 @@ def world(folder: str | Path) -> Config:
 
   asked = {"source_length": 16, "target_length": 20, "answer_length": 4}
   tasks = {
-    "caption": Caption(**files("caption"), target_length=13, search=Search(max_length=16)),
+    "caption": Caption(**files("caption"), target_length=13),
     "vqa": VQA(
       **files("vqa"),
       **asked,

@@ -66,7 +66,7 @@ class Thing:
 def is_novel(thing: Thing) -> bool:
   """Whether only "novel" has things like this: one in six, of each colour, shape and place some."""
   colour, shape = list(COLOURS).index(thing.colour), list(SHAPES).index(thing.shape)
-  return (colour + shape) % 3 != 0 and thing.place == (colour + 2 * shape) % len(CORNERS)
+  return (colour + shape) % 3 != 0 and thing.place == (colour + 3 * shape) % len(CORNERS)
 
 
 def things() -> list[Thing]:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax import hub, losses
+from ofa_jax import hub, losses, pictures
 from ofa_jax.data import images
 from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
 from ofa_jax.data.protocols import TextImages
@@ -35,6 +35,7 @@ from ofa_jax.tasks.words import check_tokenizer, load_tokenizer, tokenizer_folde
 from ofa_jax.tokenizers.ofa import OFATokenizer, layout_files
 from ofa_jax.tokenizers.special import BOS, EOS, PAD
 
+PAGE_PIXELS = 180  # a side of a picture on a page
 MAX_POSITIONS = 1024  # the original's --max-source-positions and --max-target-positions
 
 
@@ -67,6 +68,7 @@ class Seq2Seq(Task):
     allowed_range: ids (first, end) that have a probability beside the special ones; None: all.
     search: how answers are generated in evaluations; lengths do not count the decoder's prompts.
     cache_dir, cache_bytes: folder and limit of the decode cache; None: off.
+    page: rows of an evaluation that a page shows with their pictures, see `cell`; 0: none.
   """
 
   fields: ClassVar[tuple[str, ...]]
@@ -99,6 +101,7 @@ class Seq2Seq(Task):
   search: Search = dataclasses.field(default_factory=Search)
   cache_dir: str | None = None
   cache_bytes: int = DEFAULT_MAX_BYTES
+  page: int = 0
 
   def example(self, row: Row, rng: np.random.Generator | None) -> dict[str, Any]:
     """What a row asks and what is right.
@@ -181,7 +184,25 @@ class Seq2Seq(Task):
       {names.id: names.told_id(rows.row(i)[field]), names.result: answer}
       for i, answer in self.told(predictions).items()
     ]
-    return {"predict.json": json.dumps(told, ensure_ascii=False).encode()}
+    return {"predict.json": json.dumps(told, ensure_ascii=False).encode()} | self.pages(
+      predictions, streams
+    )
+
+  def pages(self, predictions: Predictions, streams: Mapping[str, "Rows"]) -> dict[str, bytes]:
+    """`page.png`, the first `page` rows that could be read."""
+    rows, told = streams["examples"], list(self.told(predictions).items())[: self.page]
+    cells = [self.cell(rows.row(i), x, image=rows.image(i, size=PAGE_PIXELS)) for i, x in told]
+    return pictures.page("page", pictures.in_rows(cells)) if cells else {}
+
+  def cell(self, row: Row, answer: Any, *, image: np.ndarray) -> pictures.Cell:
+    """A row on the page.
+
+    Args:
+      row: of the evaluation.
+      answer: as of `told`.
+      image: uint8[PAGE_PIXELS, PAGE_PIXELS, 3], its picture.
+    """
+    raise NotImplementedError(f"{type(self).__name__} has no page; set page=0")
 
   def assemble(self, example: Mapping[str, Any], *, warn: bool = False) -> dict[str, np.ndarray]:
     """Begin, end and padding put to the ids of an example.
