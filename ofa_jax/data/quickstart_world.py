@@ -185,26 +185,22 @@ def world(directory: str | os.PathLike) -> pathlib.Path:
 
 def _write(path: pathlib.Path) -> None:
   path.mkdir()
-  texts = [prompts.caption(), *(f" {digit}" for digit in DIGITS)]
   for number, (split, count) in enumerate(PICTURES.items()):
     rows = {task: [] for task in TASKS}
     for i in range(count):
-      told, more = _told(f"{split}{i}", np.random.default_rng((number, i)), novel=split == "novel")
-      texts += more
-      for task, row in told.items():
+      rng = np.random.default_rng((number, i))
+      for task, row in _rows(f"{split}{i}", rng, novel=split == "novel").items():
         rows[task].append(row)
     for task in TASKS:
       write_lines(path / f"{task}_{split}.tsv", rows[task])
-  for number, (split, count) in enumerate(SENTENCES.items()):
-    rng = np.random.default_rng((len(PICTURES) + number, 0))
-    sentences = [sentence(rng) for _ in range(count)]
-    texts += [prompts.whole_text(text) for text in sentences]
-    write_lines(
-      path / f"infilling_{split}.tsv", (f"{split}{i}\t{x}" for i, x in enumerate(sentences))
-    )
+  for number, (split, count) in enumerate(SENTENCES.items(), start=len(PICTURES)):
+    rng = np.random.default_rng((number, 0))
+    lines = [f"{split}{i}\t{sentence(rng)}" for i in range(count)]
+    write_lines(path / f"infilling_{split}.tsv", lines)
   _write_digits(path)
   write_lines(path / "answers.txt", answers())
   write_lines(path / "digits.txt", DIGITS)
+  texts = list(_texts(np.random.default_rng(len(PICTURES) + len(SENTENCES))))
   OFATokenizer.train(texts, vocab_size=_VOCABULARY, num_bins=NUM_BINS).save(path / "tokenizer")
 
 
@@ -214,35 +210,36 @@ def answers() -> list[str]:
   return ["yes", "no", "nothing", *DIGITS[:3], *COLOURS, *SHAPES, *CORNERS, *names]
 
 
-def _told(
-  name: str, rng: np.random.Generator, *, novel: bool
-) -> tuple[dict[str, str], Iterator[str]]:
-  """A row of each task about one picture, and the texts in them."""
+def _rows(name: str, rng: np.random.Generator, *, novel: bool) -> dict[str, str]:
+  """A row of each task about one picture."""
   shown = scene(rng, novel=novel)
   about = next((t for t in shown if is_novel(t)), None) or _one(shown, rng)
   image, boxes = draw(shown, rng)
   picture = base64.urlsafe_b64encode(quickstart.png(image)).decode()
   said, objects = caption(shown), REFERENCES.join(thing.name for thing in shown)
   asked, answer = question(shown, about, rng)
-  phrase = region(shown, about, rng)
   text, label = hypothesis(shown, about, rng)
   box = ",".join(f"{side:.2f}" for side in boxes[shown.index(about)])
   file = f"{name}.png"
   rows = {
     "caption": (name, file, said, objects, picture),
     "vqa": (name, file, asked, f"1.0{CONFIDENCE}{answer}", objects, picture),
-    "refcoco": (name, file, phrase, box, picture),
+    "refcoco": (name, file, region(shown, about, rng), box, picture),
     "snli_ve": (name, file, picture, text, said, label),
   }
-  texts = (
-    f" {said}",
-    prompts.question(asked),
-    f" {answer}",
-    prompts.region(phrase),
-    prompts.entailment(text),
-    " yes no maybe",
-  )
-  return {task: "\t".join(row) for task, row in rows.items()}, iter(texts)
+  return {task: "\t".join(row) for task, row in rows.items()}
+
+
+def _texts(rng: np.random.Generator) -> Iterator[str]:
+  """What the tokenizer is learnt from: as much of each kind, whatever the number of pictures."""
+  yield from (f" {answer}" for answer in (*answers(), *DIGITS, "maybe"))
+  for _ in range(1000):
+    shown = scene(rng, novel=False)
+    yield from (prompts.caption(), f" {caption(shown)}")
+    yield prompts.question(question(shown, shown[0], rng)[0])
+    yield prompts.region(region(shown, shown[0], rng))
+    yield prompts.entailment(hypothesis(shown, shown[0], rng)[0])
+    yield prompts.whole_text(sentence(rng))
 
 
 def _write_digits(path: pathlib.Path) -> None:

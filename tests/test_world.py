@@ -1,0 +1,142 @@
+"""The quickstart's small world: six tasks learnt at once, each scored by its own metric."""
+
+import dataclasses
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ofa_jax
+from ofa_jax.config import Config
+from ofa_jax.data import quickstart_world
+from ofa_jax.data.tsv import Table
+from ofa_jax.decode.beam import Search
+from ofa_jax.engine import log
+from ofa_jax.tasks import infilling
+from ofa_jax.train import train
+
+ROOT = Path(__file__).parent.parent
+GOALS = {"vqa": 0.95, "refcoco": 0.85, "snli_ve": 0.95, "exact": 0.95, "digits": 0.95}
+
+
+def load() -> Config:
+  return runpy.run_path(str(ROOT / "configs" / "quickstart.py"))["get_config"]("world")
+
+
+@pytest.fixture
+def micro(tmp_path, monkeypatch) -> Config:
+  """The same of few pictures, with a small model, for three steps."""
+  monkeypatch.setattr(quickstart_world, "PICTURES", {"train": 32, "valid": 8, "novel": 8})
+  monkeypatch.setattr(quickstart_world, "SENTENCES", {"train": 16, "valid": 8})
+  monkeypatch.setenv("OFA_JAX_DATA", str(tmp_path / "data"))
+  base = load()
+  sizes = {"width": 32, "mlp": 64, "encoder_layers": 1, "decoder_layers": 1}
+  return dataclasses.replace(
+    base,
+    model=dataclasses.replace(base.model, **sizes),
+    batch_size=8,
+    steps=3,
+    log_every=1,
+    save_every=0,
+  )
+
+
+def test_evaluations_have_the_names_of_their_tasks(micro):
+  names = {e.called(m) for e in micro.evals for m in e.task.metrics}
+  expected = {f"{split}/{name}" for split in ("valid", "novel") for name in GOALS}
+  assert expected - names == {"novel/digits"}  # there are no unseen digits
+  assert {"valid/infilling_exact", "valid/cider"} <= names
+  assert micro.task.joined() == [
+    ["caption", "vqa", "refcoco", "snli_ve", "digits"],
+    ["infilling"],
+  ]
+  sizes = micro.task.batch_sizes(16)
+  assert sizes["caption"] == 16 and all(size % 8 == 0 for size in sizes.values())
+
+
+def test_a_few_steps_learn_every_task_and_leave_pages(micro, tmp_path):
+  chosen = [e for e in micro.evals if e.called("score") in ("valid/digits", "novel/refcoco")]
+  quick = Search(num_beams=2, min_length=4, max_length=4)
+  tasks = [
+    dataclasses.replace(e.task, search=quick, page=3) if e.label == "refcoco" else e.task
+    for e in chosen
+  ]
+  evals = tuple(dataclasses.replace(e, task=t) for e, t in zip(chosen, tasks, strict=True))
+  run = tmp_path / "run"
+  metrics = train(dataclasses.replace(micro, evals=evals), str(run))
+  assert metrics.keys() == {"valid/digits", "novel/refcoco"}
+  history = log.read_metrics(run)
+  for name in micro.task.tasks:
+    assert np.isfinite([row[f"train/{name}/loss"] for row in history if "train/loss" in row]).all()
+  results = {path.name for path in (run / "results").iterdir()}
+  assert {"novel_refcoco_predict.json", "novel_refcoco_page.png"} <= results
+  assert "valid_digits_predict.json" in results
+  model, _ = ofa_jax.load_from_name(str(run))
+  assert model.image_size == 32 and model.tokenizer.num_bins == quickstart_world.NUM_BINS
+
+
+@pytest.mark.slow  # the whole run, which takes two cores minutes
+def test_the_world_is_learnt_and_every_way_to_ask_gives_the_same(tmp_path):
+  run = tmp_path / "run"
+  where = {**os.environ, "OFA_JAX_DATA": str(tmp_path / "data"), "JAX_PLATFORMS": "cpu"}
+
+  def command(module, *flags):
+    line = [sys.executable, "-m", f"ofa_jax.{module}", *flags]
+    done = subprocess.run(line, cwd=ROOT, env=where, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+  config = "--config=configs/quickstart.py:world"
+  command("train", config, f"--workdir={run}")
+  learnt = [row for row in log.read_metrics(run) if "valid/vqa" in row][-1]
+  for name, goal in GOALS.items():
+    assert learnt[f"valid/{name}"] >= goal, name
+  assert learnt["novel/vqa"] >= 0.75
+
+  output = tmp_path / "metrics.json"
+  command("evaluate", config, f"--checkpoint={run}", f"--output={output}")
+  repeated = json.loads(output.read_text())
+  for name, value in repeated.items():
+    assert value == pytest.approx(learnt[name], abs=1e-6), name
+
+  data = quickstart_world.world(tmp_path / "data")
+  flags = {
+    "caption": [],
+    "vqa": [f"--candidates={data / 'answers.txt'}", "--columns=id:0,image:5,text:2"],
+    "refcoco": [],
+    "snli_ve": ["--columns=id:0,image:2,text:3"],
+  }
+  results = {"caption": "valid", "vqa": "valid_vqa"}
+  for task, more in flags.items():
+    answers = tmp_path / f"{task}.jsonl"
+    table = data / f"{task}_valid.tsv"
+    command(
+      "generate",
+      f"--model={run}",
+      f"--task={task}",
+      f"--input={table}",
+      f"--output={answers}",
+      *more,
+    )
+    told = [json.loads(line) for line in answers.read_text().splitlines()]
+    name = results.get(task, f"valid_{task}")
+    expected = json.loads((run / "results" / f"{name}_predict.json").read_text())
+    for mine, theirs in zip(told, expected, strict=True):
+      keys = [key for key in theirs if key in mine]
+      assert keys and [mine[key] for key in keys] == [theirs[key] for key in keys], task
+
+  model, _ = ofa_jax.load_from_name(str(run))
+  table = Table([data / "digits_valid.tsv"], columns={"image": 0, "label": 2})
+  classes = (data / "digits.txt").read_text().split()
+  images = [table.encoded(i) for i in range(40)]
+  expected = json.loads((run / "results" / "valid_digits_predict.json").read_text())[:40]
+  assert model.classify(images, classes) == [row["answer"] for row in expected]
+  expected = json.loads((run / "results" / "valid_infilling_predict.json").read_text())[:8]
+  asked = [row["asked"].split('"')[1].strip() for row in expected]
+  told = model.ask(infilling.ANSWERING, {"text": asked})
+  assert told == [row["text"] for row in expected]
