@@ -178,7 +178,7 @@ def world(folder: str | Path) -> Config:
   evals = []
   for name, split in (("valid", "valid"), ("novel", "test")):
     evals += [
-      Eval(name=name, label="" if label == "caption" else label, task=task, split=split, every=500)
+      Eval(name=name, label="" if label == "caption" else label, task=task, split=split)
       for label, task in tasks.items()
       if getattr(task, split)
     ]
@@ -202,10 +202,10 @@ def world(folder: str | Path) -> Config:
     ),
     task=Mixture(
       tasks=tasks,
-      shares={"caption": 2, "vqa": 3, "refcoco": 3, "snli_ve": 3, "digits": 1, "infilling": 1},
+      shares={"caption": 1, "vqa": 2, "refcoco": 2, "snli_ve": 2, "digits": 1, "infilling": 1},
     ),
-    batch_size=16,
-    steps=3000,
+    batch_size=8,
+    steps=2000,
     log_every=50,
     save_every=500,
     optim=Optim(
