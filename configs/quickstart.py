@@ -159,9 +159,10 @@ def world(folder: str | Path) -> Config:
       answers=str(data / "answers.txt"),
       columns=(0, 5, 2, 3),
       max_objects=0,
+      page=12,
     ),
-    "refcoco": RefCOCO(**files("refcoco"), source_length=16),
-    "snli_ve": SnliVE(**files("snli_ve"), **asked, premise=False),
+    "refcoco": RefCOCO(**files("refcoco"), source_length=16, page=12),
+    "snli_ve": SnliVE(**files("snli_ve"), **asked, premise=False, page=12),
     "digits": ImageClassify(
       **files("digits"),
       answers=str(data / "digits.txt"),

@@ -30,7 +30,7 @@ from ofa_jax.decode.beam import Hypotheses, Search
 from ofa_jax.decode.trie import Trie
 from ofa_jax.tasks.answering import Answering, read
 from ofa_jax.tasks.base import Predictions, Task, normalized, spec_of
-from ofa_jax.tasks.taught import Taught, learnt_places, twice
+from ofa_jax.tasks.taught import Taught, filled, learnt_places, twice
 from ofa_jax.tasks.words import check_tokenizer, load_tokenizer, tokenizer_folder
 from ofa_jax.tokenizers.ofa import OFATokenizer, layout_files
 from ofa_jax.tokenizers.special import BOS, EOS, PAD
@@ -195,13 +195,7 @@ class Seq2Seq(Task):
     return pictures.page("page", pictures.in_rows(cells)) if cells else {}
 
   def cell(self, row: Row, answer: Any, *, image: np.ndarray) -> pictures.Cell:
-    """A row on the page.
-
-    Args:
-      row: of the evaluation.
-      answer: as of `told`.
-      image: uint8[PAGE_PIXELS, PAGE_PIXELS, 3], its picture.
-    """
+    """A row on the page: the answer as of `told`, its picture uint8[P, P, 3], P = PAGE_PIXELS."""
     raise NotImplementedError(f"{type(self).__name__} has no page; set page=0")
 
   def assemble(self, example: Mapping[str, Any], *, warn: bool = False) -> dict[str, np.ndarray]:
@@ -222,9 +216,9 @@ class Seq2Seq(Task):
     seen = list(example.get("seen", answer))[: len(answer)]
     end = [EOS] if self.target_ends else []
     arrays = {
-      "source": _filled([BOS, *source, EOS], self.source_length),
-      "previous": _filled([BOS, *prompt, *seen][: self.target_length], self.target_length),
-      "target": _filled([PAD] * len(prompt) + answer + end, self.target_length),
+      "source": filled([BOS, *source, EOS], self.source_length),
+      "previous": filled([BOS, *prompt, *seen][: self.target_length], self.target_length),
+      "target": filled([PAD] * len(prompt) + answer + end, self.target_length),
     }
     ids = ("source", "target", "prompt", "seen")
     return {k: v for k, v in example.items() if k not in ids} | arrays
@@ -447,9 +441,3 @@ def cut(name: str, ids: Sequence[int], room: int, *, warn: bool) -> list[int]:
   if warn and len(ids) > room:
     warnings.warn(f"Cut a {name} of {len(ids)} tokens to {room}; task.{name}_length would keep it")
   return list(ids[:room])
-
-
-def _filled(ids: Sequence[int], length: int) -> np.ndarray:
-  array = np.full(length, PAD, np.int32)
-  array[: len(ids)] = ids
-  return array

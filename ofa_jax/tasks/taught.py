@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ofa_jax.tokenizers.special import PAD
 
@@ -21,6 +22,13 @@ class Taught(NamedTuple):
 
   inputs: dict[str, jax.Array]
   targets: jax.Array
+
+
+def filled(ids: Sequence[int], length: int) -> np.ndarray:
+  """int32[length], the ids and then padding."""
+  array = np.full(length, PAD, np.int32)
+  array[: len(ids)] = ids
+  return array
 
 
 def twice(arrays: Any) -> Any:
