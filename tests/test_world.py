@@ -6,12 +6,15 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 
 import ofa_jax
+from ofa_jax import cli
 from ofa_jax.config import Config
 from ofa_jax.data import quickstart_world
 from ofa_jax.data.tsv import Table
@@ -28,13 +31,17 @@ def load() -> Config:
   return runpy.run_path(str(ROOT / "configs" / "quickstart.py"))["get_config"]("world")
 
 
-@pytest.fixture
-def micro(tmp_path, monkeypatch) -> Config:
+@pytest.fixture(scope="module")
+def micro(tmp_path_factory) -> Iterator[Config]:
   """The same of few pictures, with a small model, for three steps."""
-  monkeypatch.setattr(quickstart_world, "PICTURES", {"train": 32, "valid": 8, "novel": 8})
-  monkeypatch.setattr(quickstart_world, "SENTENCES", {"train": 16, "valid": 8})
-  monkeypatch.setenv("OFA_JAX_DATA", str(tmp_path / "data"))
-  base = load()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(quickstart_world, "PICTURES", {"train": 32, "valid": 8, "novel": 8})
+    patch.setattr(quickstart_world, "SENTENCES", {"train": 16, "valid": 8})
+    patch.setenv("OFA_JAX_DATA", str(tmp_path_factory.mktemp("data")))
+    yield made_small(load())
+
+
+def made_small(base: Config) -> Config:
   sizes = {"width": 32, "mlp": 64, "encoder_layers": 1, "decoder_layers": 1}
   return dataclasses.replace(
     base,
@@ -57,6 +64,18 @@ def test_evaluations_have_the_names_of_their_tasks(micro):
   ]
   sizes = micro.task.batch_sizes(16)
   assert sizes["caption"] == 16 and all(size % 8 == 0 for size in sizes.values())
+
+
+def test_tasks_are_changed_by_flags(micro):
+  argv = ["train", f"--config={ROOT / 'configs' / 'quickstart.py'}:world"]
+  argv += ["--config.task.tasks.vqa.page=3", "--config.task.shares.vqa=5"]
+  argv += ["--config.task.tasks.caption.train=a.tsv,b.tsv", "--config.task.multiple=4"]
+  values = flags.FlagValues()
+  holder = cli.define_config(flag_values=values, argv=argv)
+  values(argv)
+  task = holder.value.task
+  assert task.tasks["vqa"].page == 3 and task.tasks["caption"].train == ("a.tsv", "b.tsv")
+  assert task.batch_sizes(8)["vqa"] == 40 and task.batch_sizes(4)["digits"] == 4
 
 
 def test_a_few_steps_learn_every_task_and_leave_pages(micro, tmp_path):

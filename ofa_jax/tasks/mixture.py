@@ -92,7 +92,7 @@ class Mixture(Task):
         fault.replace("task.", f"task.tasks.{name}.", 1) if fault.startswith("task.") else fault
         for fault in task.check(of_task)
       ]
-    return faults
+    return list(dict.fromkeys(faults))  # those of the model each task may tell
 
   def frozen(self, mesh, *, precision, training=True, load=True):
     options = {"precision": precision, "training": training, "load": load}
