@@ -9,19 +9,20 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
 
 import ofa_jax
-from ofa_jax import cli
+from ofa_jax import cli, evaluate
 from ofa_jax.config import Config
-from ofa_jax.data import quickstart_world
+from ofa_jax.data import pipeline, quickstart_world
 from ofa_jax.data.tsv import Table
 from ofa_jax.decode.beam import Search
-from ofa_jax.engine import log
+from ofa_jax.engine import log, sharding, step
 from ofa_jax.tasks import infilling
-from ofa_jax.train import train
+from ofa_jax.validation import validate
 
 ROOT = Path(__file__).parent.parent
 GOALS = {"vqa": 0.95, "refcoco": 0.85, "snli_ve": 0.95, "exact": 0.95, "digits": 0.95}
@@ -78,25 +79,35 @@ def test_tasks_are_changed_by_flags(micro):
   assert task.batch_sizes(8)["vqa"] == 40 and task.batch_sizes(4)["digits"] == 4
 
 
-def test_a_few_steps_learn_every_task_and_leave_pages(micro, tmp_path):
-  chosen = [e for e in micro.evals if e.called("score") in ("valid/digits", "novel/refcoco")]
+def test_a_few_steps_learn_every_task_and_boxes_are_shown(micro, tmp_path):
+  (boxes,) = (e for e in micro.evals if e.called("score") == "novel/refcoco")
   quick = Search(num_beams=2, min_length=4, max_length=4)
-  tasks = [
-    dataclasses.replace(e.task, search=quick, page=3) if e.label == "refcoco" else e.task
-    for e in chosen
-  ]
-  evals = tuple(dataclasses.replace(e, task=t) for e, t in zip(chosen, tasks, strict=True))
-  run = tmp_path / "run"
-  metrics = train(dataclasses.replace(micro, evals=evals), str(run))
-  assert metrics.keys() == {"valid/digits", "novel/refcoco"}
-  history = log.read_metrics(run)
-  for name in micro.task.tasks:
-    assert np.isfinite([row[f"train/{name}/loss"] for row in history if "train/loss" in row]).all()
-  results = {path.name for path in (run / "results").iterdir()}
-  assert {"novel_refcoco_predict.json", "novel_refcoco_page.png"} <= results
-  assert "valid_digits_predict.json" in results
-  model, _ = ofa_jax.load_from_name(str(run))
-  assert model.image_size == 32 and model.tokenizer.num_bins == quickstart_world.NUM_BINS
+  boxes = dataclasses.replace(boxes, task=dataclasses.replace(boxes.task, search=quick))
+  config = dataclasses.replace(micro, evals=(boxes,))
+  validate(config, devices=1)
+  mesh = sharding.make_mesh((1, 1, 1), devices=jax.devices()[:1])
+  program = step.build(config, mesh, steps=3)
+  state, update = step.init(program), step.train_step(program)
+  frozen = config.task.frozen(mesh, precision="fp32")
+  with pipeline.train_batches(
+    config.task.examples("train"),
+    batch_size=config.task.batch_sizes(config.batch_size),
+    seed=0,
+    start=0,
+    bad=pipeline.BadRows(0.0),
+  ) as batches:
+    for _ in range(3):
+      state, metrics = update(state, sharding.to_global(next(batches), mesh), frozen)
+      assert int(metrics["bad"][0]) == 0
+  for name in config.task.tasks:
+    assert np.isfinite(float(metrics[f"{name}/loss"])) and f"{name}/accuracy" in metrics
+  (evaluator,) = evaluate.evaluators(program)
+  scores = evaluator(*state.evaluated, folder=tmp_path)
+  assert scores.keys() == {"novel/refcoco"}
+  assert {path.name for path in tmp_path.iterdir()} == {
+    "novel_refcoco_predict.json",
+    "novel_refcoco_page.png",
+  }
 
 
 @pytest.mark.slow  # the whole run, which takes two cores minutes

@@ -8,6 +8,7 @@ import pytest
 
 from ofa_jax.config import Config
 from ofa_jax.data import prompts
+from ofa_jax.data.tsv import BadRow
 from ofa_jax.inference import inputs
 from ofa_jax.tasks import infilling
 from ofa_jax.tasks.infilling import Infilling
@@ -44,12 +45,15 @@ def test_words_are_hidden_anew_in_training_and_by_the_row_in_evaluations(task):
   examples = [rows.example(0, rng) for rng in rngs]
   sources = [text_of(task, x["source"]) for x in examples]
   assert sources[0] == sources[1] and len(set(sources)) > 10
+  hidden = []
   for source, example in zip(sources, examples, strict=True):
     assert source.startswith('what is the complete text of "') and source.endswith('"?')
     assert "<mask>" in source
     assert text_of(task, example["target"]) == TEXTS[0]
     left = source.split('"')[1].replace("<mask>", "").split()
-    assert len(left) == 6 and set(left) <= set(TEXTS[0].split())  # of 9 words, 3 are hidden
+    assert set(left) <= set(TEXTS[0].split())
+    hidden.append(9 - len(left))
+  assert set(hidden) <= {0, 1, 2, 3} and np.mean(hidden) > 2  # a third, where no spans meet
 
 
 def test_a_mask_may_be_any_word_instead(task):
@@ -101,5 +105,5 @@ def test_faults_are_told(task):
 
 def test_an_empty_text_is_a_bad_row(task):
   rows = task.examples("train")
-  with pytest.raises(ValueError, match="the text is empty"):
+  with pytest.raises(BadRow, match="the text is empty"):
     rows.example(2, None)
