@@ -18,7 +18,6 @@ from typing import Any
 import jax
 
 from ofa_jax import losses
-from ofa_jax.config import Config
 from ofa_jax.data.protocols import Rows
 from ofa_jax.data.tsv import IMAGE
 from ofa_jax.tasks import taught
@@ -82,7 +81,7 @@ class Mixture(Task):
     sizes = self.batch_sizes(batch_size)
     return {name: task.batch_spec(sizes[name]) for name, task in self.tasks.items()}
 
-  def check(self, config: Config) -> list[str]:
+  def check(self, config: Any) -> list[str]:
     faults = self._check_tasks()
     if self.weights is not None:
       faults += self._check_each("weights", least=0)
