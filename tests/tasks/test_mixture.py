@@ -189,6 +189,7 @@ def stand_in(size):
   """A model whose logits are of what a row holds, filled up or not, and that compiles at once."""
   table = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
   table[PAD] = 0
+  table = jnp.asarray(table)
 
   def model(*, tokens, decoder_tokens, image, places=None, image_mask=None, num_patches, rngs):
     del num_patches, rngs, image_mask
