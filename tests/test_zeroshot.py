@@ -89,7 +89,7 @@ def test_golden(models, datasets, tmp_path, folder, dataset):
     assert list(found) == ["zeroshot-top1", "mean_per_class"]
 
 
-@pytest.mark.parametrize("batch_size", (1, 5, 64))
+@pytest.mark.parametrize("batch_size", (1, pytest.param(5, marks=pytest.mark.slow), 64))
 @pytest.mark.parametrize("name", MODELS)
 def test_files_in_float64_are_the_originals_in_float64(
   directories, datasets, tmp_path, name, batch_size
