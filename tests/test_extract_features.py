@@ -18,6 +18,7 @@ from ofa_jax.data.pipeline import TooManyBadRows
 from tests.compiling import QUICK
 from tests.evaluation_golden import MODELS, RETRIEVAL, read_jsonl, save_model
 
+pytestmark = pytest.mark.usefixtures("two_devices")
 DATA = RETRIEVAL / "dataset"
 
 

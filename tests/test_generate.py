@@ -24,6 +24,7 @@ from tests.compiling import QUICK
 from tests.ofa_directory import save_micro
 from tests.ofa_golden import micro_config
 
+pytestmark = pytest.mark.usefixtures("two_devices")
 COLUMNS = {"id": 0, "image": 1, "text": 2}
 ROWS = 11
 BROKEN = 4

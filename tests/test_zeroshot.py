@@ -19,6 +19,7 @@ from ofa_jax.scoring.templates import templates_for
 from tests.compiling import QUICK
 from tests.evaluation_golden import MODELS, ZEROSHOT, save_model, unpack_zeroshot
 
+pytestmark = pytest.mark.usefixtures("two_devices")
 GOLDEN = sorted(
   (folder, path.stem)
   for folder in ("vit", "rn50", "vit_indexed")
