@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from ofa_jax.data import quickstart, quickstart_ofa
-from tests import bucket_servers
+from tests import bucket_servers, drawings
 from tests.compiling import compile_quickly
 
 # The numbers of models, losses and searches can be tested on a GPU as well: docs/training.md.
@@ -93,6 +93,20 @@ def pytest_configure(config):
   ):
     if name.upper() in os.environ:
       jax.config.update(name, kind(os.environ[name.upper()]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_drawings():
+  """Of runs and evaluations; `drawn` brings them back."""
+  with drawings.left_out():
+    yield
+
+
+@pytest.fixture
+def drawn(no_drawings):
+  """Curves and pages are drawn, as they are for users."""
+  with drawings.made():
+    yield
 
 
 @pytest.fixture(scope="module")

@@ -63,8 +63,7 @@ def tiny_config(name, folder, shapes):
 
 
 # More than half a minute each. Rows, loss, answers and files are compared in tests/tasks; whole
-# runs of a task that chooses are, with a picture beside the text, those of test_vqa_training.py and
-# of imagenet in test_ofa_tasks.py.
+# runs of a task that chooses are, with a picture beside the text, those of test_vqa_training.py.
 SLOW = {"snli_ve": pytest.mark.slow, "mnli": pytest.mark.slow}
 pytestmark = pytest.mark.usefixtures("two_devices")
 

@@ -45,7 +45,9 @@ class Case:
     generates: the command's name of the task; None: it does not generate it.
     answer: the key of the answer in the command's lines; in the result file it is the last one.
     columns: of the command's input beside the defaults.
-    quick: whether it is among the quick tests; the others are of the same classes.
+    quick: whether it is among the quick tests. The others are of the same classes: whole runs of
+      answers that are chosen are those of test_vqa_training.py, of texts that are generated those
+      of test_train.py and test_language_tasks.py.
   """
 
   config: tuple[str, str]
@@ -97,7 +99,6 @@ CASES = {
     generates="classify",
     answer="class",
     columns={IMAGE: 0},
-    quick=True,
   ),
   "ocr": Case(
     config=("ofa_ocr.py", "base"),

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ofa_jax import fonts, pictures
 
+pytestmark = pytest.mark.usefixtures("drawn")
 COLOURS = {name: tuple(bytes.fromhex(getattr(pictures, name)[1:])) for name in ("RIGHT", "WRONG")}
 
 

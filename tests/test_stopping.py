@@ -158,8 +158,14 @@ def test_slow_evaluations_are_left_within_seconds(config, tmp_path):
 
 
 # Three runs of some seconds each, for every count; one is tried always.
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  ("number", "count"),
+  [
+    (signal.SIGTERM, 1),
+    pytest.param(signal.SIGTERM, 20, marks=pytest.mark.slow),
+    pytest.param(signal.SIGINT, 20, marks=pytest.mark.slow),
+  ],
+)
 def test_at_random_moments(config, straight, tmp_path, number, count):
   def stamp(name):
     return (straight / name).stat().st_mtime

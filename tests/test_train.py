@@ -9,6 +9,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ofa_jax import evaluate, hub, trees
 from ofa_jax.config import MeshShape
@@ -118,9 +119,10 @@ def test_resumed_is_straight_bit_for_bit(configs, runs, family, tmp_path):
   assert rows[0] == rows[1]
 
 
-def test_generated_texts_and_pictures_are_left_beside_the_metrics(configs, runs, tmp_path):
-  """After a run and after an evaluation alone."""
-  workdir, results = runs("ofa")
+def test_generated_texts_and_pictures_are_left_beside_the_metrics(configs, runs, drawn, tmp_path):
+  """After a run, whose evaluations alone are left here, and after an evaluation alone."""
+  workdir = shutil.copytree(runs("ofa")[0], tmp_path / "run")
+  results = train(configs["ofa"](evals=True), str(workdir))
   assert set(results) == {"valid/cider", "valid/bleu4", "valid/rouge_l", "valid/exact"}
   folder = workdir / "results"
   assert {p.name for p in folder.iterdir()} == {"valid_captions.png", "valid_predict.json"}
@@ -128,7 +130,9 @@ def test_generated_texts_and_pictures_are_left_beside_the_metrics(configs, runs,
   assert [row["image_id"] for row in found[:2]] == ["valid0.png", "valid1.png"]
   assert len(found) == 80
   assert all(isinstance(row["caption"], str) for row in found)
-  assert (folder / "valid_captions.png").read_bytes().startswith(b"\x89PNG")
+  for path in (folder / "valid_captions.png", workdir / "curves.png"):
+    with Image.open(path) as image:
+      assert min(image.size) > 100
   evaluate.run(configs["ofa"](evals=True), str(workdir), results=str(tmp_path / "again"))
   for path in folder.iterdir():
     assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()

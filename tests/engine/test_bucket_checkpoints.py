@@ -40,6 +40,14 @@ def test_round_trip(bucket, program, services):
     assert {"POST", "GET"} <= methods  # TensorStore's own requests
 
 
+# Seconds each, for the emulators are of Python: of what does not depend on the service beyond what
+# `test_round_trip` shows of both, one is quick.
+SLOW = {s: pytest.param(s, marks=pytest.mark.slow) for s in bucket_servers.SCHEMES}
+ON_GCS = pytest.mark.parametrize("bucket", ["gs", SLOW["s3"]], indirect=True)
+ON_S3 = pytest.mark.parametrize("bucket", [SLOW["gs"], "s3"], indirect=True)
+
+
+@ON_GCS
 def test_a_save_cut_short_does_not_count(bucket, program):
   state = numbered(program)
   with checkpoint.Checkpoints(bucket) as checkpoints:
@@ -52,6 +60,7 @@ def test_a_save_cut_short_does_not_count(bucket, program):
   assert {n.split("/")[0] for n in storage.files_below(f"{bucket}/checkpoints")} == {"1"}
 
 
+@ON_S3
 def test_a_run_that_was_copied_from_a_disk_goes_on(bucket, program, tmp_path):
   state = numbered(program)
   with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
@@ -68,6 +77,7 @@ def test_a_run_that_was_copied_from_a_disk_goes_on(bucket, program, tmp_path):
   assert_same(dataclasses.replace(state, step=jnp.int32(1)), restored)
 
 
+@ON_S3
 def test_a_damaged_step_is_set_aside(bucket, program):
   state = numbered(program)
   with checkpoint.Checkpoints(bucket) as checkpoints:
@@ -85,6 +95,7 @@ def test_a_damaged_step_is_set_aside(bucket, program):
   assert storage.exists(f"{bucket}/checkpoints/2.damaged/model/_METADATA")
 
 
+@ON_GCS
 def test_the_best_is_named(bucket, program):
   state = numbered(program)
   rows = [{"step": 1, "valid/x": 0.5}, {"step": 2, "valid/x": 0.2}]

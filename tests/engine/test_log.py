@@ -82,7 +82,7 @@ ROWS = [
 ]
 
 
-def test_every_panel_of_the_curves_has_one_scale(tmp_path):
+def test_every_panel_of_the_curves_has_one_scale(drawn, tmp_path):
   assert curves.panels(ROWS) == {
     "loss": ["train/loss", "valid/loss"],
     "share": ["valid/t2i_r1"],
