@@ -82,7 +82,7 @@ class Evaluator:
     """
     predictions = self._predictions(params, rest, stop=stop, log=log)
     scores = processes.from_first(lambda: self._score(predictions, folder))
-    return {f"{self.evaluation.name}/{k}": v for k, v in scores.items()}
+    return {self.evaluation.called(k): v for k, v in scores.items()}
 
   def fit(self, params: Tree, rest: Tree) -> calibration.Fit:
     """The temperature of the answers' probabilities, which the task gives at all that are tried.
@@ -112,7 +112,8 @@ class Evaluator:
     }
 
   def _score(self, predictions, folder):
-    name, task = self.evaluation.name, self.evaluation.task
+    task = self.evaluation.task
+    name = "_".join(x for x in (self.evaluation.name, self.evaluation.label) if x)
     scores = dict(task.score(predictions, self._streams))
     contents = {} if folder is None else dict(task.results(predictions, self._streams))
     sure = task.confidences(predictions, self._streams)

@@ -7,7 +7,8 @@ r"""What an OFA says: captions, answers, boxes and labels, for one input or a fi
 Tasks: caption; vqa (questions); refcoco (phrases to boxes); snli_ve (hypotheses and perhaps
 premises to labels); classify; ocr and ocr_document (the texts in a picture, or in a long line of a
 document); text (prompts in your own words, with or without an image); and of texts alone cola,
-mnli, mrpc, qnli, qqp, rte, sst2 (labels) and gigaword (articles to summaries).
+mnli, mrpc, qnli, qqp, rte, sst2 (labels), gigaword (articles to summaries) and infilling (texts in
+which <mask> hides words).
 
 The input is the original's TSV of the task, or one with other `--columns`; or pictures in any form
 that training reads: a folder, a table (.csv, .tsv) whose columns go by name
@@ -112,6 +113,7 @@ def predict_file(
   bad = pipeline.BadRows(max_bad_rate, print)
   bad.carry(sum("error" in json.loads(line) for line in lines[:done]) if done else 0, seen=done)
   with (
+    partial.tidied(left),
     open(left, "ab") as file,
     cli.progress(task, total=end - start, done=done, unit="rows") as advance,
   ):
@@ -267,8 +269,10 @@ def main() -> None:
       changes = {field: flag.value for field, flag in searched.items() if flag.value is not None}
       if samples.value:
         changes |= {"sample": True, "num_beams": samples.value}
+      answering = TASKS[task.value]
+      search = model.searches.get(answering.searched_as, answering.search)
       options = Options(
-        search=dataclasses.replace(model.searches[TASKS[task.value].searched_as], **changes),
+        search=dataclasses.replace(search, **changes),
         candidates=choices,
         prompt_decoder=prompt_decoder.value,
         min_probability=min_probability.value,

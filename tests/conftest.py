@@ -15,9 +15,12 @@ from ofa_jax.data import quickstart, quickstart_ofa
 from tests import bucket_servers
 from tests.compiling import compile_quickly
 
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
-compile_quickly()
+# The numbers of models, losses and searches can be tested on a GPU as well: docs/training.md.
+PLATFORM = os.environ.get("OFA_JAX_TEST_PLATFORM", "cpu")
+jax.config.update("jax_platforms", PLATFORM)
+if PLATFORM == "cpu":
+  jax.config.update("jax_num_cpu_devices", 8)
+  compile_quickly()
 # Tracing makes objects by the hundred thousand: Python's defaults look through them so often for
 # garbage that it takes a tenth of the time.
 gc.freeze()
@@ -90,6 +93,21 @@ def pytest_configure(config):
   ):
     if name.upper() in os.environ:
       jax.config.update(name, kind(os.environ[name.upper()]))
+
+
+@pytest.fixture(scope="module")
+def two_devices():
+  """For runs whose mesh is not what is tested: JAX has the first two of the eight devices.
+
+  Each device initialises, and updates, all that is not split, on the same two cores.
+  """
+  devices = jax.devices()[:2]
+  with pytest.MonkeyPatch.context() as patch:
+    for name in ("devices", "local_devices"):
+      patch.setattr(jax, name, lambda *_, **__: list(devices))
+    for name in ("device_count", "local_device_count"):
+      patch.setattr(jax, name, lambda *_, **__: len(devices))
+    yield
 
 
 @pytest.fixture(scope="session")

@@ -136,7 +136,8 @@ def test_an_epoch_ends_with_the_update_that_reads_its_last_row():
     ),
     ({"seed": -1}, "seed: expected at least 0, found -1"),
     ({"seed": 2**32}, r"seed: expected less than 2\^32, found 4294967296"),
-    ({"workers": -1}, r"workers: expected None \(one a core\) or at least 1, found -1"),
+    ({"workers": -1}, r"workers: expected None \(one a core\) or 1 to 1,024, found -1"),
+    ({"workers": 1_000_000}, r"workers: expected None .* or 1 to 1,024, found 1000000"),
     ({"batch_size": None}, "config.batch_size: expected int, found None"),
     ({"evals": (None,)}, "evals: expected Eval"),
     ({"evals": ("valid",)}, "evals: expected Eval"),
@@ -259,3 +260,22 @@ def test_command_line_errors_are_one_message(digits, tmp_path, override, message
   assert result.returncode == 1
   assert message in result.stderr and "Traceback" not in result.stderr
   assert not (tmp_path / "run").exists()
+
+
+def test_a_label_tells_evaluations_of_one_name_apart(good):
+  class One:
+    metrics = ("score",)
+
+  class Two:
+    metrics = ("exact", "bleu4")
+
+  plain, one, two = (
+    Eval(name="valid", task=task, label=label)
+    for task, label in ((One(), ""), (One(), "boxes"), (Two(), "words"))
+  )
+  assert plain.called("score") == "valid/score" and one.called("score") == "valid/boxes"
+  assert two.called("exact") == "valid/words_exact"
+  evals = (one, two)
+  validate(dataclasses.replace(good, evals=evals, best_metric="valid/words_bleu4"), devices=8)
+  with pytest.raises(ValueError, match="did you mean valid/boxes"):
+    validate(dataclasses.replace(good, evals=evals, best_metric="valid/boxe"), devices=8)

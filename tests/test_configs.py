@@ -9,6 +9,7 @@ import pytest
 
 from ofa_jax import hub, trees, weights
 from ofa_jax.config import MeshShape, mesh_sizes
+from ofa_jax.data import quickstart_world
 from ofa_jax.engine import sharding, step
 from ofa_jax.models import cnclip
 from ofa_jax.validation import validate
@@ -29,6 +30,7 @@ SIZES = {
   ("cnclip_few_shot.py", None): 188_262_913,
   ("cnclip_few_shot.py", "RN50"): 76_989_537,
   ("quickstart.py", "ofa"): 3_468_680,
+  ("quickstart.py", "world"): 0,
   ("ofa_custom.py", None): 182_238_536,
   ("ofa_custom.py", "OFA-tiny"): 33_488_336,
   ("ofa_caption.py", "tiny"): 33_488_336,
@@ -75,6 +77,7 @@ RELEASED = {
 @pytest.fixture(autouse=True)
 def data(digits, monkeypatch):
   monkeypatch.setenv("OFA_JAX_DATA", str(digits.parent))
+  monkeypatch.setattr(quickstart_world, "PICTURES", dict.fromkeys(quickstart_world.PICTURES, 8))
 
 
 OWN_DATA = ("cnclip_custom.py", "cnclip_few_shot.py", "ofa_custom.py")  # it is named by flags
@@ -96,7 +99,7 @@ def lower(config, shape):
   mesh = sharding.make_mesh(mesh_sizes(shape, 8))
   program = step.build(dataclasses.replace(config, mesh=shape), mesh, steps=10)
   spec = config.task.batch_spec(64)
-  rows = dict.fromkeys(spec, sharding.batch_sharding(mesh))
+  rows = jax.tree.map(lambda _: sharding.batch_sharding(mesh), spec)
   state = place(program.abstract, program.shardings)
   batch = place(spec, rows)
   frozen = config.task.frozen(mesh, precision=config.precision, load=False)
@@ -168,13 +171,36 @@ def test_grounding_is_of_a_data_set_a_size_and_a_split():
   large = load("ofa_refcoco.py", "refcocog,large,test,el")
   assert (large.epochs, large.optim.lr, large.task.log_end) == (10, 3e-5, 0.75)
   assert [e.split for e in large.evals] == ["test"]
+  assert large.evals[0].task.search == large.task.search
+  assert large.task.search.no_repeat_ngram_size == 3
+  (valid,) = load("ofa_refcoco.py", None).evals
+  assert valid.task.search == dataclasses.replace(large.task.search, no_repeat_ngram_size=0)
   assert large.task.test[0].endswith("refcocog_data/refcocog_test.tsv")
   plus = load("ofa_refcoco.py", "refcoco+,testB,zeroshot").task
   assert plus.test[0].endswith("refcocoplus_data/refcocoplus_testB.tsv") and plus.image_size == 480
   chinese = load("ofa_refcoco.py", "chinese").task
   assert chinese.columns == (0, 3, 1, 2) and "refcoco_cn_data" in chinese.train[0]
-  with pytest.raises(ValueError, match=r"perhaps test, zeroshot, chinese, el, .*lora, found testA"):
+  with pytest.raises(ValueError, match=r"refcocog, test, zeroshot, .* or lora, found testA"):
     load("ofa_refcoco.py", "refcocog,testA")
+
+
+@pytest.mark.parametrize(
+  ("name", "argument", "message"),
+  [
+    (
+      "ofa_snli_ve.py",
+      "base,large",
+      "out of tiny, .*, huge and perhaps test or zeroshot, found base",
+    ),
+    ("ofa_gigaword.py", "test,big", "and perhaps test, found big"),
+    ("ofa_caption.py", "el,el_db", "Expected one loss out of el, el_db, found el, el_db"),
+    ("ofa_glue.py", "rte,cola", "Expected one part out of cola, .*, found cola, rte"),
+    ("ofa_refcoco.py", "refcoco,refcoco+", "Expected one data set .*, found refcoco, refcoco"),
+  ],
+)
+def test_what_is_asked_for_twice_or_unknown_is_told(name, argument, message):
+  with pytest.raises(ValueError, match=message):
+    load(name, argument)
 
 
 @pytest.mark.parametrize("name", ["ofa_imagenet.py", "ofa_ocr.py", "ofa_muge.py"])

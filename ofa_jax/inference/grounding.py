@@ -36,6 +36,7 @@ class Grounding:
     phrases: Sequence[str],
     *,
     search: Search | None = None,
+    any_box: bool = False,
     min_probability: float | None = None,
     return_scores: bool = False,
     return_probabilities: bool = False,
@@ -45,16 +46,16 @@ class Grounding:
     Args:
       images: one for each phrase.
       phrases: words beyond 80 are cut, with a warning.
-      search: of four coordinates; None: as in `searches`. Nothing keeps the model to coordinates,
-        as in the original: of its hypotheses the best that is a box counts.
+      search: of four coordinates; None: as in `searches`. Nothing keeps the model to coordinates.
+      any_box: whether other hypotheses count where the best, the original's answer, is no box.
       min_probability: below it the phrase is absent; None: it never is.
       return_scores: whether to return scores, too: those of the search.
       return_probabilities: whether to return probabilities, too: of the box and those of the other
         hypotheses that are nearly the same, 0 where there is no box.
 
     Returns:
-      Boxes float32[4]: x0, y0, x1, y1 in pixels of the given image, NaN if no hypothesis is a box,
-      or the phrase is absent.
+      Boxes float32[4]: x0, y0, x1, y1 in pixels of the given image, NaN if there is none, or the
+      phrase is absent.
 
     Raises:
       ValueError: an empty phrase; an image is missing; the model is not calibrated for what needs
@@ -65,8 +66,7 @@ class Grounding:
     returns = Returns.of(self.calibrations, answering, scores=return_scores, probabilities=wanted)
     boxes, scores, logs = [], [], []
     for hypotheses, places, scale in self._boxes(images, phrases, search):
-      regions = confidence.merged(places, log_probabilities(hypotheses))
-      best, log = regions[0] if regions else (None, -np.inf)
+      best, log = refcoco.answer(places, log_probabilities(hypotheses), any_box=any_box)
       boxes.append(refcoco.NO_BOX.copy() if best is None else places[best] * scale)
       scores.append(-np.inf if best is None else hypotheses[best]["score"])
       logs.append(log)

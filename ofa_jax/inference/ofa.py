@@ -109,6 +109,7 @@ class OFAModel(Reading, Grounding):
     images: np.ndarray | None = None,
     image_mask: np.ndarray | None = None,
     code_mask: np.ndarray | None = None,
+    second_images: np.ndarray | None = None,
   ) -> np.ndarray:
     """Returns logits float32[N, T, V] of the token after each of `decoder_tokens`.
 
@@ -118,11 +119,12 @@ class OFAModel(Reading, Grounding):
       images: float32[N, h, w, 3] as from `preprocess`, or uint8, normalised on the device.
       image_mask: bool[N], False where an input has no image; None: all have one.
       code_mask: bool[N], True where the decoder's tokens are image codes; None: nowhere.
+      second_images: as `images`, for a model that sees two (`OFAConfig.max_images`).
 
     Raises:
       ValueError: another shape or type, or ids that are not in the vocabulary.
     """
-    rows = self._rows(source_tokens, images, image_mask)
+    rows = self._rows(source_tokens, images, image_mask, second_images)
     rows["decoder"] = self._ids("decoder_tokens", decoder_tokens, rows=len(rows["source"]))
     if code_mask is not None:
       rows["code_mask"] = inputs.mask("code_mask", code_mask, rows=len(rows["source"]))
@@ -221,12 +223,9 @@ class OFAModel(Reading, Grounding):
     Raises:
       ValueError: an empty text; options that contradict each other.
     """
-    search = dataclasses.replace(
-      search or Search(),
-      num_beams=num_beams,
-      max_length=max_length,
-      no_repeat_ngram_size=no_repeat_ngram_size,
-    )
+    given = {"num_beams": num_beams, "max_length": max_length}
+    given["no_repeat_ngram_size"] = no_repeat_ngram_size
+    search = dataclasses.replace(search or Search(), **given)
     texts = inputs.check_texts("texts", texts)
     rows = self._asked(free_text.ANSWERING, images, {"text": texts}, image_needed=False)
     returns = self._returns(free_text.ANSWERING, return_scores)
@@ -381,11 +380,12 @@ class OFAModel(Reading, Grounding):
     best, scores = self._choose(rows, [*answering.choices], reads=reads, ended=ended)
     return returns.chosen([answering.called(answer) for answer in best], scores)
 
-  def _rows(self, source_tokens, images, image_mask):
+  def _rows(self, source_tokens, images, image_mask, second_images=None):
     rows = {"source": self._ids("source_tokens", source_tokens)}
     number = len(rows["source"])
-    if images is not None:
-      rows["image"] = inputs.image_array(images, rows=number)
+    for name, pixels in (("image", images), ("second_image", second_images)):
+      if pixels is not None:
+        rows[name] = inputs.image_array(pixels, rows=number)
     if image_mask is not None:
       rows["image_mask"] = inputs.mask("image_mask", image_mask, rows=number)
     return rows

@@ -18,6 +18,7 @@ from ofa_jax.tasks import (
   gigaword,
   glue,
   image_classify,
+  infilling,
   ocr,
   refcoco,
   snli_ve,
@@ -37,6 +38,7 @@ TASKS: dict[str, Answering] = {
     ocr.DOCUMENTS,
     free_text.ANSWERING,
     gigaword.ANSWERING,
+    infilling.ANSWERING,
     *(glue.answering(part) for part in glue.PARTS),
   )
 }

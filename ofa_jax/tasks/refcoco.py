@@ -10,13 +10,14 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from ofa_jax import pictures
 from ofa_jax.data import boxes, prompts
 from ofa_jax.data.text import pre_caption
 from ofa_jax.data.tsv import IMAGE, BadRow
 from ofa_jax.decode.beam import EOS, Search
 from ofa_jax.tasks import confidence
 from ofa_jax.tasks.answering import Answering
-from ofa_jax.tasks.seq2seq import Seq2Seq
+from ofa_jax.tasks.seq2seq import PAGE_PIXELS, Seq2Seq
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
 CORNERS = 4  # numbers of a box
@@ -46,6 +47,8 @@ class RefCOCO(Seq2Seq):
       needs a calibrated model. None: every box is told.
     absent: whether a row without a box is one whose text describes nothing in its picture, for
       which it is right to say so; else such a row counts for nothing.
+    any_box: whether the best hypothesis that is a box is the answer. Else it is the best of all, as
+      in the original; there is none where that is no box.
   """
 
   metrics: ClassVar[tuple[str, ...]] = ("score",)
@@ -61,6 +64,7 @@ class RefCOCO(Seq2Seq):
   max_words: int = prompts.MAX_WORDS
   min_probability: float | None = None
   absent: bool = False
+  any_box: bool = False
   search: Search = dataclasses.field(default_factory=lambda: dataclasses.replace(ANSWERING.search))
 
   def example(self, row, rng):
@@ -114,15 +118,15 @@ class RefCOCO(Seq2Seq):
     return super().streams(split)
 
   def best(self, hypotheses):
-    """Of each row the best hypothesis that is a box; where none is, the best one."""
+    """Of each row the best hypothesis, with `any_box` of those that are boxes if some are."""
     tokens = hypotheses.tokens
-    best = {"tokens": tokens[:, 0], "score": hypotheses.scores[:, 0]}
-    if tokens.shape[2] > CORNERS:
+    best = super().best(hypotheses)
+    if self.any_box and tokens.shape[2] > CORNERS:
       first = self.words.bin_id(0)
       are_boxes = jnp.all(tokens[..., :CORNERS] >= first, axis=2) & (tokens[..., CORNERS] == EOS)
       chosen = jnp.argmax(are_boxes, axis=1)
       take = (jnp.arange(len(chosen)), chosen)
-      best = {"tokens": tokens[take], "score": hypotheses.scores[take]}
+      best |= {"tokens": tokens[take], "score": hypotheses.scores[take]}
     if self.temperatures:
       logs = confidence.log_probabilities(hypotheses)
       best |= {"hypotheses": tokens, "hypotheses_log_probability": logs}
@@ -150,9 +154,7 @@ class RefCOCO(Seq2Seq):
     for i in np.flatnonzero(read["valid"]):
       said = [self._read(tokens) for tokens in read["hypotheses"][i]]
       said = np.stack([NO_BOX if box is None else box for box in said])
-      regions = confidence.merged(said, read["hypotheses_log_probability"][i])
-      if regions:
-        logs[i] = regions[0][1]
+      _, logs[i] = answer(said, read["hypotheses_log_probability"][i], any_box=self.any_box)
     return confidence.probabilities(logs, temperatures=self.temperatures)
 
   def score(self, predictions, streams):
@@ -196,6 +198,20 @@ class RefCOCO(Seq2Seq):
       return None
     return read_box(tokens, tokenizer=self.words, scale=np.ones(2), box_size=self.box_size)
 
+  def cell(self, row, answer, *, image):
+    """The text, the box that the model found, and in grey the right one."""
+    size = np.array(row.size, np.float32)
+    box, scale = self._box(row, size), np.tile(PAGE_PIXELS / size, 2)
+    right = (
+      answer is not None
+      and box is not None
+      and bool(boxes.hits(np.array([answer], np.float32), box[None])[0])
+    )
+    colour = pictures.RIGHT if right else pictures.WRONG
+    drawn = [] if box is None else [(box * scale, pictures.PLAIN)]
+    drawn += [] if answer is None else [(np.array(answer) * scale, colour)]
+    return pictures.Cell(image=image, lines=((row["text"], colour),), boxes=tuple(drawn))
+
   def _box(self, row, size):
     """The right box of a row, float32[4]; None where an evaluation has none."""
     text = row["box"]
@@ -205,6 +221,26 @@ class RefCOCO(Seq2Seq):
       return boxes.read(text, size=(int(size[0]), int(size[1])), clip=self.clip)
     except ValueError as error:
       raise BadRow(row.name, str(error)) from error
+
+
+def answer(
+  said: np.ndarray, log_probabilities: np.ndarray, *, any_box: bool
+) -> tuple[int | None, float]:
+  """Which hypothesis of an input is its answer, and the log-probability of its box.
+
+  Args:
+    said: float32[M, 4], the boxes of the hypotheses, the best first; NaN where they are none.
+    log_probabilities: float[M] of the hypotheses.
+    any_box: whether the best that is a box is the answer; else the best is, if it is a box.
+
+  Returns:
+    Its number, None where there is none, and the log-probability of it and of those that are nearly
+    the same, see `confidence.merged`.
+  """
+  regions = confidence.merged(said, log_probabilities)
+  if not regions or not (any_box or regions[0][0] == 0):
+    return None, -np.inf
+  return regions[0]
 
 
 def read_box(

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ofa_jax import pictures
 from ofa_jax.data import answers as answer_lists
 from ofa_jax.data import prompts
 from ofa_jax.data.text import pre_question
@@ -132,6 +133,12 @@ class VQA(Chosen):
     rows, answers = streams["examples"], self.texts(predictions)
     references = {i: vqa.confidences(rows.row(i)["answer"]) for i in answers}
     return {i: vqa.score([text], [references[i]]) for i, text in answers.items() if references[i]}
+
+  def cell(self, row, answer, *, image):
+    references = vqa.confidences(row["answer"])
+    expected = vqa.best(references) if references else ""
+    right = references.get(answer, 0.0) > 0
+    return pictures.answer(image, row["text"], answer, expected, right=right)
 
   def _question(self, row, *, warn):
     """The ids of a question, and of the objects behind it."""
