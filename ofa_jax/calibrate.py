@@ -68,7 +68,7 @@ def run(config: Config, name: str, *, only: tuple[str, ...] = ()) -> dict[str, F
     with room_for(place):
       stored = calibrations.store(place, made)
     for known, fit in fits.items():
-      for line in _lines(chosen[known].name, known, fit):
+      for line in _lines(chosen[known].title, known, fit):
         print(line)
     print(f"Stored in {stored}")
   return fits
@@ -76,10 +76,10 @@ def run(config: Config, name: str, *, only: tuple[str, ...] = ()) -> dict[str, F
 
 def _chosen(config, only):
   """The evaluations to fit to, by the names of their calibrations."""
-  named = [e for e in config.evals if not only or e.name in only]
-  unknown = sorted(set(only) - {e.name for e in named})
+  named = [e for e in config.evals if not only or {e.name, e.title} & set(only)]
+  unknown = sorted(set(only) - {name for e in named for name in (e.name, e.title)})
   if unknown:
-    known = ", ".join(e.name for e in config.evals) or "none"
+    known = ", ".join(e.title for e in config.evals) or "none"
     raise ValueError(f"Expected names out of {known} in --evals, found {', '.join(unknown)}")
   chosen = {}
   for evaluation in named:
@@ -88,8 +88,8 @@ def _chosen(config, only):
       continue
     if known in chosen:
       raise ValueError(
-        f"Expected one evaluation of {known}, found {chosen[known].name} and {evaluation.name}. "
-        f"Choose one: --evals={evaluation.name}"
+        f"Expected one evaluation of {known}, found {chosen[known].title} and {evaluation.title}. "
+        f"Choose one: --evals={evaluation.title}"
       )
     chosen[known] = evaluation
   if not chosen:
@@ -132,7 +132,9 @@ def main() -> None:
     required=True,
   )
   only = flags.DEFINE_list(
-    "evals", [], "Names of the config's evaluations to fit to; default: all that can be."
+    "evals",
+    [],
+    "Names of the config's evaluations to fit to, NAME or NAME/LABEL; default: all that can be.",
   )
   tokenizer = cli.define_path(
     "tokenizer", "Folder of an OFA's tokenizer, instead of the one that the config names."

@@ -101,7 +101,7 @@ class Evaluator:
       try:
         return calibration.fit(sure.probabilities[known], sure.right[known])._asdict()
       except ValueError as error:
-        raise ValueError(f"evals[{self.evaluation.name}]: {error}") from error
+        raise ValueError(f"evals[{self.evaluation.title}]: {error}") from error
 
     return calibration.Fit(**processes.from_first(fitted))
 
@@ -281,7 +281,7 @@ def calibrated(
     stored = known.get(getattr(evaluation.task, "calibrated_as", None) or "")
     if stored is not None:
       evaluation = with_temperatures(evaluation, (stored.temperature,))
-      lines.append(f"{evaluation.name}: {stored.says(name, search=evaluation.task.search)}")
+      lines.append(f"{evaluation.title}: {stored.says(name, search=evaluation.task.search)}")
     evals.append(evaluation)
   return dataclasses.replace(config, evals=tuple(evals)), lines
 
