@@ -16,11 +16,11 @@ NUMPY = {
 }
 GROUND = {"config", "validation", "trees", "numerics"}
 PURE = {"losses", "models", "decode"}
-STORED = {"convert", "hub", "weights"}
+STORED = {"convert", "hub", "weights", "calibrations"}
 INFERENCE = {"inference", "api"}
 COMMANDS = {
   *("train", "evaluate", "extract_features", "retrieve", "zeroshot", "compile_ahead"),
-  *("validate_data", "prepare_data"),
+  *("validate_data", "prepare_data", "calibrate"),
   *("generate", "cli", "cli_help", "cli_parsers", "__main__"),
 }
 BELOW = {
