@@ -1,12 +1,12 @@
 """Captions per second of OFA-Base, beside `transformers`' BART of the same size in PyTorch.
 
-    python benchmarks/ofa_generate.py [--batch-sizes 1 16] [--repeats 3] [--quick]
+    python benchmarks/ofa_generate.py [--platform=gpu] [--batch-sizes 1 16] [--repeats 3] [--quick]
 
-Both search with 5 beams for exactly 16 tokens and the end, no 3-gram twice, in fp32 on the CPU with
-the same number of threads, and take turns. BART has OFA-Base's layers, widths, heads and vocabulary
-and reads as many tokens as OFA's encoder does for a picture of 384 pixels, 576 patches and 8 words.
-"tokens": OFA reads 584 tokens too, so that the work is the same. "pictures": OFA begins with the
-pixels and runs its ResNet-101, for which BART has nothing to compare.
+Both search with 5 beams for exactly 16 tokens and the end, no 3-gram twice, and take turns: on a
+CPU in fp32 with the same number of threads, on a GPU in bf16. BART has OFA-Base's layers, widths,
+heads and vocabulary and reads as many tokens as OFA's encoder does for a picture of 384 pixels, 576
+patches and 8 words. "tokens": OFA reads 584 tokens too, so that the work is the same. "pictures":
+OFA begins with the pixels and runs its ResNet-101, for which BART has nothing to compare.
 
 All-candidate scoring: one question, which the decoder reads too, and 3,129 answers of one to five
 words. The scores of `ofa_jax.decode.candidates` are compared with those of scoring each answer
@@ -43,6 +43,7 @@ from ofa_jax.tokenizers.ofa import OFATokenizer
 SIZE, WORDS, LENGTH, BEAMS = 384, 8, 16, 5
 TOKENS = (SIZE // 16) ** 2 + WORDS
 GOAL, GOAL_STEPS = 1.2, 20
+PRECISIONS = {"cpu": "fp32", "gpu": "bf16"}
 AT_ONCE = 20  # answers that the original scores together: its --valid-batch-size
 QUESTION = " what is the man next to the red car holding in his hand?"
 
@@ -75,6 +76,7 @@ SHARES = {1: 0.7, 2: 0.19, 3: 0.08, 4: 0.02, 5: 0.01}
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--platform", choices=PRECISIONS, default="cpu")
   parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
   parser.add_argument("--repeats", type=int, default=3)
   parser.add_argument("--answers", type=int, default=3129)
@@ -83,21 +85,26 @@ def main() -> None:
   parser.add_argument("--quick", action="store_true", help="batch 1, once, and nothing is written")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
   args = parser.parse_args()
+  jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[args.platform])
   if args.quick:
     args.batch_sizes, args.repeats, args.chunks = [1], 1, 1
   torch.set_num_threads(args.threads)
   torch.set_grad_enabled(False)
   source = random_base()
-  captions = {str(n): compare_captions(source, n, args) for n in args.batch_sizes}
+  captions = {}
+  for n in args.batch_sizes:
+    captions[str(n)] = compare_captions(source, n, args)
+    print(f"batch {n}: {json.dumps(captions[str(n)])}", flush=True)
+  device = f"cpu-{args.threads}core" if args.platform == "cpu" else jax.devices()[0].device_kind
   report = {
-    "device": f"cpu-{args.threads}core",
+    "device": device,
     "cpu": cpu_model(),
     "load_average": os.getloadavg(),
     "versions": {
       name: importlib.metadata.version(name) for name in ("jax", "torch", "transformers")
     },
     "model": "OFA-Base",
-    "precision": "fp32",
+    "precision": PRECISIONS[args.platform],
     "beams": BEAMS,
     "tokens": LENGTH + 1,
     "encoder_tokens": TOKENS,
@@ -106,10 +113,10 @@ def main() -> None:
     "goal_fewer_steps": GOAL_STEPS,
     "candidates": compare_candidates(source, args),
   }
-  print(json.dumps({k: report[k] for k in ("captions_by_batch_size", "candidates")}, indent=2))
+  print(json.dumps(report["candidates"], indent=2))
   if not args.quick:
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"ofa_generate.{report['device']}.json"
+    path = args.out / f"ofa_generate.{device.replace(' ', '-').lower()}.json"
     path.write_text(json.dumps(report, indent=2) + "\n")
     print(path)
 
@@ -141,7 +148,7 @@ def compare_captions(source: hub.Source, batch: int, args: argparse.Namespace) -
   search = beam.Search(
     num_beams=BEAMS, max_length=LENGTH, min_length=LENGTH, no_repeat_ngram_size=3
   )
-  runner = Runner([source], precision="fp32")
+  runner = Runner([source], precision=PRECISIONS[args.platform])
   image = rng.integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8)
   words = rng.integers(4, 50_000, (batch, TOKENS)).astype(np.int32)
   config = source.config
@@ -160,6 +167,8 @@ def compare_captions(source: hub.Source, batch: int, args: argparse.Namespace) -
     )
   ).eval()
   ids = torch.from_numpy(words).long()
+  if args.platform == "gpu":
+    bart, ids = bart.to("cuda", torch.bfloat16), ids.to("cuda")
 
   def ours(rows):
     hypotheses = runner.generate(rows, search=search)
@@ -175,7 +184,7 @@ def compare_captions(source: hub.Source, batch: int, args: argparse.Namespace) -
       min_new_tokens=LENGTH + 1,
       max_new_tokens=LENGTH + 1,
     )
-    assert hypotheses.shape == (batch, LENGTH + 2)
+    assert hypotheses.cpu().shape == (batch, LENGTH + 2)  # waits for a GPU
 
   ways = {
     "ofa_jax, tokens": lambda: ours({"source": words}),

@@ -15,9 +15,12 @@ from ofa_jax.data import quickstart, quickstart_ofa
 from tests import bucket_servers
 from tests.compiling import compile_quickly
 
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
-compile_quickly()
+# The numbers of models, losses and searches can be tested on a GPU as well: docs/training.md.
+PLATFORM = os.environ.get("OFA_JAX_TEST_PLATFORM", "cpu")
+jax.config.update("jax_platforms", PLATFORM)
+if PLATFORM == "cpu":
+  jax.config.update("jax_num_cpu_devices", 8)
+  compile_quickly()
 # Tracing makes objects by the hundred thousand: Python's defaults look through them so often for
 # garbage that it takes a tenth of the time.
 gc.freeze()

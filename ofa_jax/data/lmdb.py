@@ -180,11 +180,11 @@ def _open(directory: str):
   return environment
 
 
-def _check_length(path: str) -> tuple[int, int, int]:
+def _check_length(path: str) -> tuple[int, int, int, int]:
   """The file is mapped into memory: a page behind its end would end the process by a bus error.
 
   Returns:
-    The size of a page, the root of the tree of pages, and the last page.
+    The size of a page, the root of the tree of pages, its levels, and the last page.
 
   Raises:
     ValueError: it is shorter than its own header says.
@@ -204,17 +204,17 @@ def _check_length(path: str) -> tuple[int, int, int]:
     second = file.read(_META.size)
   metas = [_META.unpack(x) for x in (first, second) if len(x) == _META.size]
   metas = [x for x in metas if x[0] == _MAGIC]  # of the two, the later transaction's counts
-  _, _, root, last, _ = max(metas, key=lambda meta: meta[-1])
+  _, _, levels, root, last, _ = max(metas, key=lambda meta: meta[-1])
   needed = (last + 1) * page
   if size < max(needed, 2 * page):
     raise ValueError(
       f"Expected {needed:,} bytes of the LMDB environment in {path}, found {size:,}: it was cut "
       "short. Copy it again."
     )
-  return page, root, last
+  return page, root, levels, last
 
 
-def _check_pages(path: str, size: int, root: int, last: int) -> None:
+def _check_pages(path: str, size: int, root: int, levels: int, last: int) -> None:
   """Follows the tree of pages, for LMDB ends the process where a page of it is another one.
 
   A copy that was broken off often has its full length and zeros behind what was copied.
@@ -222,35 +222,52 @@ def _check_pages(path: str, size: int, root: int, last: int) -> None:
   Raises:
     ValueError: a page is damaged.
   """
-  waiting, left = ([] if root == _NO_PAGE else [root]), last
+  waiting, left = ([] if root == _NO_PAGE else [(root, 1)]), last
   with open(path, "rb", buffering=0) as file:
     while waiting:
-      number = waiting.pop()
+      number, level = waiting.pop()
       page = os.pread(file.fileno(), size, number * size)
       left -= 1
       if len(page) < size or left < 0:
         raise ValueError(_damaged(path, number))
       own, kind, lower, upper = _PAGE.unpack_from(page)
-      kind &= _BRANCH | _LEAF
-      if own != number or not kind or not _PAGE.size < lower <= upper <= size:
+      expected = _LEAF if level == levels else _BRANCH  # all leaves are on the last level
+      if own != number or kind & ~_DIRTY != expected or not _PAGE.size < lower <= upper <= size:
         raise ValueError(_damaged(path, number))
-      places = np.frombuffer(page, "<u2", (lower - _PAGE.size) // 2, _PAGE.size)
+      places = np.frombuffer(page, "<u2", (lower - _PAGE.size) // 2, _PAGE.size).astype(np.int64)
       if places.min() < upper or places.max() > size - _NODE or (places % 2).any():
         raise ValueError(_damaged(path, number))
-      if kind == _BRANCH:
-        words = np.frombuffer(page, "<u2").astype(np.int64)
-        at = places // 2
-        waiting += (words[at] | words[at + 1] << 16 | words[at + 2] << 32).tolist()
+      words = np.frombuffer(page, "<u2").astype(np.int64)
+      first, second, third, key = (words[places // 2 + i] for i in range(4))
+      ends = places + _NODE + key
+      if kind & _BRANCH:
+        waiting += [(child, level + 1) for child in (first | second << 16 | third << 32).tolist()]
+      else:
+        length, elsewhere = first | second << 16, third == _ELSEWHERE
+        if (third & ~_ELSEWHERE).any() or (ends[elsewhere] > size - 8).any():
+          raise ValueError(_damaged(path, number))
+        for end, bytes_ in zip(ends[elsewhere].tolist(), length[elsewhere].tolist(), strict=True):
+          (start,) = struct.unpack_from("<Q", page, end)
+          if start + -(-(_PAGE.size + bytes_) // size) > last + 1:
+            raise ValueError(_damaged(path, number))
+        ends += np.where(elsewhere, 8, length)
+      if (ends > size).any():
+        raise ValueError(_damaged(path, number))
 
 
 def _damaged(path: str, page: int) -> str:
   return f"Expected a whole LMDB environment in {path}, found page {page} damaged. Copy it again."
 
 
-# Behind the 16 bytes of a page's header: magic; size of a page; root; last page; transaction.
-_META = struct.Struct("<16xI20xI84xQQQ")
+# Behind the 16 bytes of a page's header: magic; size of a page; levels; root; last page;
+# transaction.
+_META = struct.Struct("<16xI20xI50xH32xQQQ")
 _MAGIC = 0xBEEFC0DE
 _PAGE = struct.Struct("<Q2xHHH")  # a page's header: number, kind, end of the places, first node
-_NODE = 8  # bytes of a node before its key; of a branch six are the number of a page
-_BRANCH, _LEAF = 1, 2
+# A node's header, four numbers before its key, the last of which is the key's length: of a branch
+# the others are the number of a page, of a leaf the length of its value in two, and whether that
+# lies on pages of its own.
+_NODE = 8
+_ELSEWHERE = 1
+_BRANCH, _LEAF, _DIRTY = 1, 2, 16
 _NO_PAGE = 2**64 - 1

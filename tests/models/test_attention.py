@@ -96,3 +96,29 @@ def test_attention_choice(device, dtype, length, head, plain, name, reason):
   q = jax.ShapeDtypeStruct((2, length, 4, head), dtype)
   found, why = lib.attention_choice(q, q, plain=plain, device=device)
   assert found == name and reason in why
+
+
+@pytest.mark.skipif(
+  not jax.devices()[0].device_kind.startswith("NVIDIA"), reason="cuDNN is for NVIDIA's cards"
+)
+@pytest.mark.parametrize(
+  ("length", "head"), ((257, 80), (257, 64), (197, 64), (577, 64), (128, 64))
+)
+def test_cudnn_is_as_near_to_the_definition_as_xla(length, head):
+  q, k, v, weight = (_normal(seed, 2, length, 4, head).astype(jnp.bfloat16) for seed in range(4))
+  assert lib.attention_choice(q, k, plain=True, device=jax.devices()[0].device_kind)[0] == "cudnn"
+
+  def gradients(fn, *inputs):
+    def loss(*qkv):
+      out = fn(*qkv)
+      return jnp.sum(out.astype(jnp.float32) * weight.astype(jnp.float32)), out
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*inputs)
+
+  plain = functools.partial(lib.fused_attention, implementation="xla")
+  exact, xla = (gradients(plain, *(x.astype(t) for x in (q, k, v))) for t in (jnp.float32, q.dtype))
+  cudnn = gradients(attention, q, k, v)
+  for name, truth, a, b in zip(
+    ("dq", "dk", "dv", "out"), *map(jax.tree.leaves, (exact, xla, cudnn)), strict=True
+  ):
+    assert error(b, truth) < max(2 * error(a, truth), 1e-2), name
