@@ -10,12 +10,13 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from ofa_jax import pictures
 from ofa_jax.data import boxes, prompts
 from ofa_jax.data.text import pre_caption
 from ofa_jax.data.tsv import IMAGE, BadRow
 from ofa_jax.decode.beam import EOS, Search
 from ofa_jax.tasks.answering import Answering
-from ofa_jax.tasks.seq2seq import Seq2Seq
+from ofa_jax.tasks.seq2seq import PAGE_PIXELS, Seq2Seq
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
 CORNERS = 4  # numbers of a box
@@ -141,6 +142,20 @@ class RefCOCO(Seq2Seq):
     none = [np.nan] * CORNERS
     answers = np.array([none if told[i] is None else told[i] for i in known], np.float32)
     return {"score": float(np.mean(boxes.hits(answers, np.stack([right[i] for i in known]))))}
+
+  def cell(self, row, answer, *, image):
+    """The text, the box that the model found, and in grey the right one."""
+    size = np.array(row.size, np.float32)
+    box, scale = self._box(row, size), np.tile(PAGE_PIXELS / size, 2)
+    right = (
+      answer is not None
+      and box is not None
+      and bool(boxes.hits(np.array([answer], np.float32), box[None])[0])
+    )
+    colour = pictures.RIGHT if right else pictures.WRONG
+    drawn = [] if box is None else [(box * scale, pictures.PLAIN)]
+    drawn += [] if answer is None else [(np.array(answer) * scale, colour)]
+    return pictures.Cell(image=image, lines=((row["text"], colour),), boxes=tuple(drawn))
 
   def _box(self, row, size):
     """The right box of a row, float32[4]; None where an evaluation has none."""
