@@ -22,27 +22,18 @@ Published after this stage, COCO Karpathy test split, CIDEr:
 """
 
 import dataclasses
-import os
 
-from ofa_jax.config import Config, Eval, MeshShape, Optim
-from ofa_jax.models import ofa
+from ofa_jax.config import Config, Eval
+from ofa_jax.configs.ofa_finetune import BIG, finetune, folder, one_of, read
 from ofa_jax.tasks.caption import ANSWERING, Caption
 
 LOSSES = ("el", "el_db")
 
 
 def get_config(argument: str = "base") -> Config:
-  words = [word for word in argument.split(",") if word]
-  variant = next((word for word in words if word in LOSSES), None)
-  size = next((word for word in words if word != variant), "base")
-  unknown = [word for word in words if word not in (size, variant)]
-  if unknown:
-    raise ValueError(
-      f"Expected a size and perhaps one of {', '.join(LOSSES)}, found {', '.join(words)}"
-    )
-  model = ofa.config(size, dropout=0.1, encoder_drop_path=0.1, decoder_drop_path=0.1)
-  data = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/caption_data"
-  big = size in ("large", "huge")
+  size, words = read(argument, words=LOSSES)
+  variant = one_of(words, LOSSES, what="loss")
+  data, big = folder("caption_data"), size in BIG
   wider = {"num_beams": 10, "temperature": 0.98, "length_penalty": 0.98} if size == "huge" else {}
   task = Caption(
     train=(f"{data}/caption_stage1_train.tsv",),
@@ -59,27 +50,10 @@ def get_config(argument: str = "base") -> Config:
     worst = {"drop_worst": 0.05, "drop_worst_after": 2500}
     best = {"drop_best": 0.05, "drop_best_after": 2500} if variant == "el_db" else {}
     task = dataclasses.replace(task, log_end=0.75, **worst, **best)
-  return Config(
-    name=f"OFA-{size}: captions, stage 1",
-    init=f"OFA-{size}",
-    model=model,
-    task=task,
-    batch_size=128,
+  return dataclasses.replace(
+    finetune(size, task, name="captions, stage 1", batch_size=128, lr=1e-5, freeze_embedding=True),
     epochs=2 if big else 5,
-    seed=1,
-    log_every=10,
     save_every=500,
     best_metric="valid/cider",
-    optim=Optim(
-      lr=1e-5,
-      adam="fairseq",
-      weight_decay=0.01,
-      clip_norm=1.0,
-      schedule="polynomial",
-      warmup_ratio=0.06,
-      freeze=ofa.FREEZE["embedding"],
-    ),
-    mesh=MeshShape(data=1, fsdp=-1) if size == "huge" else MeshShape(),
-    remat="full" if big else "none",
     evals=(Eval(name="valid", task=task, every=500),),
   )

@@ -19,24 +19,17 @@ quicker than the original's 512 tokens, and says what it cuts.
 Published for OFA-Large on the test split: ROUGE-L 36.43 (not measured again here).
 """
 
-import os
+import dataclasses
 
-from ofa_jax.config import Config, Eval, MeshShape, Optim
-from ofa_jax.models import ofa
+from ofa_jax.config import Config, Eval
+from ofa_jax.configs.ofa_finetune import finetune, folder, read
 from ofa_jax.tasks.gigaword import Gigaword
 
 
 def get_config(argument: str = "large") -> Config:
-  words = [word for word in argument.split(",") if word]
-  unknown = [word for word in words if word not in (*ofa.SIZES, "test")]
-  if unknown:
-    raise ValueError(
-      f"Expected a size out of {', '.join(ofa.SIZES)} and perhaps test, found {', '.join(unknown)}"
-    )
-  size = next((word for word in words if word in ofa.SIZES), "large")
-  big = size in ("large", "huge")
+  size, words = read(argument, default="large", words=("test",))
   split = "test" if "test" in words else "valid"
-  data = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/gigaword_data"
+  data = folder("gigaword_data")
   task = Gigaword(
     train=(f"{data}/gigaword_train.tsv",),
     valid=(f"{data}/gigaword_dev.tsv",),
@@ -46,26 +39,10 @@ def get_config(argument: str = "large") -> Config:
     noise=0.2,
     bootstrap=split == "test",
   )
-  return Config(
-    name=f"OFA-{size}: Gigaword",
-    init=f"OFA-{size}",
-    model=ofa.config(size, dropout=0.1, encoder_drop_path=0.1, decoder_drop_path=0.1),
-    task=task,
-    batch_size=512,
+  return dataclasses.replace(
+    finetune(size, task, name="Gigaword", batch_size=512, lr=1e-4),
     epochs=6,
-    seed=1,
-    log_every=10,
     save_every=2500,
     best_metric="valid/rougeL_f1" if split == "valid" else None,
-    optim=Optim(
-      lr=1e-4,
-      adam="fairseq",
-      weight_decay=0.01,
-      clip_norm=1.0,
-      schedule="polynomial",
-      warmup_ratio=0.06,
-    ),
-    mesh=MeshShape(data=1, fsdp=-1) if size == "huge" else MeshShape(),
-    remat="full" if big else "none",
     evals=(Eval(name=split, task=task, split=split, every=2500),),
   )

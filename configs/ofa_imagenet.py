@@ -24,23 +24,16 @@ Published, top-1 of all validation pictures in percent (not measured again here)
 the encouraging loss (--config.task.log_end=0.75) 85.6.
 """
 
-import os
+import dataclasses
 
-from ofa_jax.config import Config, Eval, MeshShape, Optim
-from ofa_jax.models import ofa
+from ofa_jax.config import Config, Eval
+from ofa_jax.configs.ofa_finetune import finetune, folder, read
 from ofa_jax.tasks.image_classify import ImageClassify
 
 
 def get_config(argument: str = "large") -> Config:
-  words = [word for word in argument.split(",") if word]
-  unknown = [word for word in words if word not in (*ofa.SIZES, "test", "tfds")]
-  if unknown:
-    raise ValueError(
-      f"Expected a size out of {', '.join(ofa.SIZES)} and perhaps test or tfds, found "
-      f"{', '.join(unknown)}"
-    )
-  size = next((word for word in words if word in ofa.SIZES), "large")
-  data = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/imagenet_1k_data"
+  size, words = read(argument, default="large", words=("test", "tfds"))
+  data = folder("imagenet_1k_data")
   files = {
     "train": (f"{data}/imagenet_1k_train.tsv",),
     "valid": (f"{data}/imagenet_1k_val_subset.tsv",),
@@ -59,28 +52,13 @@ def get_config(argument: str = "large") -> Config:
     smoothing=0.1,
   )
   split = "test" if "test" in words else "valid"
-  return Config(
-    name=f"OFA-{size}: ImageNet-1K",
-    init=f"OFA-{size}",
-    model=ofa.config(size, dropout=0.1, encoder_drop_path=0.1, decoder_drop_path=0.1),
-    task=task,
-    batch_size=256,
+  config = finetune(size, task, name="ImageNet-1K", batch_size=256, lr=5e-5, freeze_embedding=True)
+  return dataclasses.replace(
+    config,
     steps=160_000,
-    seed=1,
-    log_every=10,
     save_every=0,
     save_every_epochs=1,
     best_metric="valid/score" if split == "valid" else None,
-    optim=Optim(
-      lr=5e-5,
-      adam="fairseq",
-      weight_decay=0.01,
-      clip_norm=1.0,
-      schedule="polynomial",
-      warmup=1000,
-      freeze=ofa.FREEZE["embedding"],
-    ),
-    mesh=MeshShape(data=1, fsdp=-1) if size == "huge" else MeshShape(),
-    remat="full" if size in ("large", "huge") else "none",
+    optim=dataclasses.replace(config.optim, warmup=1000, warmup_ratio=0.0),
     evals=(Eval(name=split, task=task, split=split, every_epochs=1),),
   )

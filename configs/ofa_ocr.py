@@ -19,27 +19,17 @@ The original publishes figures of its fine-tuned models in that paper; nothing w
 here.
 """
 
-import os
+import dataclasses
 
-from ofa_jax.config import Config, Eval, Optim
-from ofa_jax.models import ofa
+from ofa_jax.config import Config, Eval
+from ofa_jax.configs.ofa_finetune import CHINESE_SIZES, finetune, folder, read
 from ofa_jax.tasks.ocr import OCR
-
-SIZES = ("base", "large")
-CHINESE_WORDS = 30325
 
 
 def get_config(argument: str = "base") -> Config:
-  words = [word for word in argument.split(",") if word]
-  unknown = [word for word in words if word not in (*SIZES, "document", "test")]
-  if unknown:
-    raise ValueError(
-      f"Expected a size out of {', '.join(SIZES)} and perhaps document or test, found "
-      f"{', '.join(unknown)}"
-    )
-  size = next((word for word in words if word in SIZES), "base")
+  size, words = read(argument, sizes=CHINESE_SIZES, words=("document", "test"))
   kind = "document" if "document" in words else "scene"
-  data = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/ocr_data"
+  data = folder("ocr_data")
   task = OCR(
     train=(f"{data}/ocr_{kind}_train.tsv",),
     valid=(f"{data}/ocr_{kind}_val.tsv",),
@@ -49,32 +39,11 @@ def get_config(argument: str = "base") -> Config:
     smoothing=0.1,
   )
   split = "test" if "test" in words else "valid"
-  return Config(
-    name=f"OFA-CN-{size}: OCR, {kind}",
-    init=f"OFA-CN-{size}",
-    model=ofa.config(
-      size,
-      dropout=0.1,
-      encoder_drop_path=0.1,
-      decoder_drop_path=0.1,
-      vocab_size=CHINESE_WORDS,
-    ),
-    task=task,
-    batch_size=128,
+  return dataclasses.replace(
+    finetune(size, task, name=f"OCR, {kind}", batch_size=128, lr=5e-5, chinese=True),
     epochs=10,
-    seed=1,
-    log_every=10,
     save_every=0,
     save_every_epochs=1,
     best_metric="valid/acc" if split == "valid" else None,
-    optim=Optim(
-      lr=5e-5,
-      adam="fairseq",
-      weight_decay=0.01,
-      clip_norm=1.0,
-      schedule="polynomial",
-      warmup_ratio=0.06,
-    ),
-    remat="full" if size == "large" else "none",
     evals=(Eval(name=split, task=task, split=split, every_epochs=1),),
   )

@@ -37,77 +37,58 @@ RefCOCOg val-u, test-u:
     large   82.84 86.54 76.50   71.30 78.56 61.85   71.96 71.30
 """
 
-import os
+import dataclasses
 
-from ofa_jax.config import Config, Eval, MeshShape, Optim
+from ofa_jax.config import Config, Eval
+from ofa_jax.configs.ofa_finetune import BIG, finetune, folder, one_of, read, released, split
 from ofa_jax.configs.ofa_tuning import KINDS, tuned
-from ofa_jax.models import ofa
 from ofa_jax.tasks.refcoco import RefCOCO
 
 DATA = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "refcocog": "RefCOCOg"}
 SPLITS = {"refcoco": ("testA", "testB"), "refcoco+": ("testA", "testB"), "refcocog": ("test",)}
-CHINESE_WORDS = 30325
 WORDS = ("zeroshot", "chinese", "el")
 
 
 def get_config(argument: str = "refcoco,base") -> Config:
-  words = [word for word in argument.split(",") if word]
-  data = next((word for word in words if word in DATA), "refcoco")
-  size = next((word for word in words if word in ofa.SIZES), "base")
-  known = (*DATA, *ofa.SIZES, *SPLITS[data], *WORDS, *KINDS)
-  unknown = [word for word in words if word not in known]
-  if unknown:
-    raise ValueError(
-      f"Expected data out of {', '.join(DATA)}, a size out of {', '.join(ofa.SIZES)}, and perhaps "
-      f"{', '.join((*SPLITS[data], *WORDS, *KINDS))}, found {', '.join(unknown)}"
-    )
-  kind = next((word for word in words if word in KINDS), None)
-  split = next((word for word in words if word in SPLITS[data]), None)
-  chinese, big = "chinese" in words, size in ("large", "huge")
+  data = one_of(split(argument), tuple(DATA), what="data set") or "refcoco"
+  size, words = read(argument, words=(*DATA, *SPLITS[data], *WORDS, *KINDS))
+  kind = one_of(words, KINDS, what="way of tuning")
+  test = one_of(words, SPLITS[data], what="split")
+  chinese, big = "chinese" in words, size in BIG
   file = data.replace("+", "plus")
-  named = "refcoco_cn_data" if chinese else f"{file}_data"
-  folder = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/{named}"
-  name = f"OFA-CN-{size}" if chinese else f"OFA-{size}"
+  place = folder("refcoco_cn_data" if chinese else f"{file}_data")
   task = RefCOCO(
-    train=(f"{folder}/{file}_train.tsv",),
-    valid=(f"{folder}/{file}_val.tsv",),
-    test=(f"{folder}/{file}_{split or SPLITS[data][0]}.tsv",),
+    train=(f"{place}/{file}_train.tsv",),
+    valid=(f"{place}/{file}_val.tsv",),
+    test=(f"{place}/{file}_{test or SPLITS[data][0]}.tsv",),
     columns=(0, 3, 1, 2) if chinese else (0, 4, 2, 3),
-    tokenizer=name,
+    tokenizer=released(size, chinese=chinese),
     image_size=480 if kind or "zeroshot" in words else 512,
     smoothing=0.1,
     log_end=0.75 if "el" in words else None,
   )
-  drop_path = 0.2 if big else 0.1
-  vocabulary = {"vocab_size": CHINESE_WORDS} if chinese else {}
-  evaluation = Eval(name="valid", task=task, every=500, every_epochs=1)
-  if split is not None:
-    evaluation = Eval(name=split, task=task, split="test")
-  config = Config(
-    name=f"{name}: {DATA[data]}",
-    init=name,
-    model=ofa.config(
-      size, dropout=0.1, encoder_drop_path=drop_path, decoder_drop_path=drop_path, **vocabulary
-    ),
-    task=task,
+  if test is not None:
+    evaluation = Eval(name=test, task=task, split="test")
+  else:  # the training scripts' --eval-args forbid no repetition; those of evaluations do
+    free = dataclasses.replace(task.search, no_repeat_ngram_size=0)
+    validated = dataclasses.replace(task, search=free)
+    evaluation = Eval(name="valid", task=validated, every=500, every_epochs=1)
+  config = finetune(
+    size,
+    task,
+    name=DATA[data],
     batch_size=1024 if kind else 128,
+    lr=3e-5 if big else 5e-5,
+    drop_path=0.2 if big else 0.1,
+    chinese=chinese,
+  )
+  config = dataclasses.replace(
+    config,
     epochs=100 if kind else 12 if data == "refcocog" and not big else 10,
-    seed=1,
-    log_every=10,
     save_every=500,
     save_every_epochs=1,
     keep=1,
-    best_metric="valid/score" if split is None else None,
-    optim=Optim(
-      lr=3e-5 if big else 5e-5,
-      adam="fairseq",
-      weight_decay=0.01,
-      clip_norm=1.0,
-      schedule="polynomial",
-      warmup_ratio=0.06,
-    ),
-    mesh=MeshShape(data=1, fsdp=-1) if size == "huge" else MeshShape(),
-    remat="full" if big else "none",
+    best_metric="valid/score" if test is None else None,
     evals=(evaluation,),
   )
   return tuned(config, kind) if kind else config

@@ -23,25 +23,15 @@ Published, dev and test accuracy in percent (not measured again here):
 """
 
 import dataclasses
-import os
 
-from ofa_jax.config import Config, Eval, MeshShape, Optim
-from ofa_jax.models import ofa
+from ofa_jax.config import Config, Eval
+from ofa_jax.configs.ofa_finetune import BIG, finetune, folder, read
 from ofa_jax.tasks.snli_ve import SnliVE
 
 
 def get_config(argument: str = "base") -> Config:
-  words = [word for word in argument.split(",") if word]
-  unknown = [word for word in words if word not in (*ofa.SIZES, "test", "zeroshot")]
-  if unknown:
-    raise ValueError(
-      f"Expected a size out of {', '.join(ofa.SIZES)} and perhaps test or zeroshot, found "
-      f"{', '.join(unknown)}"
-    )
-  size = next((word for word in words if word in ofa.SIZES), "base")
-  big = size in ("large", "huge")
-  drop_path = 0.2 if big else 0.1
-  data = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/snli_ve_data"
+  size, words = read(argument, words=("test", "zeroshot"))
+  data, big = folder("snli_ve_data"), size in BIG
   task = SnliVE(
     train=(f"{data}/snli_ve_train.tsv",),
     valid=(f"{data}/snli_ve_dev.tsv",),
@@ -51,27 +41,12 @@ def get_config(argument: str = "base") -> Config:
   if "zeroshot" in words:
     task = dataclasses.replace(task, premise=False, image_size=384)
   split = "test" if "test" in words else "valid"
-  return Config(
-    name=f"OFA-{size}: SNLI-VE",
-    init=f"OFA-{size}",
-    model=ofa.config(size, dropout=0.1, encoder_drop_path=drop_path, decoder_drop_path=drop_path),
-    task=task,
-    batch_size=256,
+  lr, drop_path = (2e-5, 0.2) if big else (5e-5, 0.1)
+  return dataclasses.replace(
+    finetune(size, task, name="SNLI-VE", batch_size=256, lr=lr, drop_path=drop_path),
     epochs=6 if big else 5,
-    seed=1,
-    log_every=10,
     save_every=0,
     save_every_epochs=1,
     best_metric="valid/snli_score" if split == "valid" else None,
-    optim=Optim(
-      lr=2e-5 if big else 5e-5,
-      adam="fairseq",
-      weight_decay=0.01,
-      clip_norm=1.0,
-      schedule="polynomial",
-      warmup_ratio=0.06,
-    ),
-    mesh=MeshShape(data=1, fsdp=-1) if size == "huge" else MeshShape(),
-    remat="full" if big else "none",
     evals=(Eval(name=split, task=task, split=split, every_epochs=1),),
   )

@@ -32,26 +32,17 @@ Published, VQA v2, all answers scored with the moving average (not measured agai
 """
 
 import dataclasses
-import os
 
-from ofa_jax.config import Config, Eval, MeshShape, Optim
-from ofa_jax.models import ofa
+from ofa_jax.config import Config, Eval
+from ofa_jax.configs.ofa_finetune import finetune, folder, read
 from ofa_jax.tasks.vqa import VQA
 
 SIZES = ("base", "large", "huge")
 
 
 def get_config(argument: str = "base") -> Config:
-  words = [word for word in argument.split(",") if word]
-  unknown = [word for word in words if word not in (*SIZES, "test", "zeroshot")]
-  if unknown:
-    raise ValueError(
-      f"Expected a size out of {', '.join(SIZES)} and perhaps test or zeroshot, found "
-      f"{', '.join(unknown)}"
-    )
-  size = next((word for word in words if word in SIZES), "base")
-  drop_path = 0.1 if size == "base" else 0.2
-  data = f"{os.environ.get('OFA_JAX_DATA', 'datasets')}/vqa_data"
+  size, words = read(argument, sizes=SIZES, words=("test", "zeroshot"))
+  data = folder("vqa_data")
   task = VQA(
     train=(f"{data}/vqa_train.tsv",),
     valid=(f"{data}/vqa_val.tsv",),
@@ -64,34 +55,29 @@ def get_config(argument: str = "base") -> Config:
     search = dataclasses.replace(task.search, num_beams=20)
     any_answer = {"answers": None, "inference": "beamsearch", "prompt": "none", "max_objects": 0}
     task = dataclasses.replace(task, search=search, **any_answer)
-  schedule = {"epochs": 15} if size == "base" else {"steps": 40_000}
+  config = finetune(
+    size,
+    task,
+    name="VQA",
+    batch_size=512,
+    lr=5e-5,
+    drop_path=0.1 if size == "base" else 0.2,
+    warmup_ratio=0.04,
+    freeze_embedding=True,
+  )
+  schedule = {"epochs": 15}
+  if size != "base":
+    optim = dataclasses.replace(config.optim, warmup=1000, warmup_ratio=0.0)
+    schedule = {"steps": 40_000, "optim": optim}
   evaluation = Eval(name="valid", task=task, every_epochs=1)
   if "test" in words:
     evaluation = Eval(name="test", task=task, split="test")
-  return Config(
-    name=f"OFA-{size}: VQA",
-    init=f"OFA-{size}",
-    model=ofa.config(size, dropout=0.1, encoder_drop_path=drop_path, decoder_drop_path=drop_path),
-    task=task,
-    batch_size=512,
+  return dataclasses.replace(
+    config,
     **schedule,
-    seed=1,
-    log_every=10,
     save_every=0,
     save_every_epochs=1,
     best_metric=None if "test" in words else "valid/vqa_score",
-    optim=Optim(
-      lr=5e-5,
-      adam="fairseq",
-      weight_decay=0.01,
-      clip_norm=1.0,
-      schedule="polynomial",
-      warmup=0 if size == "base" else 1000,
-      warmup_ratio=0.04 if size == "base" else 0.0,
-      freeze=ofa.FREEZE["embedding"],
-    ),
-    mesh=MeshShape(data=1, fsdp=-1) if size == "huge" else MeshShape(),
-    remat="none" if size == "base" else "full",
     ema=0.9999,
     evals=(evaluation,),
   )

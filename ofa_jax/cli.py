@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from ofa_jax import cli_help, cli_parsers, configs, numerics, outputs, staging
 from ofa_jax.config import PRECISIONS, Config, explain_unknown_field
-from ofa_jax.engine import cluster, lock, log, processes
+from ofa_jax.engine import cluster, lock, log, processes, tpu_compiler
 from ofa_jax.files import room_for, written_whole
 from ofa_jax.text_files import printable
 
@@ -145,6 +145,7 @@ def run(
     interrupted: what a person who pressed Ctrl-C should know.
   """
   sys.unraisablehook = _without_noise
+  tpu_compiler.deepen_stack()
   with readable(interrupted):
     argv = list(sys.argv if argv is None else argv)
     app.run(lambda rest: _start(main, rest[1:]), argv=argv, flags_parser=_parse)

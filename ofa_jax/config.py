@@ -177,7 +177,7 @@ class Config:
     ema_start: updates until which the average is a copy (fairseq's --ema-start-update).
     log_to: where metrics go beside `metrics.jsonl`: "tensorboard", "wandb".
     max_bad_rate: share of undecodable rows above which the run stops.
-    workers: decoding threads per host; None: one a core.
+    workers: decoding threads per host, 1,024 at most; None: one a core.
     step_timeout: seconds without the end of a step after which a process shows where it stands and
       exits; ten times as long for the first step, evaluations and saves. None: no limit.
   """

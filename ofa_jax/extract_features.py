@@ -215,7 +215,7 @@ def _extract(
       yield from (future.result() for future in waiting)
 
   goes_on = partial.taken_up(writer.partial, work) and len(ids) > 0
-  with writer:
+  with partial.tidied(writer.partial, header=writer.header), writer:
     first = next(encoded(0, batch_size, pipeline.BadRows(1.0))) if goes_on else []
     left = writer.partial.stat().st_size > 0
     done = writer.resume(ids, first=first, multiple=batch_size)

@@ -205,6 +205,7 @@ def predict_file(
   bad = pipeline.BadRows(max_bad_rate, print)
   bad.carry(sum("error" in json.loads(line) for line in lines[:done]) if done else 0, seen=done)
   with (
+    partial.tidied(left),
     open(left, "ab") as file,
     cli.progress(task, total=end - start, done=done, unit="rows") as advance,
   ):

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ofa_jax import files, storage
@@ -83,6 +83,24 @@ def taken_up(
   partial.unlink(missing_ok=True)  # first: with the new note it would seem to be of this work
   files.write_text(note, json.dumps(work, indent=1, ensure_ascii=False) + "\n")
   return False
+
+
+@contextlib.contextmanager
+def tidied(partial: pathlib.Path, *, header: int = 0) -> Iterator[None]:
+  """What is left by work that ends with an error goes away again if no row is in it.
+
+  Args:
+    partial: from `place_of`; closed by then.
+    header: bytes before the first row.
+  """
+  try:
+    yield
+  except BaseException:
+    with contextlib.suppress(OSError):
+      if partial.stat().st_size <= header:
+        partial.unlink()
+        _note_of(partial).unlink(missing_ok=True)
+    raise
 
 
 def finish(partial: pathlib.Path, output: str | os.PathLike) -> None:

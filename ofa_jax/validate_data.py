@@ -12,7 +12,6 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import os
 import re
 import sys
 import time
@@ -23,6 +22,7 @@ import numpy as np
 
 from ofa_jax import cli, storage
 from ofa_jax.config import Config
+from ofa_jax.data import threads
 from ofa_jax.data.pairs import PairData, expand
 from ofa_jax.data.protocols import Rows
 from ofa_jax.data.streams import by_name
@@ -113,7 +113,7 @@ def faults(part: Part, *, seed: int = 0, workers: int | None = None) -> Iterator
     yield from part.faults
     return
   blank = part.rows.blank()
-  workers = workers or os.cpu_count() or 1
+  workers = threads.number(workers)
   chunks = iter(range(0, len(part.rows), _CHUNK))
   with concurrent.futures.ThreadPoolExecutor(workers, "data") as pool:
     pending = collections.deque()
@@ -138,7 +138,11 @@ def validate_data(config: Config) -> int:
 
   Args:
     config: whose data is read; its model is not built.
+
+  Raises:
+    ValueError: the config's `workers` is no number of threads.
   """
+  threads.number(config.workers)  # before anything is opened
   kinds, told, checked = collections.Counter(), set(), 0
   # On a terminal the bar takes over what is printed, which then goes where the bar is; elsewhere it
   # is to go where it was sent.

@@ -22,6 +22,7 @@ from ofa_jax.config import (
   mesh_sizes,
   stream_sizes,
 )
+from ofa_jax.data import threads
 
 
 def validate(config: Config, *, devices: int, hosts: int = 1) -> None:
@@ -100,8 +101,10 @@ def _check_run(c: Config) -> list[str]:
     faults.append(f"ema_start: expected at least 0, and 0 without ema, found {c.ema_start}")
   if c.step_timeout is not None and c.step_timeout <= 0:
     faults.append(f"step_timeout: expected None or more than 0 seconds, found {c.step_timeout}")
-  if c.workers is not None and c.workers < 1:
-    faults.append(f"workers: expected None (one a core) or at least 1, found {c.workers}")
+  try:
+    threads.number(c.workers)
+  except ValueError as error:
+    faults.append(str(error))
   if not 0 <= c.max_bad_rate <= 1:
     faults.append(f"max_bad_rate: expected a share between 0 and 1, found {c.max_bad_rate}")
   return faults

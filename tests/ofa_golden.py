@@ -4,6 +4,7 @@ All weights follow a rule of their PyTorch name. `golden/ofa/micro` holds output
 `golden/ofa/realsize` parts of the outputs of released sizes.
 """
 
+import dataclasses
 import functools
 import gzip
 import json
@@ -19,6 +20,7 @@ from ofa_jax.convert.ofa import table as convert
 from ofa_jax.models import ofa
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.ofa import OFA, OFAConfig
+from ofa_jax.models.vit import ViTConfig
 
 _DIR = pathlib.Path(__file__).parent / "golden" / "ofa"
 WORDS = "encoder.embed_tokens.weight"
@@ -37,7 +39,7 @@ def golden_json(name: str):
 
 def micro_config(**options) -> OFAConfig:
   """Sizes of the micro model."""
-  return OFAConfig(
+  sizes = OFAConfig(
     width=32,
     mlp=64,
     encoder_layers=2,
@@ -51,8 +53,8 @@ def micro_config(**options) -> OFAConfig:
     image_bucket_size=8,
     code_image_size=32,
     orig_patch_image_size=64,
-    **options,
   )
+  return dataclasses.replace(sizes, **options)
 
 
 def rule_state_dict(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -83,7 +85,7 @@ def _noise(last: str, z: np.ndarray) -> np.ndarray:
 
 def _offset(name: str, last: str, shape: tuple[int, ...]) -> float:
   """Of norms and factors, whose noise is a tenth of it."""
-  if len(shape) > 1 or last in ("running_mean", "bias"):
+  if len(shape) > 1 or last == "running_mean" or last.endswith("bias"):
     return 0.0
   return 1.0 if last == "running_var" else 10 * _scale(name, last, shape)
 
@@ -93,8 +95,11 @@ def _scale(name: str, last: str, shape: tuple[int, ...]) -> float:
     return 0.2
   if "rel_pos_table_list" in name:
     return 0.5
+  if last == "positional_embedding":
+    return 0.5
   if len(shape) == 4:
-    return (2 / np.prod(shape[1:])) ** 0.5
+    # The patches of a ViT have no gain, the convolutions of a ResNet that of ReLU.
+    return ((1 if shape[-1] == 16 else 2) / np.prod(shape[1:])) ** 0.5
   if len(shape) == 2:
     return (1 / shape[1]) ** 0.5
   if name == "decoder.layer_norm.weight":
@@ -131,6 +136,31 @@ def micro_model(variant: str | None = None, **options) -> OFA:
   return nnx.merge(*micro_split(variant, **options))
 
 
+def vit_shapes(vit: ViTConfig, prefix: str = "encoder.embed_images.") -> dict[str, tuple[int, ...]]:
+  """The tensors of a ViT trunk by their PyTorch names."""
+  D, P = vit.width, vit.patch_size
+  shapes = {
+    "positional_embedding": ((vit.image_size // P) ** 2 + 1, D),
+    "conv1.weight": (D, 3, P, P),
+    "ln_pre.weight": (D,),
+    "ln_pre.bias": (D,),
+  }
+  for i in range(vit.layers):
+    block = {
+      "attn.in_proj_weight": (3 * D, D),
+      "attn.out_proj.weight": (D, D),
+      "mlp.c_fc.weight": (4 * D, D),
+      "mlp.c_proj.weight": (D, 4 * D),
+      "ln_1.weight": (D,),
+      "ln_2.weight": (D,),
+    }
+    for name, shape in block.items():
+      bias = name.removesuffix("weight") + "bias"
+      shapes[f"transformer.resblocks.{i}.{name}"] = shape
+      shapes[f"transformer.resblocks.{i}.{bias}"] = shape[:1]
+  return {prefix + name: shape for name, shape in shapes.items()}
+
+
 def realsize_model(size: str) -> OFA:
   """A released size whose weights follow the rule."""
   lists = golden_json("realsize/state_dicts")[size]["state_dict"]
@@ -154,6 +184,8 @@ def inputs(arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
   if "image_seed" in arrays:
     found["image"] = images(arrays["image_seed"], arrays["image_shape"])
     found["image_mask"] = arrays["patch_masks"]
+  if "second_image_seed" in arrays:
+    found["second_image"] = images(arrays["second_image_seed"], arrays["second_image_shape"])
   if "code_masks" in arrays:
     found["code_mask"] = arrays["code_masks"]
   return {name: jnp.asarray(x) for name, x in found.items()}

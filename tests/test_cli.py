@@ -63,6 +63,14 @@ CASES = {
     ("No such file or directory: missing.tsv",),
     files={"c.py": "def get_config():\n  return open('missing.tsv')\n"},
   ),
+  "stack of the TPU's compiler": Case(  # even a config that looks for devices comes after it
+    ["train", "--config={tmp}/c.py", "--workdir=w"],
+    ("--fibers_default_thread_stack_size=1048576",),
+    {"TPU_LIBRARY_PATH": "/lib/libtpu.so"},
+    files={
+      "c.py": "import os\ndef get_config():\n  raise ValueError(os.environ['LIBTPU_INIT_ARGS'])\n"
+    },
+  ),
   "evals=None": Case(
     ["train", QUICK, "--config.evals=None", "--workdir={tmp}/w"], ("evals: expected Eval(...)",)
   ),

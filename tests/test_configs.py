@@ -171,13 +171,36 @@ def test_grounding_is_of_a_data_set_a_size_and_a_split():
   large = load("ofa_refcoco.py", "refcocog,large,test,el")
   assert (large.epochs, large.optim.lr, large.task.log_end) == (10, 3e-5, 0.75)
   assert [e.split for e in large.evals] == ["test"]
+  assert large.evals[0].task.search == large.task.search
+  assert large.task.search.no_repeat_ngram_size == 3
+  (valid,) = load("ofa_refcoco.py", None).evals
+  assert valid.task.search == dataclasses.replace(large.task.search, no_repeat_ngram_size=0)
   assert large.task.test[0].endswith("refcocog_data/refcocog_test.tsv")
   plus = load("ofa_refcoco.py", "refcoco+,testB,zeroshot").task
   assert plus.test[0].endswith("refcocoplus_data/refcocoplus_testB.tsv") and plus.image_size == 480
   chinese = load("ofa_refcoco.py", "chinese").task
   assert chinese.columns == (0, 3, 1, 2) and "refcoco_cn_data" in chinese.train[0]
-  with pytest.raises(ValueError, match=r"perhaps test, zeroshot, chinese, el, .*lora, found testA"):
+  with pytest.raises(ValueError, match=r"refcocog, test, zeroshot, .* or lora, found testA"):
     load("ofa_refcoco.py", "refcocog,testA")
+
+
+@pytest.mark.parametrize(
+  ("name", "argument", "message"),
+  [
+    (
+      "ofa_snli_ve.py",
+      "base,large",
+      "out of tiny, .*, huge and perhaps test or zeroshot, found base",
+    ),
+    ("ofa_gigaword.py", "test,big", "and perhaps test, found big"),
+    ("ofa_caption.py", "el,el_db", "Expected one loss out of el, el_db, found el, el_db"),
+    ("ofa_glue.py", "rte,cola", "Expected one part out of cola, .*, found cola, rte"),
+    ("ofa_refcoco.py", "refcoco,refcoco+", "Expected one data set .*, found refcoco, refcoco"),
+  ],
+)
+def test_what_is_asked_for_twice_or_unknown_is_told(name, argument, message):
+  with pytest.raises(ValueError, match=message):
+    load(name, argument)
 
 
 @pytest.mark.parametrize("name", ["ofa_imagenet.py", "ofa_ocr.py", "ofa_muge.py"])

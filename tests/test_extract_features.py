@@ -213,7 +213,8 @@ def test_does_not_resume_another_model(vit, tmp_path, texts, monkeypatch, capsys
   assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl"]
 
 
-def die(writer, *_):
+def die(writer, rows=()):
+  writer._file.write(b"".join(rows))
   raise KilledError
 
 
@@ -287,10 +288,12 @@ def test_unreadable_image_is_left_out(vit, tmp_path, capsys):
   assert f"{tmp_path / 'bad.tsv'}:1 {table.ids[0]}" in capsys.readouterr().out
 
 
-def test_too_many_unreadable_images(vit, tmp_path):
+@pytest.mark.parametrize("suffix", ["jsonl", "npy"])
+def test_too_many_unreadable_images(vit, tmp_path, suffix):
   table = spoilt(tmp_path, lambda lines: [line[:40] + b"\n" for line in lines])
   with pytest.raises(TooManyBadRows, match=r"bad.tsv:"):
-    extract_features.extract_images(vit, table, output=tmp_path / "a.jsonl")
+    extract_features.extract_images(vit, table, output=tmp_path / f"a.{suffix}")
+  assert not list(tmp_path.glob("a.*"))  # no row is in what was begun
 
 
 def test_ids_must_be_integers(vit, tmp_path, texts):

@@ -257,6 +257,13 @@ def test_too_many_bad_rows_end_the_run(table, tmp_path):
   assert not (tmp_path / "x.jsonl").exists()
 
 
+def test_an_error_before_the_first_row_leaves_nothing(table, tmp_path, monkeypatch):
+  monkeypatch.setattr(generate, "predict", lambda *args, **options: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    run(Model(), "caption", table, tmp_path / "x.jsonl")
+  assert not list(tmp_path.glob("x.jsonl*"))
+
+
 def test_columns_are_given_by_name():
   assert generate._columns("vqa", None) == {"id": 0, "image": 5, "text": 2, "objects": 4}
   assert generate._columns("vqa", ["text:1", "image:0"]) == {"text": 1, "image": 0}

@@ -43,6 +43,15 @@ def test_other_work_starts_anew_and_says_so(left, change, told):
   assert partial.taken_up(left, work, say=pytest.fail)
 
 
+@pytest.mark.parametrize(("header", "stays"), [(0, True), (3, True), (4, False)])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_error_leaves_rows_and_no_empty_file(left, tmp_path, header, stays, error):
+  with pytest.raises(error), partial.tidied(left, header=header):
+    raise error
+  names = ["out.jsonl.partial", "out.jsonl.partial.json"] if stays else []
+  assert sorted(p.name for p in tmp_path.iterdir()) == names
+
+
 @pytest.mark.parametrize("note", [None, b"", b"[]", b'{"input', b"\xff", b"[" * 100_000])
 def test_what_nothing_is_known_of_is_not_taken_up(left, note):
   place = left.with_name("out.jsonl.partial.json")

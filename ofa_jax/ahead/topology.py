@@ -10,6 +10,8 @@ import re
 
 import jax
 
+from ofa_jax.engine import tpu_compiler
+
 GIB = 2**30
 
 
@@ -149,6 +151,7 @@ def devices(topology: Topology) -> list[jax.Device]:
   shape = "x".join(str(n) for n in topology.shape)
   if platform == "tpu":
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it asks the network for a TPU's metadata
+    tpu_compiler.deepen_stack()
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing here holds a real TPU
     name = f"{topology.kind}:{shape}"
     options = {}

@@ -21,7 +21,9 @@ MAXIMA = {
   **dict.fromkeys(("token_bucket_size", "image_bucket_size", "max_length"), 1 << 14),
   **dict.fromkeys(("encoder_prompt", "decoder_prompt", "images", "type_vocab"), 1 << 16),
   "num_beams": 1 << 10,
+  "max_images": 2,
 }
+_LENGTHS = {"stages": (3, 0)}  # of tuples of any length by their type; those of a ViT are none
 _MAY_BE_ZERO = (
   *("num_codes", "num_bins", "pad", "adapter", "hidden", "prompt_hidden"),
   *("encoder_prompt", "decoder_prompt", "no_repeat_ngram_size", "min_length"),
@@ -79,9 +81,9 @@ def _problems_of(name: str, key: str, value: Any, hint: Any) -> list[str]:
   if value is None and type(None) in options:
     return []
   if typing.get_origin(options[0]) is tuple:
-    length = len(typing.get_args(options[0]))
-    if type(value) is not tuple or len(value) != length:
-      return [f"{name} {_shown(value)}, expected {length} numbers"]
+    lengths = _LENGTHS.get(key) or (len(typing.get_args(options[0])),)
+    if type(value) is not tuple or len(value) not in lengths:
+      return [f"{name} {_shown(value)}, expected {lengths[0]} numbers"]
     key = "stages"
     return [p for i, x in enumerate(value) for p in _problems_of(f"{name}[{i}]", key, x, int)]
   if options[0] is int:

@@ -109,6 +109,19 @@ def linear_rules(
   )
 
 
+def vit_block_rules(torch: str, ours: str) -> tuple[Rule, ...]:
+  r"""The rules of the layers of CLIP's ViT; the torch name has their number as `(\d+)`."""
+  return (
+    *norm_rules(f"{torch}.ln_1", f"{ours}/ln_1", r"[\1]"),
+    (f"{torch}.attn.in_proj_weight", rf"{ours}/attn/qkv/kernel[\1]", linear()),
+    (f"{torch}.attn.in_proj_bias", rf"{ours}/attn/qkv/bias[\1]", FLAT),
+    *linear_rules(f"{torch}.attn.out_proj", f"{ours}/attn/out", r"[\1]", inputs=2),
+    *norm_rules(f"{torch}.ln_2", f"{ours}/ln_2", r"[\1]"),
+    *linear_rules(f"{torch}.mlp.c_fc", f"{ours}/mlp/up", r"[\1]"),
+    *linear_rules(f"{torch}.mlp.c_proj", f"{ours}/mlp/down", r"[\1]"),
+  )
+
+
 def needed_tensors(rules: Iterable[Rule], shapes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
   """Lists the PyTorch tensors that fill parameters of these shapes.
 

@@ -84,6 +84,7 @@ class FeatureWriter:
 
   Attributes:
     count: rows written, those of a killed run included.
+    header: bytes of the file before its first row.
   """
 
   def __init__(self, path: str | os.PathLike, *, kind: str, width: int):
@@ -92,6 +93,7 @@ class FeatureWriter:
     self.kind = kind
     self._format, self._width = form_of(path), width
     self._file, self.count = None, 0
+    self.header = len(self._header(0))
 
   def __enter__(self) -> "FeatureWriter":
     self.partial.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +132,7 @@ class FeatureWriter:
     Returns:
       How many of `ids` are done, a multiple of `multiple`; what was left beyond is cut off.
     """
-    begin = len(self._header(0))
+    begin = self.header
     expected = b"".join(first)
     self._file.seek(begin)
     places, ends = [], []
@@ -162,7 +164,7 @@ class FeatureWriter:
     Raises:
       ValueError: it has not the rows that were written, another process having written to it.
     """
-    rows = sum(1 for _ in self._whole_rows(len(self._header(0))))
+    rows = sum(1 for _ in self._whole_rows(self.header))
     if rows != self.count:
       raise ValueError(
         f"Expected {self.count} rows in {self.partial}, found {rows}. Does another run write to "

@@ -17,13 +17,13 @@ then a dictionary of batches. The order of a stream depends on the seed and its 
 
 import concurrent.futures
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Union
 
 import grain
 import numpy as np
 
+from ofa_jax.data import threads
 from ofa_jax.data.bad_rows import BadRows, Pass, of_stream
 from ofa_jax.data.bad_rows import TooManyBadRows as TooManyBadRows
 from ofa_jax.data.protocols import Rows
@@ -290,7 +290,7 @@ class _BatchSource:
   ):
     self._streams, self._length, self._bad = streams, length, bad
     self._blanks = {name: stream.rows.blank() for name, stream in streams.items()}
-    self._pool = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count(), "data")
+    self._pool = concurrent.futures.ThreadPoolExecutor(threads.number(workers), "data")
 
   def __len__(self) -> int:
     return self._length

@@ -54,7 +54,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     cause = cause.__cause__ or cause.__context__
 
 
-_ECHOES = ("Event loop is closed", "Encountered error while reading array index")
+_ECHOES = (
+  "Event loop is closed",
+  "Encountered error while reading array index",
+  "sys.meta_path is None",  # what is dropped only when Python ends
+)
 
 
 def silence_echoes() -> None:
@@ -73,8 +77,8 @@ def _set_hooks() -> None:
     if not str(error).startswith(_ECHOES):
       uncaught(kind, error, trace)
 
-  def on_unraisable(ignored):
-    if not str(ignored.exc_value).startswith(_ECHOES):
+  def on_unraisable(ignored, echoes=_ECHOES):  # when Python ends, the module may have none
+    if not str(ignored.exc_value).startswith(echoes):
       unraisable(ignored)
 
   sys.excepthook, sys.unraisablehook = on_uncaught, on_unraisable

@@ -104,6 +104,7 @@ class OFAModel(Reading):
     images: np.ndarray | None = None,
     image_mask: np.ndarray | None = None,
     code_mask: np.ndarray | None = None,
+    second_images: np.ndarray | None = None,
   ) -> np.ndarray:
     """Returns logits float32[N, T, V] of the token after each of `decoder_tokens`.
 
@@ -113,11 +114,12 @@ class OFAModel(Reading):
       images: float32[N, h, w, 3] as from `preprocess`, or uint8, normalised on the device.
       image_mask: bool[N], False where an input has no image; None: all have one.
       code_mask: bool[N], True where the decoder's tokens are image codes; None: nowhere.
+      second_images: as `images`, for a model that sees two (`OFAConfig.max_images`).
 
     Raises:
       ValueError: another shape or type, or ids that are not in the vocabulary.
     """
-    rows = self._rows(source_tokens, images, image_mask)
+    rows = self._rows(source_tokens, images, image_mask, second_images)
     rows["decoder"] = self._ids("decoder_tokens", decoder_tokens, rows=len(rows["source"]))
     if code_mask is not None:
       rows["code_mask"] = inputs.mask("code_mask", code_mask, rows=len(rows["source"]))
@@ -216,12 +218,9 @@ class OFAModel(Reading):
     Raises:
       ValueError: an empty text; options that contradict each other.
     """
-    search = dataclasses.replace(
-      search or Search(),
-      num_beams=num_beams,
-      max_length=max_length,
-      no_repeat_ngram_size=no_repeat_ngram_size,
-    )
+    given = {"num_beams": num_beams, "max_length": max_length}
+    given["no_repeat_ngram_size"] = no_repeat_ngram_size
+    search = dataclasses.replace(search or Search(), **given)
     texts = inputs.check_texts("texts", texts)
     rows = self._asked(free_text.ANSWERING, images, {"text": texts}, image_needed=False)
     return self._texts(self._search(rows, search, seed=seed), return_scores)
@@ -291,19 +290,19 @@ class OFAModel(Reading):
     phrases: Sequence[str],
     *,
     search: Search | None = None,
+    any_box: bool = False,
     return_scores: bool = False,
   ) -> Results:
     """Finds the boxes that phrases describe.
 
     Args:
-      images: one for each phrase.
-      phrases: words beyond 80 are cut, with a warning.
-      search: of four coordinates; None: as in `searches`. Nothing keeps the model to coordinates,
-        as in the original: of its hypotheses the best that is a box counts.
+      images, phrases: as many; of a phrase words beyond 80 are cut, with a warning.
+      search: of four coordinates; None: as in `searches`. Nothing keeps the model to coordinates.
+      any_box: whether other hypotheses count where the best, the original's answer, is no box.
       return_scores: whether to return (boxes, scores).
 
     Returns:
-      Boxes float32[4]: x0, y0, x1, y1 in pixels of the given image, NaN if no hypothesis is a box.
+      Boxes float32[4]: x0, y0, x1, y1 in pixels of the given image, NaN if there is none.
 
     Raises:
       ValueError: an empty phrase; an image is missing.
@@ -317,7 +316,7 @@ class OFAModel(Reading):
     for i, (image, hypotheses) in enumerate(zip(images, rows_of_hypotheses, strict=True)):
       size = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
       scale = np.divide(size, rows["image"].shape[2:0:-1])
-      for each in hypotheses:
+      for each in hypotheses if any_box else hypotheses[:1]:
         box = refcoco.read_box(each["tokens"], tokenizer=self.tokenizer, scale=scale)
         if box is not None:
           boxes[i], scores[i] = box, each["score"]
@@ -399,11 +398,12 @@ class OFAModel(Reading):
     told = [answering.called(answer) for answer in best]
     return (told, scores) if return_scores else told
 
-  def _rows(self, source_tokens, images, image_mask):
+  def _rows(self, source_tokens, images, image_mask, second_images=None):
     rows = {"source": self._ids("source_tokens", source_tokens)}
     number = len(rows["source"])
-    if images is not None:
-      rows["image"] = inputs.image_array(images, rows=number)
+    for name, pixels in (("image", images), ("second_image", second_images)):
+      if pixels is not None:
+        rows[name] = inputs.image_array(pixels, rows=number)
     if image_mask is not None:
       rows["image_mask"] = inputs.mask("image_mask", image_mask, rows=number)
     return rows

@@ -29,8 +29,9 @@ from ofa_jax.tokenizers.special import EOS, PAD
 
 MAX_BATCH = 16  # rows that one device computes at once
 
-# What has one row for each input: "source" int32[N, S]; and perhaps "image", "image_mask" bool[N],
-# "decoder" int32[N, T], "code_mask" bool[N], "prefix" and "prompt" int32[N, P].
+# What has one row for each input: "source" int32[N, S]; and perhaps "image" and "second_image",
+# "image_mask" bool[N], "decoder" int32[N, T], "code_mask" bool[N], "prefix" and "prompt"
+# int32[N, P].
 Rows = Mapping[str, np.ndarray]
 
 
@@ -149,10 +150,12 @@ class Runner:
     return [nnx.merge(graph, *x) for graph, x in zip(self._graphs, weights, strict=True)]
 
   def _encode(self, model, rows):
-    image = rows.get("image")
-    if image is not None:
-      image = normalized(image, **self.colours._asdict())
-    return model.encode(rows["source"], image=image, image_mask=rows.get("image_mask"))
+    pixels = {
+      name: normalized(rows[name], **self.colours._asdict())
+      for name in ("image", "second_image")
+      if name in rows
+    }
+    return model.encode(rows["source"], **pixels, image_mask=rows.get("image_mask"))
 
   def _on_each_device(self, function):
     """`function(weights, rows, shared, static)`, each device with its own rows."""

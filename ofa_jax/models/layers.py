@@ -261,7 +261,8 @@ def dropout(x: jax.Array, rate: float, *, rngs: jax.Array | None) -> jax.Array:
     return x
   keep = jax.random.bernoulli(rngs, 1 - rate, x.shape)
   if device_kind().startswith("TPU"):
-    # Fused into attention's products, the making of the bits overflows the stack of TPUs' compiler.
+    # Fused into attention's products, the making of the bits takes longer, by the estimate of TPUs'
+    # compiler, and overflows its stack where it has only its own (`engine.tpu_compiler`).
     keep = jax.lax.optimization_barrier(keep)
   return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 

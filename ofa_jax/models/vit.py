@@ -38,6 +38,21 @@ class ViTConfig:
   layers: int
   head_width: int = 64
 
+  @property
+  def problems(self) -> list[str]:
+    """What does not fit together."""
+    problems = []
+    if self.image_size % self.patch_size:
+      problems.append(
+        f"expected image_size to be a multiple of patch_size {self.patch_size}, "
+        f"found {self.image_size}"
+      )
+    if self.width % self.head_width:
+      problems.append(
+        f"expected width to be a multiple of head_width {self.head_width}, found {self.width}"
+      )
+    return problems
+
 
 class Block(nnx.Module):
   """One pre-norm transformer layer, initialised with PyTorch's defaults (nn.MultiheadAttention)."""
@@ -71,18 +86,8 @@ class ViT(nnx.Module):
     Raises:
       ValueError: the image is not a whole number of patches, or the width of heads.
     """
-    problems = []
-    if config.image_size % config.patch_size:
-      problems.append(
-        f"expected image_size to be a multiple of patch_size {config.patch_size}, "
-        f"found {config.image_size}"
-      )
-    if config.width % config.head_width:
-      problems.append(
-        f"expected width to be a multiple of head_width {config.head_width}, found {config.width}"
-      )
-    if problems:
-      raise ValueError("ViTConfig: " + "; ".join(problems))
+    if config.problems:
+      raise ValueError("ViTConfig: " + "; ".join(config.problems))
     width = config.width
     grid = config.image_size // config.patch_size
     init = normal(width**-0.5)

@@ -40,6 +40,8 @@ class RefCOCO(Seq2Seq):
     clip: whether a box that reaches over its picture's edge ends there; else its row is bad.
     box_size: pixels that the bins divide (--max-image-size).
     max_words: of a text (--max-src-length).
+    any_box: whether the best hypothesis that is a box is the answer. Else it is the best of all, as
+      in the original; there is none where that is no box.
   """
 
   metrics: ClassVar[tuple[str, ...]] = ("score",)
@@ -53,6 +55,7 @@ class RefCOCO(Seq2Seq):
   clip: bool = False
   box_size: int = boxes.BOX_SIZE
   max_words: int = prompts.MAX_WORDS
+  any_box: bool = False
   search: Search = dataclasses.field(default_factory=lambda: dataclasses.replace(ANSWERING.search))
 
   def example(self, row, rng):
@@ -97,9 +100,9 @@ class RefCOCO(Seq2Seq):
     return faults
 
   def best(self, hypotheses):
-    """Of each row the best hypothesis that is a box; where none is, the best one."""
+    """Of each row the best hypothesis, with `any_box` of those that are boxes if some are."""
     tokens = hypotheses.tokens
-    if tokens.shape[2] <= CORNERS:
+    if not self.any_box or tokens.shape[2] <= CORNERS:
       return super().best(hypotheses)
     first = self.words.bin_id(0)
     are_boxes = jnp.all(tokens[..., :CORNERS] >= first, axis=2) & (tokens[..., CORNERS] == EOS)

@@ -5,6 +5,7 @@ import http.server
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ import zipfile
 
 import pytest
 
-from ofa_jax import hub
+from ofa_jax import files, hub
 from ofa_jax.convert import releases
 from ofa_jax.convert.releases import Address, Release
 
@@ -87,6 +88,19 @@ def test_downloads_go_on_where_they_were_cut(server, tmp_path):
   path = releases.download(RELEASE, tmp_path, source=server.url)
   assert path.read_bytes() == CONTENT
   assert server.asked[-1] == (FILE, 300_000)
+
+
+def test_a_full_disk_is_told_and_the_download_goes_on(server, tmp_path):
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))  # writing beyond is an OSError
+  try:
+    with pytest.raises(files.FullDiskError, match=f"room for {tmp_path}, found: File too large"):
+      hub.open_model("RN50", download_root=tmp_path, source=server.url)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert hub.download("RN50", tmp_path, source=server.url).read_bytes() == CONTENT
+  assert server.asked[-1] == (FILE, 300_000)
+  assert [p.name for p in tmp_path.iterdir()] == ["clip_cn_rn50.pt"]
 
 
 def test_a_longer_rest_of_another_file_is_replaced(server, tmp_path):

@@ -1,11 +1,13 @@
 """A save that fails is told of and tried again, a few times."""
 
 import dataclasses
+import sys
+import types
 
 import jax
 import pytest
 
-from ofa_jax.engine import processes, saving
+from ofa_jax.engine import faults, processes, saving
 
 
 @dataclasses.dataclass
@@ -139,3 +141,21 @@ class Failing(Disk):
 
   def save(self, state):
     raise self.error
+
+
+@pytest.mark.parametrize(
+  ("said", "shown"),
+  [
+    ("Event loop is closed", False),
+    ("sys.meta_path is None, Python is likely shutting down", False),
+    ("another fault", True),
+  ],
+)
+def test_what_a_failed_save_drops_is_not_told_when_python_ends(monkeypatch, said, shown):
+  """A full disk has one message: each write that had not begun would print a traceback below it."""
+  told = []
+  monkeypatch.setattr(sys, "unraisablehook", told.append)
+  monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # is put back
+  faults._set_hooks.__wrapped__()
+  sys.unraisablehook(types.SimpleNamespace(exc_value=ImportError(said)))
+  assert len(told) == shown

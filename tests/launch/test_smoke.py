@@ -1,6 +1,7 @@
 """The smoke job: what it takes for a success, and the whole of it as two processes."""
 
 import os
+import re
 import subprocess
 
 import pytest
@@ -71,6 +72,24 @@ def test_processes_that_print_nothing_wait_for_the_one_that_does(tmp_path):
   status, said, _ = smoke(tmp_path, train="75 0")
   assert status == 0, said
   assert "SIGTERM" not in said
+
+
+@pytest.mark.slow  # three commands for each service: two minutes
+def test_the_whole_job_in_a_bucket(bucket, digits):
+  result = subprocess.run(
+    [SMOKE, f"{bucket}/smoke"],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "OFA_JAX_DATA": str(digits.parent), "STEPS": "40"},
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 0, result.stdout + result.stderr
+  assert result.stdout.rstrip().endswith("PASSED")
+  told = re.search(r"saved and ended (\d+) s after SIGTERM", result.stdout)
+  print(told[0])
+  assert int(told[1]) < 60  # 15 where the machine does nothing else
+  assert log.read_metrics(f"{bucket}/smoke")[-1]["step"] == 40
+  assert {p.name for p in ROOT.glob("smoke*")} == set()
 
 
 @pytest.mark.slow  # three commands of two processes each: two minutes

@@ -9,6 +9,7 @@ from jax import export
 from ofa_jax.decode import beam, candidates
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.ofa import ClassifierConfig
+from ofa_jax.models.vit import ViTConfig
 from tests import cnclip_golden, ofa_golden
 
 PLAN = candidates.plan([[10, 11], [10, 12, 13], [14]])
@@ -53,10 +54,18 @@ TEXT = {"tokens": ((5,), jnp.int32)}
 ANSWER = {"decoder_tokens": ((4,), jnp.int32)}
 
 
-@pytest.mark.parametrize("options", ["plain", *ofa_golden.VARIANTS])
+TRUNKS = {
+  "vit": {"stages": (), "vit": ViTConfig(image_size=64, patch_size=16, width=64, layers=1)},
+  "two_images": {"max_images": 2},
+}
+
+
+@pytest.mark.parametrize("options", ["plain", *ofa_golden.VARIANTS, *TRUNKS])
 def test_ofa(options):
-  config = ofa_golden.micro_config(**ofa_golden.VARIANTS.get(options, {}))
-  found = lowered(config, lambda model, **inputs: model(**inputs), **TEXT, **IMAGE, **ANSWER)
+  config = ofa_golden.micro_config(**(ofa_golden.VARIANTS | TRUNKS).get(options, {}))
+  second = {"second_image": ((32, 48, 3), jnp.float32)} if options == "two_images" else {}
+  inputs = TEXT | IMAGE | ANSWER | second
+  found = lowered(config, lambda model, **inputs: model(**inputs), **inputs)
   assert found == [(4, 112)]
 
 

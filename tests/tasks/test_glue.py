@@ -226,3 +226,54 @@ def test_faults_of_a_config_are_told_at_once(tmp_path, shapes):
   assert "task.inference: expected allcand, found beamsearch" in text
   assert "task.target_length: expected at least 40" in text
   assert "task.columns: expected one column for each of sentence" in faults(columns=(1,) * 5)
+
+
+class Told(Glue):
+  """A task whose model is the table of its answers' scores, float32[rows, answers]."""
+
+  def scores(self, model, batch, plan):
+    return model[batch["index"]]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_from_its_files_to_its_metrics_and_the_file_for_the_server(part, tmp_path):
+  """What is learnt, predicted, scored and written; the model alone is left out."""
+  task, known = Told(**ofa_task_files.glue(part, tmp_path)), PARTS[part]
+  lines = {
+    split: [
+      line.split("\t") for line in (tmp_path / f"{part}_{split}.tsv").read_text().splitlines()
+    ]
+    for split in ("train", "valid", "test")
+  }
+  labels = {k: [row[known.columns["label"]] for row in rows] for k, rows in lines.items()}
+  train = task.examples("train")
+  for i, label in enumerate(labels["train"][:4]):
+    example = train.example(i, np.random.default_rng(0))
+    (learnt,) = (x for x in example["target"] if x != 1)
+    assert task.words.decode(np.array([learnt])).strip() == known.labels[label]
+    end = list(example["previous"]).index(1) - 1
+    assert example["target"][end] == learnt and example["previous"][end] == 2  # behind the question
+
+  def evaluated(split, answers):
+    streams = task.streams(split)
+    scores = np.eye(len(task.choices.texts))[[task.choices.texts.index(x) for x in answers]]
+    rows = [streams["examples"].example(i, None) for i in range(len(answers))]
+    batch = {k: jnp.stack([row[k] for row in rows]) for k in rows[0]}
+    batch |= {"weight": jnp.ones(len(rows)), "index": jnp.arange(len(rows))}
+    frozen = task.choices.plan
+    told = task.predict(jnp.float32(scores), batch, rngs=None, frozen=frozen)
+    predictions = {"examples": jax.device_get(told) | {"valid": np.ones(len(rows), bool)}}
+    return task.score(predictions, streams), task.results(predictions, streams)
+
+  right = [known.labels[label] for label in labels["valid"]]
+  assert set(right) == set(known.answers)
+  scores, _ = evaluated("valid", right)
+  assert scores == {"acc": 1.0, **dict.fromkeys(known.metrics, 1.0)}
+  wrong = next(x for x in known.answers if x != right[0])
+  scores, _ = evaluated("valid", [wrong, *right[1:]])
+  assert scores["acc"] == 15 / 16 and all(0.5 < scores[name] < 1 for name in known.metrics)
+  answers = [known.answers[i % len(known.answers)] for i in range(len(lines["test"]))]
+  scores, files = evaluated("test", answers)
+  assert scores == {} and set(files) == {known.submission}
+  expected = [f"{i}\t{known.told[answer]}" for i, answer in enumerate(answers)]
+  assert files[known.submission].decode().splitlines() == ["index\tprediction", *expected]

@@ -104,6 +104,12 @@ def regions(tokenizer, tmp_path):
   return config
 
 
+def test_a_number_of_threads_that_no_machine_has_is_told_at_once(regions, capsys):
+  with pytest.raises(ValueError, match="1 to 1,024, found 1000000"):
+    validate_data.validate_data(dataclasses.replace(regions, workers=1_000_000))
+  assert capsys.readouterr().out == ""
+
+
 def test_faults_come_in_order_and_by_kind(regions, capsys):
   """Also those of a split that nothing reads, which is there."""
   assert validate_data.validate_data(dataclasses.replace(regions, workers=3)) == 12

@@ -15,14 +15,13 @@ from ofa_jax import trees
 from ofa_jax.convert import rules
 from ofa_jax.convert.rules import (
   CONV,
-  FLAT,
   SAME,
   Rule,
   batch_norm_rules,
-  linear,
   linear_rules,
   norm_rules,
   patches,
+  vit_block_rules,
 )
 from ofa_jax.models import cnclip
 from ofa_jax.models.abstract import abstract
@@ -31,7 +30,6 @@ from ofa_jax.models.clip_resnet import REDUCTION, ResNetConfig
 from ofa_jax.models.cnclip import CNCLIPConfig
 from ofa_jax.models.vit import ViTConfig
 
-_VIT_BLOCK = r"visual.transformer.resblocks.(\d+)"
 VIT: tuple[Rule, ...] = (
   ("visual.class_embedding", "visual/class_embedding", SAME),
   ("visual.positional_embedding", "visual/positional_embedding", SAME),
@@ -39,13 +37,7 @@ VIT: tuple[Rule, ...] = (
   ("visual.conv1.weight", "visual/conv1/kernel", patches()),
   *norm_rules("visual.ln_pre", "visual/ln_pre"),
   *norm_rules("visual.ln_post", "visual/ln_post"),
-  *norm_rules(rf"{_VIT_BLOCK}.ln_1", "visual/blocks/ln_1", r"[\1]"),
-  (rf"{_VIT_BLOCK}.attn.in_proj_weight", r"visual/blocks/attn/qkv/kernel[\1]", linear()),
-  (rf"{_VIT_BLOCK}.attn.in_proj_bias", r"visual/blocks/attn/qkv/bias[\1]", FLAT),
-  *linear_rules(rf"{_VIT_BLOCK}.attn.out_proj", "visual/blocks/attn/out", r"[\1]", inputs=2),
-  *norm_rules(rf"{_VIT_BLOCK}.ln_2", "visual/blocks/ln_2", r"[\1]"),
-  *linear_rules(rf"{_VIT_BLOCK}.mlp.c_fc", "visual/blocks/mlp/up", r"[\1]"),
-  *linear_rules(rf"{_VIT_BLOCK}.mlp.c_proj", "visual/blocks/mlp/down", r"[\1]"),
+  *vit_block_rules(r"visual.transformer.resblocks.(\d+)", "visual/blocks"),
 )
 
 _STAGE_BLOCK, _OUR_STAGE_BLOCK = r"visual.layer(\d+).(\d+)", r"visual/layer\1/block\2"

@@ -13,6 +13,8 @@ from ofa_jax.convert.ofa.table import CODES_AFTER, WORDS, standard_names
 from ofa_jax.models.ofa.config import CODE_PIXELS
 from ofa_jax.models.ofa.model import SIZES, ClassifierConfig, OFAConfig
 from ofa_jax.models.ofa.positions import MAX_TOKENS
+from ofa_jax.models.vit import ViTConfig
+from ofa_jax.models.vit_trunk import VIT_B_16
 from ofa_jax.tokenizers.special import BOS, EOS, PAD
 
 # The original's options that no tensor shows -> our fields.
@@ -31,6 +33,9 @@ OPTIONS = {
   "disable_entangle": "disable_entangle",
   "freeze_resnet": "freeze_resnet",
 }
+RESNET_OPTIONS = ("resnet_drop_path", "freeze_resnet")  # which mean nothing to a ViT
+VIT_MARK = "encoder.embed_images.positional_embedding"  # which no ResNet has
+VIT_HEAD_WIDTH = 64  # of every CLIP's ViT that is a trunk of the original
 # What the model is always built with; another value would be another model.
 FIXED = {
   "encoder_normalize_before": True,
@@ -81,8 +86,12 @@ def from_json(described: Mapping[str, Any]) -> OFAConfig:
     if head is not None:
       head = limits.section(fields, "classifier")
       head = ClassifierConfig(**{k: v for k, v in head.items() if k != "_class"})
+    vit = fields.get("vit")
+    if vit is not None:
+      vit = limits.section(fields, "vit")
+      vit = ViTConfig(**{k: v for k, v in vit.items() if k != "_class"})
     stages = tuple(int(num) for num in fields["stages"])
-    return limits.check(OFAConfig(**{**fields, "stages": stages, "classifier": head}))
+    return limits.check(OFAConfig(**{**fields, "stages": stages, "classifier": head, "vit": vit}))
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(f"config.json does not describe an OFA: {error!r}") from error
 
@@ -115,14 +124,15 @@ def infer_config(
       f"Expected an OFA's state dict, found none of its tensors {error}; "
       f"the first names are {list(state_dict)[:3]}"
     ) from error
+  vit = _vit(tensors, options)
   for name, ours in OPTIONS.items():
-    if options.get(name) is not None:
+    if options.get(name) is not None and not (vit and ours in RESNET_OPTIONS):
       sizes[ours] = options[name]
-  if options.get("sync_bn") and not options.get("freeze_resnet"):
+  if not vit and options.get("sync_bn") and not options.get("freeze_resnet"):
     sizes["batch_norm_eps"] = SYNC_BN_EPS
   size = {f.name for f in dataclasses.fields(OFAConfig) if f.default is dataclasses.MISSING}
   names = [n for n, known in SIZES.items() if all(getattr(known, f) == sizes[f] for f in size)]
-  return limits.check(OFAConfig(**sizes, name=names[0] if names else ""))
+  return limits.check(OFAConfig(**sizes, vit=vit, name=names[0] if names else ""))
 
 
 def settings(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,6 +164,8 @@ def _shown_by_no_tensor(config: OFAConfig, settings: Mapping[str, Any]) -> dict[
   return {
     **{name: getattr(config, ours) for name, ours in OPTIONS.items()},
     "sync_bn": config.batch_norm_eps == SYNC_BN_EPS,
+    # Not the original's, whose only ViT has its width; told of others.
+    **({} if config.vit is None else {"vit_head_width": config.vit.head_width}),
     "patch_image_size": settings["image_size"],
     "imagenet_default_mean_and_std": settings["imagenet_normalization"],
     "eval_args": json.dumps(generation),
@@ -246,7 +258,9 @@ def to_huggingface(config: OFAConfig, settings: Mapping[str, Any]) -> dict[str, 
 
 
 def resnet_type(config: OFAConfig) -> str:
-  """The original's name of a ResNet with these stages; "" if it has none."""
+  """The original's name of an image trunk of these sizes; "" if it has none."""
+  if config.vit is not None:
+    return "ViT-B/16" if config.vit == VIT_B_16 else ""
   types = {(3, 4, 6): "resnet50", (3, 4, 23): "resnet101", (3, 8, 36): "resnet152"}
   return types.get(tuple(config.stages), "")
 
@@ -261,10 +275,8 @@ def _sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     "encoder_layers": rules.count_layers(tensors, r"encoder\.layers\.(\d+)\."),
     "decoder_layers": rules.count_layers(tensors, r"decoder\.layers\.(\d+)\."),
     "heads": heads,
-    "stages": tuple(
-      rules.count_layers(tensors, rf"encoder\.embed_images\.layer{stage}\.(\d+)\.")
-      for stage in (1, 2, 3)
-    ),
+    "stages": _stages(tensors),
+    "max_images": len(tensors["encoder.type_embedding.weight"]) - 1,
     "vocab_size": vocab_size,
     "token_bucket_size": (token_rows + 1) // 2,
     "image_bucket_size": (math.isqrt(image_rows - 3) + 1) // 2,
@@ -285,6 +297,29 @@ def _sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     window = math.isqrt(len(tensors["decoder.image_position_idx"]) - CODES_AFTER)
     sizes["code_image_size"] = CODE_PIXELS * window
   return sizes
+
+
+def _stages(tensors: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+  """Blocks of the ResNet's stages; () if the trunk is a ViT."""
+  if VIT_MARK in tensors:
+    return ()
+  pattern = r"encoder\.embed_images\.layer{}\.(\d+)\."
+  return tuple(rules.count_layers(tensors, pattern.format(stage)) for stage in (1, 2, 3))
+
+
+def _vit(tensors: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> ViTConfig | None:
+  """The trunk if it is a ViT; no tensor shows the number of its heads."""
+  if VIT_MARK not in tensors:
+    return None
+  width, _, _, patch_size = tensors["encoder.embed_images.conv1.weight"].shape
+  head_width = options.get("vit_head_width", VIT_HEAD_WIDTH)
+  return ViTConfig(
+    image_size=patch_size * math.isqrt(len(tensors[VIT_MARK]) - 1),
+    patch_size=patch_size,
+    width=width,
+    layers=rules.count_layers(tensors, r"encoder\.embed_images\.transformer\.resblocks\.(\d+)\."),
+    head_width=head_width,
+  )
 
 
 def _classifier(tensors: Mapping[str, np.ndarray], width: int) -> ClassifierConfig | None:

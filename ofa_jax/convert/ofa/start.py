@@ -18,6 +18,7 @@ from ofa_jax.models.abstract import abstract
 from ofa_jax.models.ofa.model import OFAConfig
 
 _CELLS = tuple(f"{side}.embed_image_positions.weight" for side in ("encoder", "decoder"))
+_TYPES = "encoder.type_embedding.weight"
 _HEADS = r"^classification_heads\."
 
 
@@ -64,6 +65,10 @@ def complete(
       tensors[name] = _lengthened(stored, config.image_bucket_size**2 + 1, rng=rng)
       title = f"image positions of the {name.partition('.')[0]}"
       _tell_length(title, len(stored), len(tensors[name]), say)
+  if _TYPES in tensors:
+    stored = tensors[_TYPES]
+    tensors[_TYPES] = _lengthened(stored, 1 + config.max_images, rng=rng)
+    _tell_length("types of images", len(stored), len(tensors[_TYPES]), say)
   _, params, rest = abstract(config)
   shapes = {**shapes_of(params), **shapes_of(rest)}
   needed = rules.needed_tensors(RULES, shapes)

@@ -20,6 +20,8 @@ from ofa_jax.convert.rules import (
   batch_norm_rules,
   linear_rules,
   norm_rules,
+  patches,
+  vit_block_rules,
 )
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.ofa.model import OFAConfig
@@ -35,6 +37,17 @@ RESNET: tuple[Rule, ...] = (
   *batch_norm_rules(rf"{_STAGE}.bn(\d+)", rf"{_BLOCK}/bn\3"),
   (rf"{_STAGE}.downsample.0.weight", rf"{_BLOCK}/downsample/conv/kernel", CONV),
   *batch_norm_rules(rf"{_STAGE}.downsample.1", rf"{_BLOCK}/downsample/norm"),
+)
+# Where the original's `--resnet-type` is a ViT.
+VIT: tuple[Rule, ...] = (
+  ("encoder.embed_images.conv1.weight", "encoder/image/patch/kernel", patches()),
+  (
+    "encoder.embed_images.positional_embedding",
+    "encoder/image/positional_embedding",
+    SAME,
+  ),
+  *norm_rules("encoder.embed_images.ln_pre", "encoder/image/ln_pre"),
+  *vit_block_rules(r"encoder.embed_images.transformer.resblocks.(\d+)", "encoder/image/blocks"),
 )
 
 
@@ -92,6 +105,7 @@ _CROSS, _OURS = r"decoder.layers.(\d+).encoder_attn", "decoder/blocks/cross"
 RULES: tuple[Rule, ...] = (
   (WORDS, "tokens/embedding", SAME),
   *RESNET,
+  *VIT,
   *linear_rules("encoder.image_proj", "encoder/image_proj"),
   ("encoder.type_embedding.weight", "encoder/type/embedding", SAME),
   *norm_rules("encoder.patch_layernorm_embedding", "encoder/image_norm"),
@@ -234,7 +248,7 @@ def standard_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
         rest = f"{OLD_NORMS[side][int(old[1])]}.{old[2]}"
       name = f"{side}.layers.{number}.{rest}"
     packed = re.fullmatch(r"(.*)\.in_proj_(weight|bias)", name)
-    if packed:
+    if packed and layers:  # not the trunk's, which always were
       for part, x in zip("qkv", np.split(tensor, 3), strict=True):
         standard[f"{packed[1]}.{part}_proj.{packed[2]}"] = x
     else:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pybase64
 
 from ofa_jax import storage, text_files
-from ofa_jax.data import images
+from ofa_jax.data import images, threads
 from ofa_jax.files import written_whole
 
 _CHUNK = 16  # rows that a thread takes at once
@@ -131,7 +131,7 @@ def write(
       out.write(file.content)
       return 0
     count, last = 0, time.monotonic()
-    for line in _lines(itertools.islice(file.rows, limit), workers or os.cpu_count() or 1):
+    for line in _lines(itertools.islice(file.rows, limit), threads.number(workers)):
       if isinstance(line, Fault):
         if file.complete:
           raise ValueError(

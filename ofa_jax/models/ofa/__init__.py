@@ -2,5 +2,15 @@
 
 from ofa_jax.models.ofa.config import ClassifierConfig, OFAConfig
 from ofa_jax.models.ofa.model import FREEZE, OFA, SIZES, config, layer_rates
+from ofa_jax.models.vit_trunk import VIT_B_16
 
-__all__ = ["FREEZE", "OFA", "SIZES", "ClassifierConfig", "OFAConfig", "config", "layer_rates"]
+__all__ = [
+  "FREEZE",
+  "OFA",
+  "SIZES",
+  "VIT_B_16",
+  "ClassifierConfig",
+  "OFAConfig",
+  "config",
+  "layer_rates",
+]

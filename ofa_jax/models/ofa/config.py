@@ -7,7 +7,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from ofa_jax.models.layers import Scan
-from ofa_jax.models.resnet import REDUCTION
+from ofa_jax.models.resnet import CHANNELS, REDUCTION
+from ofa_jax.models.vit import ViTConfig
 
 if TYPE_CHECKING:
   from ofa_jax.models.ofa.model import OFA
@@ -24,13 +25,14 @@ SHARDING: tuple[tuple[str, P], ...] = (
   (r"/up/kernel$", P("fsdp", "tensor")),
   (r"/up/bias$", P("tensor")),
   (r"/down/kernel$", P("tensor", "fsdp")),
-  (r"/conv[123]?/kernel$", P("fsdp")),
+  (r"/conv[123]?/kernel$|/patch/kernel$", P("fsdp")),
   (r"/image_proj/kernel$", P(None, "fsdp")),
   (r"^tokens/embedding$", P("tensor", "fsdp")),
   (r"/(positions/\w+|prompt/table)/embedding$", P(None, "fsdp")),
   (r"^classifier/", P()),
   # Small ones lie whole on every device: norms, the biases of outputs, factors, tables by distance.
   (r"/(scale|bias|head_scale|residual_scale)$|/relative/\w+/embedding$|/type/embedding$", P()),
+  (r"/positional_embedding$", P()),
 )
 
 TOWERS: dict[str, str] = {
@@ -68,7 +70,9 @@ class OFAConfig:
     mlp: width of the feed-forward parts.
     encoder_layers, decoder_layers: depths.
     heads: H, on both sides.
-    stages: blocks of the ResNet's three stages.
+    stages: blocks of the three stages of the ResNet that sees images; none if a ViT does.
+    vit: the ViT that sees images in its place, see `vit_trunk`; its patches are the cells.
+    max_images: images that an input may have, 1 or 2; each has its row in the table of types.
     vocab_size: V: text, then `num_codes` image codes, then `num_bins` coordinates.
     token_bucket_size, image_bucket_size: buckets of distances in text; width of the image grid.
     code_image_size: side in pixels of the images that codes stand for, 8 pixels a code.
@@ -93,7 +97,7 @@ class OFAConfig:
   encoder_layers: int
   decoder_layers: int
   heads: int
-  stages: tuple[int, int, int]
+  stages: tuple[int, ...]
   vocab_size: int = 59457
   num_codes: int = 8192
   num_bins: int = 1000
@@ -101,6 +105,8 @@ class OFAConfig:
   image_bucket_size: int = 42
   code_image_size: int = 128
   orig_patch_image_size: int = 256
+  vit: ViTConfig | None = None
+  max_images: int = 1
   interpolate_position: bool = False
   dropout: float = 0.0
   attention_dropout: float = 0.0
@@ -148,6 +154,11 @@ class OFAConfig:
     return self.code_image_size // CODE_PIXELS
 
   @property
+  def channels(self) -> int:
+    """Of the feature map of an image."""
+    return CHANNELS if self.vit is None else self.vit.width
+
+  @property
   def problems(self) -> list[str]:
     """What does not fit together."""
     problems = []
@@ -164,12 +175,32 @@ class OFAConfig:
           f"expected {name} to be a multiple of {side} up to {largest} (image_bucket_size "
           f"{self.image_bucket_size}), found {value}"
         )
+    problems += self._problems_of_images
     if self.num_codes + self.num_bins >= self.vocab_size:
       problems.append(
         f"expected vocab_size to hold {self.num_codes} codes, {self.num_bins} bins and a text, "
         f"found {self.vocab_size}"
       )
     return problems
+
+  @property
+  def _problems_of_images(self) -> list[str]:
+    problems = []
+    if self.max_images not in (1, 2):
+      problems.append(f"expected max_images to be 1 or 2, found {self.max_images}")
+    if self.vit is None:
+      if len(self.stages) != 3:
+        problems.append(f"expected stages of a ResNet, 3 numbers, or a vit, found {self.stages}")
+      return problems
+    if self.stages:
+      problems.append(f"expected stages=() beside a vit, found {self.stages}")
+    if self.freeze_resnet or self.resnet_drop_path:
+      problems.append("expected no freeze_resnet and no resnet_drop_path with a vit")
+    if self.vit.patch_size != REDUCTION:
+      problems.append(
+        f"expected vit.patch_size to be {REDUCTION}, as all cells, found {self.vit.patch_size}"
+      )
+    return problems + [f"vit: {line}" for line in self.vit.problems]
 
   @property
   def sharding(self) -> tuple[tuple[str, P], ...]:

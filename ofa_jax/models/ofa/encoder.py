@@ -1,4 +1,8 @@
-"""OFA's encoder: the cells of an image, then the tokens of a text, with masks for both."""
+"""OFA's encoder: the cells of an image, then the tokens of a text, with masks for both.
+
+A second image, for which the original has code but too short a table of types, stands before the
+first one.
+"""
 
 from typing import NamedTuple
 
@@ -25,10 +29,11 @@ from ofa_jax.models.ofa.layers import (
   make_prompt,
 )
 from ofa_jax.models.ofa.positions import EPS, MAX_TOKENS, Positions, RelativeBias, grid_cells
-from ofa_jax.models.resnet import CHANNELS, REDUCTION, ResNet
+from ofa_jax.models.resnet import REDUCTION, ResNet
 from ofa_jax.models.vit import random_patches
+from ofa_jax.models.vit_trunk import ViTTrunk
 
-TEXT, IMAGE = 0, 1  # rows of the table of types
+TEXT, IMAGE, SECOND_IMAGE = 0, 1, 2  # rows of the table of types
 
 
 class Encoded(NamedTuple):
@@ -64,15 +69,10 @@ class Encoder(nnx.Module):
     self.interpolated = config.interpolate_position
     self.orig_side = config.orig_patch_image_size // REDUCTION
     self.entangled = config.entangle_position_embedding
-    self.image = ResNet(
-      config.stages,
-      drop_path=config.resnet_drop_path,
-      eps=config.batch_norm_eps,
-      frozen=config.freeze_resnet,
-      rngs=rngs,
-    )
-    self.image_proj = linear(CHANNELS, width, rngs=rngs)
-    self.type = Embed(2, width, init=INIT, rngs=rngs)
+    self.image = _trunk(config, scan=scan, rngs=rngs)
+    self.image_proj = linear(config.channels, width, rngs=rngs)
+    self.max_images = config.max_images
+    self.type = Embed(1 + config.max_images, width, init=INIT, rngs=rngs)
     self.text_norm = LayerNorm(width, eps=EPS)
     self.image_norm = LayerNorm(width, eps=EPS)
     self.positions = Positions(width, self.grid_size**2, init=INIT, rngs=rngs)
@@ -90,6 +90,7 @@ class Encoder(nnx.Module):
     image_mask: jax.Array | None = None,
     num_patches: int | None = None,
     patch_ids: jax.Array | None = None,
+    second_image: jax.Array | None = None,
     rngs: jax.Array | None = None,
   ) -> Encoded:
     """Encodes embedded tokens x [B, T, D] with mask bool[B, T]; for the rest see `OFA.encode`."""
@@ -101,6 +102,7 @@ class Encoder(nnx.Module):
       image_mask=image_mask,
       num_patches=num_patches,
       patch_ids=patch_ids,
+      second_image=second_image,
       rngs=embed_key,
     )
     length, mask = x.shape[1], inputs.mask[:, None, None]
@@ -125,9 +127,10 @@ class Encoder(nnx.Module):
     image_mask: jax.Array | None = None,
     num_patches: int | None = None,
     patch_ids: jax.Array | None = None,
+    second_image: jax.Array | None = None,
     rngs: jax.Array | None = None,
-  ) -> tuple[Encoded, Cells | None]:
-    """Returns what the first layer is given, and where the image's cells are (None: no image).
+  ) -> tuple[Encoded, tuple[Cells, ...]]:
+    """Returns what the first layer is given, and where the cells of its images are, in its order.
 
     The arguments are those of `__call__`.
     """
@@ -138,10 +141,13 @@ class Encoder(nnx.Module):
     raw = self.positions.text.embedding[:T][None]
     positions = self.positions.text_norm(raw)
     x = self._join(x, raw, kind=TEXT, norm=self.text_norm, rngs=text_key)
-    cells = None
-    if image is not None:
-      y, raw, cells = self.look(image, num_patches=num_patches, patch_ids=patch_ids, rngs=look_key)
-      y = self._join(y, raw, kind=IMAGE, norm=self.image_norm, rngs=image_key)
+    cells: tuple[Cells, ...] = ()
+    for kind, picture in self._pictures(image, second_image):
+      ids, keys = patch_ids, (look_key, image_key)
+      if kind != IMAGE:
+        ids, keys = None, _folded(*keys)
+      y, raw, where = self.look(picture, num_patches=num_patches, patch_ids=ids, rngs=keys[0])
+      y = self._join(y, raw, kind=kind, norm=self.image_norm, rngs=keys[1])
       seen = jnp.ones(y.shape[:2], bool)
       seen = seen if image_mask is None else seen & image_mask[:, None]
       x, mask = jnp.concatenate([y, x], axis=1), jnp.concatenate([seen, mask], axis=1)
@@ -149,9 +155,25 @@ class Encoder(nnx.Module):
       (batch,) = jnp.broadcast_shapes(*(row.shape[:1] for row in rows))
       rows = [jnp.broadcast_to(row, (batch, *row.shape[1:])) for row in rows]
       positions = jnp.concatenate(rows, axis=1)
+      cells = (where, *cells)
     # Once, as in the original: what becomes of padding in the layers is never attended to.
     x = jnp.where(mask[..., None], x, 0)
     return Encoded(hidden=x, mask=mask, positions=positions), cells
+
+  def _pictures(
+    self, image: jax.Array | None, second_image: jax.Array | None
+  ) -> list[tuple[int, jax.Array]]:
+    """The images there are, each with its type, the last one first in the sequence."""
+    if second_image is None:
+      return [] if image is None else [(IMAGE, image)]
+    if image is None:
+      raise ValueError("Expected a first image beside the second, found None; give it as image")
+    if self.max_images < 2:
+      raise ValueError(
+        "Expected one image, which is what the model's table of types is for, found a second one; "
+        "build the model with OFAConfig.max_images=2"
+      )
+    return [(IMAGE, image), (SECOND_IMAGE, second_image)]
 
   def look(
     self,
@@ -161,7 +183,7 @@ class Encoder(nnx.Module):
     patch_ids: jax.Array | None = None,
     rngs: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array, Cells]:
-    """Runs the ResNet.
+    """Runs the trunk.
 
     Args:
       image, num_patches, patch_ids, rngs: as for `OFA.encode`.
@@ -206,14 +228,33 @@ class Encoder(nnx.Module):
     return dropout(norm(x + self.type.embedding[kind]), self.dropout, rngs=rngs)
 
 
-def relative_bias(tables: RelativeBias, cells: Cells | None, *, length: int) -> jax.Array:
-  """Returns a layer's bias by distance [1 or B, H, S, S], of cells and of `length` tokens."""
-  text = tables.text(length)[None]
-  if cells is None:
-    return text
-  image = (
-    tables.grid(*cells.grid)[None] if cells.ids is None else tables.cells(cells.ids, cells.ids)
+def relative_bias(tables: RelativeBias, cells: tuple[Cells, ...], *, length: int) -> jax.Array:
+  """Returns a layer's bias by distance [1 or B, H, S, S], of cells and of `length` tokens.
+
+  Between different images there is none, as there is none between an image and the text.
+  """
+  bias = tables.text(length)[None]
+  for grid, ids in reversed(cells):
+    image = tables.grid(*grid)[None] if ids is None else tables.cells(ids, ids)
+    before, after = image.shape[-1], bias.shape[-1]
+    image = jnp.pad(image, ((0, 0), (0, 0), (0, after), (0, after)))
+    bias = image + jnp.pad(bias, ((0, 0), (0, 0), (before, 0), (before, 0)))
+  return bias
+
+
+def _trunk(config: OFAConfig, *, scan: Scan, rngs: nnx.Rngs) -> ResNet | ViTTrunk:
+  """What makes a feature map of an image."""
+  if config.vit is not None:
+    return ViTTrunk(config.vit, scan=scan, rngs=rngs)
+  return ResNet(
+    config.stages,
+    drop_path=config.resnet_drop_path,
+    eps=config.batch_norm_eps,
+    frozen=config.freeze_resnet,
+    rngs=rngs,
   )
-  before, after = image.shape[-1], length
-  image = jnp.pad(image, ((0, 0), (0, 0), (0, after), (0, after)))
-  return image + jnp.pad(text, ((0, 0), (0, 0), (before, 0), (before, 0)))
+
+
+def _folded(*keys: jax.Array | None) -> tuple[jax.Array | None, ...]:
+  """Other keys made of these, so that the draws of a first image stay what they are without it."""
+  return tuple(None if key is None else jax.random.fold_in(key, 1) for key in keys)

@@ -1,6 +1,6 @@
 """OFA (arXiv:2202.03052): one encoder-decoder for images, text, boxes and image codes.
 
-Images become the cells of a ResNet's feature map and stand before the text in the encoder. Boxes
+Images become the cells of a trunk's feature map and stand before the text in the encoder. Boxes
 and image codes are words of the one vocabulary, whose table is tied to the output.
 """
 
@@ -74,7 +74,7 @@ def layer_rates(
 
   Args:
     config: the model's sizes.
-    tower: "encoder", which the images' ResNet belongs to, or "decoder". The table of tokens belongs
+    tower: "encoder", which the images' trunk belongs to, or "decoder". The table of tokens belongs
       to neither.
     decay: factor of the rate for every layer further from the tower's output, as in BEiT (arXiv
       2106.08254): 1 for its last norm, `decay` for the last layer, `decay ** (layers + 1)` for what
@@ -136,6 +136,7 @@ class OFA(nnx.Module):
     code_mask: jax.Array | None = None,
     num_patches: int | None = None,
     places: jax.Array | None = None,
+    second_image: jax.Array | None = None,
     rngs: jax.Array | None = None,
   ) -> jax.Array:
     """Returns logits float32[B, T, V] of the tokens that follow `decoder_tokens`.
@@ -145,7 +146,12 @@ class OFA(nnx.Module):
     """
     encode_key, decode_key = split_rngs(rngs, 2)
     encoded = self.encode(
-      tokens, image=image, image_mask=image_mask, num_patches=num_patches, rngs=encode_key
+      tokens,
+      image=image,
+      image_mask=image_mask,
+      num_patches=num_patches,
+      second_image=second_image,
+      rngs=encode_key,
     )
     hidden = self.hidden(encoded, decoder_tokens, code_mask=code_mask, rngs=decode_key)
     if places is not None:
@@ -160,6 +166,7 @@ class OFA(nnx.Module):
     image_mask: jax.Array | None = None,
     num_patches: int | None = None,
     patch_ids: jax.Array | None = None,
+    second_image: jax.Array | None = None,
     rngs: jax.Array | None = None,
   ) -> Encoded:
     """Encodes images and texts.
@@ -171,10 +178,13 @@ class OFA(nnx.Module):
       num_patches: cells of the feature map that are kept in training, drawn for every image; in
         evaluation all are.
       patch_ids: int32[B, N], the cells to keep instead (0 = top left, row by row).
+      second_image: float[B, h, w, 3], of any size, of a model for two (`OFAConfig.max_images`);
+        rows without an image have none of both. Of it, too, `num_patches` are kept, or all cells.
       rngs: PRNG key for dropout, drop path and patches, or None in evaluation.
 
     Raises:
-      ValueError: a text or an image is too long for the tables of positions.
+      ValueError: a text or an image is too long for the tables of positions; a second image where
+        there is no first one, or no row of the table of types for it.
     """
     return self.encoder(
       self.tokens(tokens),
@@ -183,6 +193,7 @@ class OFA(nnx.Module):
       image_mask=image_mask,
       num_patches=num_patches,
       patch_ids=patch_ids,
+      second_image=second_image,
       rngs=rngs,
     )
 

@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 
 from ofa_jax import numerics, trees
+from ofa_jax.config import Optim
 from ofa_jax.convert.ofa import table as convert
-from ofa_jax.engine import sharding
+from ofa_jax.engine import optim, sharding
 from ofa_jax.models import ofa
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.ofa import ClassifierConfig
@@ -357,3 +358,28 @@ def test_unknown_sizes_are_told():
   assert ofa.config("base", dropout=0.1).dropout == 0.1
   with pytest.raises(ValueError, match="found 'hug'; did you mean huge"):
     ofa.config("hug")
+
+
+@pytest.mark.parametrize("tower", ["encoder", "decoder"])
+def test_rates_by_depth_reach_every_parameter_of_a_tower(tower):
+  """Three layers and a factor of 1/2: 1/8, 1/4, 1/2 in them, 1 behind them, 1/16 before them."""
+  config = micro_config(encoder_layers=3, decoder_layers=3)
+  scale = Optim(lr_scale=ofa.layer_rates(config, tower, decay=0.5))
+  params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), abstract(config)[1])
+  updates = jax.tree.map(np.ones_like, params)
+  rates = trees.flatten(optim.apply(scale, params, updates, lr=jnp.float32(-1)))
+  for path, x in rates.items():
+    if path.startswith(f"{tower}/blocks/"):
+      expected = [1 / 8, 1 / 4, 1 / 2]
+    elif path.startswith(f"{tower}/"):
+      expected = [1 if path.startswith(f"{tower}/norm/") else 1 / 16]
+    else:
+      expected = [1]
+    assert sorted(set(np.ravel(x).tolist())) == expected, path
+    if len(expected) == 3:
+      assert [float(np.ravel(layer)[0]) for layer in x] == expected, path
+
+
+def test_towers_without_rates_are_told():
+  with pytest.raises(ValueError, match="a tower out of encoder, decoder, found 'image'"):
+    ofa.layer_rates(micro_config(), "image", decay=0.5)
