@@ -194,6 +194,8 @@ class Seq2Seq(Task):
 
   def pages(self, predictions: Predictions, streams: Mapping[str, Rows]) -> dict[str, bytes]:
     """`page.png`, the first `page` rows that could be read."""
+    if not self.page:
+      return {}
     rows, told = streams["examples"], list(self.told(predictions).items())[: self.page]
     cells = [self.cell(rows.row(i), x, image=rows.image(i, size=PAGE_PIXELS)) for i, x in told]
     return pictures.page("page", pictures.in_rows(cells)) if cells else {}
