@@ -12,9 +12,10 @@ large. "scst" is the second stage: from what the first one left, the model learn
 of the captions that it writes itself. Unlike the original's, BatchNorm keeps its statistics:
 --config.model.freeze_resnet=False trains it.
 
-Data: `caption_data/caption_{stage1_train,stage2_train,val,test}.tsv` under OFA_JAX_DATA, which is datasets/
-where it is not set, and the document frequencies in `caption_data/cider_cached_tokens/`, all as the
-original distributes them. The files are read in any order: no copies shuffled beforehand.
+Data: `caption_data/caption_{stage1_train,stage2_train,val,test}.tsv` under OFA_JAX_DATA, which is
+datasets/ where it is not set, and the document frequencies in `caption_data/cider_cached_tokens/`,
+all as the original distributes them. The files are read in any order: no copies shuffled
+beforehand.
 Hardware: the original's 4 GPUs with 8 images each and 4 parts an update. Here any number of devices
 gives the same updates, and `accum` makes them fit; sizes on TPUs are in docs/scaling.md. BatchNorm
 has the statistics of a whole batch (of a part, with `accum`), the original's those of each GPU.
