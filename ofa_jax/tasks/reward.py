@@ -113,15 +113,11 @@ class SelfCritical(Caption):
       raise BadRow(row.name, "the captions are empty")
     else:
       made = {IMAGE: self.image(row, rng), "source": self.asked(row), "target": []}
-    room, sizes = self.reference_bytes, [len(caption.encode()) + 2 for caption in references]
-    if rng is not None and sum(sizes) > room:
-      if sizes[0] > room:
-        raise BadRow(
-          row.name, f"the first caption has {sizes[0]:,} bytes, task.reference_bytes {room}"
-        )
-      warnings.warn(
-        f"Left captions out: task.reference_bytes is {room}; {sum(sizes)} keep them all"
-      )
+    room, whole = self.reference_bytes, len(REFERENCES.join(references).encode())
+    if rng is not None and whole > room:
+      if (size := len(references[0].encode())) > room:
+        raise BadRow(row.name, f"the first caption has {size:,} bytes, task.reference_bytes {room}")
+      warnings.warn(f"Left captions out: task.reference_bytes is {room}; {whole} keep them all")
     return {**made, "references": self._stored(references)}
 
   def blank(self):
