@@ -146,6 +146,6 @@ def scst(folder: str | Path) -> Config:
     steps=300,
     log_every=25,
     save_every=150,
-    optim=dataclasses.replace(config.optim, lr=1e-4, warmup=20),
+    optim=dataclasses.replace(config.optim, lr=2e-5, warmup=20),
     evals=(dataclasses.replace(config.evals[0], every=150),),
   )

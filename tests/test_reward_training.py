@@ -13,7 +13,7 @@ from ofa_jax import hub
 from ofa_jax.decode.beam import Search
 from ofa_jax.engine import log
 from ofa_jax.models.abstract import abstract
-from ofa_jax.train import train
+from ofa_jax.train import _Run, train
 from tests import ofa_picture_files, tiny
 from tests.engine import test_step
 from tests.test_train import assert_bit_equal, final_state
@@ -58,7 +58,15 @@ def config(shapes, tmp_path_factory):
   )
 
 
-def test_trained_validated_and_gone_on_with(config, tmp_path):
+def test_trained_validated_and_gone_on_with(config, tmp_path, monkeypatch):
+  compiled, compile_step = [], _Run._compile
+
+  def once(run, *args):  # such programs are not in the cache
+    if not compiled:
+      compiled.append(compile_step(run, *args))
+    return compiled[0]
+
+  monkeypatch.setattr(_Run, "_compile", once)
   workdir = tmp_path / "run"
   metrics = train(config, str(workdir))
   assert {"valid/cider", "valid/exact"} < metrics.keys()
@@ -72,7 +80,11 @@ def test_trained_validated_and_gone_on_with(config, tmp_path):
   shutil.rmtree(tmp_path / "broken" / "checkpoints" / str(STEPS))
   assert train(config, str(tmp_path / "broken")) == metrics
   assert_bit_equal(final_state(workdir), final_state(tmp_path / "broken"))
+
+
+@pytest.mark.slow  # two programs that are in no cache, half a minute each
+def test_eight_devices_are_one(config):
   alone = dataclasses.replace(config, evals=())
   history, _ = test_step.run(alone, steps=2, of=STEPS)
-  eight = [[row["train/loss"], row["train/grad_norm"]] for row in rows[:2]]
+  eight, _ = test_step.run(alone, steps=2, of=STEPS, mesh=test_step.make_mesh(devices=8))
   np.testing.assert_allclose(eight, history, rtol=1e-5)
