@@ -137,12 +137,13 @@ def scst(folder: str | Path) -> Config:
   """Self-critical training from an early checkpoint of `ofa`, 300 steps."""
   config = ofa(folder)
   fields = {f.name: getattr(config.task, f.name) for f in dataclasses.fields(config.task)}
+  train = (str(quickstart_ofa.shapes(folder) / "train_all.tsv"),)
   return dataclasses.replace(
     config,
     name="quickstart: captions learnt from CIDEr-D",
     init="runs/shapes@200",
     model=dataclasses.replace(config.model, freeze_resnet=True),
-    task=SelfCritical(sampling=Search(num_beams=5, max_length=10), **fields),
+    task=SelfCritical(sampling=Search(num_beams=5, max_length=10), **{**fields, "train": train}),
     steps=300,
     log_every=25,
     save_every=150,
