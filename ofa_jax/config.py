@@ -274,6 +274,8 @@ def to_dict(value: Any) -> Any:
     return {str(k): to_dict(v) for k, v in value.items()}
   if isinstance(value, (tuple, list)):
     return [to_dict(v) for v in value]
+  if callable(value) and hasattr(value, "__qualname__"):
+    return f"{value.__module__}.{value.__qualname__}"
   return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 

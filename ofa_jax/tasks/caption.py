@@ -63,6 +63,7 @@ class Caption(Seq2Seq):
 
   fields: ClassVar[tuple[str, ...]] = ("uniq_id", "image_id", IMAGE, "caption")
   answering: ClassVar[Answering] = ANSWERING
+  grouped: ClassVar[bool] = False  # whether a picture of pairs is one row in training, too
   metrics: ClassVar[tuple[str, ...]] = ("cider", "bleu4", "rouge_l", "exact", *coco.METRICS)
 
   columns: tuple[int, ...] = (0, ANSWERING.columns["id"], ANSWERING.columns[IMAGE], 2)
@@ -101,6 +102,7 @@ class Caption(Seq2Seq):
       split,
       columns=dict(zip(self.fields, self.columns, strict=True)),
       hold_out=self.hold_out,
+      grouped=self.grouped,
     )
     return Rows(self, table, notes)
 

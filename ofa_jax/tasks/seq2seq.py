@@ -399,6 +399,7 @@ class Seq2Seq(Task):
     *,
     rngs: jax.Array | None = None,
     trie: Trie | None = None,
+    search: Search | None = None,
   ) -> Hypotheses:
     """Searches for the answers of a batch behind their prompts, which are left out of them.
 
@@ -407,11 +408,12 @@ class Seq2Seq(Task):
       batch: of `blank`'s fields, and "weight".
       rngs: PRNG keys [B], for a search that samples.
       trie: what may follow the prompts.
+      search: None: that of evaluations.
     """
     return answers.generate(
       [model],
       [model.encode(batch["source"], **self.pictures(batch))],
-      search=self.search,
+      search=search or self.search,
       batch=len(batch["source"]),
       prompts=self.decoder_prompts(batch) if self.prompts else None,
       trie=trie,
