@@ -20,6 +20,7 @@ from tests.test_train import assert_bit_equal, final_state
 
 RECIPE = Path(__file__).parent.parent / "configs" / "ofa_caption.py"
 STEPS = 3
+pytestmark = pytest.mark.usefixtures("two_devices")
 
 
 def letters(texts, references):
