@@ -206,7 +206,7 @@ def world(folder: str | Path) -> Config:
       shares={"caption": 1, "vqa": 2, "refcoco": 2, "snli_ve": 2, "digits": 1, "infilling": 1},
     ),
     batch_size=8,
-    steps=2000,
+    steps=1800,
     log_every=50,
     save_every=500,
     optim=Optim(
