@@ -38,6 +38,8 @@ def write(directory: str | os.PathLike) -> None:
     storage.write_bytes(storage.of(directory) / NAME, _encoded(content))
     return
   directory = pathlib.Path(directory)
+  for left in directory.glob(f".{NAME}.*"):  # by who was killed amid this
+    left.unlink(missing_ok=True)
   names = sorted(
     path.relative_to(directory).as_posix()
     for path in directory.rglob("*")

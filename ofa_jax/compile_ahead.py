@@ -25,7 +25,7 @@ import time
 import jax
 from absl import flags
 
-from ofa_jax import cli, files, numerics, validation
+from ofa_jax import cli, files, host_calls, numerics, validation
 from ofa_jax import config as config_lib
 from ofa_jax.ahead import apart, cost, flops, hlo, rental, savings, stopping, topology
 from ofa_jax.config import Config
@@ -78,8 +78,9 @@ class Report:
     return sum(self.held.values()) + self.temporary
 
 
+@host_calls.left_out()
 def analyse(config: Config, target: topology.Topology, devices: list[jax.Device]) -> Report:
-  """Compiles the config's train step for the devices.
+  """Compiles the config's train step for the devices; calls of the host are left out.
 
   Args:
     config: as for training; `task.batch_spec` stands for the data.

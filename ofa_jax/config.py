@@ -126,12 +126,17 @@ class Eval:
   batch_size: int | None = None
   label: str = ""
 
+  @property
+  def title(self) -> str:
+    """What it is called among others: `name`, or `name/label`."""
+    return f"{self.name}/{self.label}" if self.label else self.name
+
   def called(self, metric: str) -> str:
     """What a metric of the task is logged as."""
     if not self.label:
       return f"{self.name}/{metric}"
-    alone = len(getattr(self.task, "metrics", None) or ()) == 1
-    return f"{self.name}/{self.label}" if alone else f"{self.name}/{self.label}_{metric}"
+    alone = tuple(getattr(self.task, "metrics", None) or ()) == (metric,)
+    return self.title if alone else f"{self.title}_{metric}"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -269,6 +274,8 @@ def to_dict(value: Any) -> Any:
     return {str(k): to_dict(v) for k, v in value.items()}
   if isinstance(value, (tuple, list)):
     return [to_dict(v) for v in value]
+  if callable(value) and hasattr(value, "__qualname__"):
+    return f"{value.__module__}.{value.__qualname__}"
   return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 

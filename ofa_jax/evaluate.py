@@ -3,22 +3,27 @@ r"""Evaluates a checkpoint with the evaluations of a config.
   python -m ofa_jax.evaluate --config=configs/quickstart.py --checkpoint=runs/digits
 
 Prints one line per metric, the same numbers that training printed at that step, and writes them to
-`--output` as JSON where given; predictions of tasks that generate go to `--results`.
+`--output` as JSON where given; predictions of tasks that generate go to `--results`. Where a model
+is calibrated for a task (`ofa_jax.calibrate`) its answers' probabilities go there too, and their
+expected calibration error is a metric, `NAME/ece`.
 """
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 
-from ofa_jax import cli, files, outputs, storage, weights
+from ofa_jax import calibrations, cli, files, outputs, storage, weights
+from ofa_jax.calibrations import Calibration
 from ofa_jax.config import Config, Eval, mesh_sizes
 from ofa_jax.data import pipeline
 from ofa_jax.engine import lock, log, processes, sharding, step
+from ofa_jax.scoring import calibration
 from ofa_jax.trees import Tree
 from ofa_jax.validation import validate
 
@@ -75,19 +80,51 @@ class Evaluator:
       processes.Stopped: `stop` said so.
       processes.PeerError: on the other processes, what failed while process 0 scored.
     """
-    predictions = {
+    predictions = self._predictions(params, rest, stop=stop, log=log)
+    scores = processes.from_first(lambda: self._score(predictions, folder))
+    return {self.evaluation.called(k): v for k, v in scores.items()}
+
+  def fit(self, params: Tree, rest: Tree) -> calibration.Fit:
+    """The temperature of the answers' probabilities, which the task gives at all that are tried.
+
+    Args:
+      params, rest: the model's weights.
+
+    Raises:
+      ValueError: nothing can be fitted to these answers, see `calibration.fit`; or as a call.
+    """
+    predictions = self._predictions(params, rest)
+
+    def fitted():
+      sure = self.evaluation.task.confidences(predictions, self._streams)
+      known = np.isfinite(sure.right)
+      try:
+        return calibration.fit(sure.probabilities[known], sure.right[known])._asdict()
+      except ValueError as error:
+        raise ValueError(f"evals[{self.evaluation.title}]: {error}") from error
+
+    return calibration.Fit(**processes.from_first(fitted))
+
+  def _predictions(self, params, rest, *, stop=None, log=None):
+    return {
       stream: self._run(stream, params, rest, np.uint32(place), stop, log or _to_stderr)
       for place, stream in enumerate(self._streams)
     }
-    scores = processes.from_first(lambda: self._score(predictions, folder))
-    return {self.evaluation.called(k): v for k, v in scores.items()}
 
   def _score(self, predictions, folder):
     task = self.evaluation.task
     name = "_".join(x for x in (self.evaluation.name, self.evaluation.label) if x)
-    scores = task.score(predictions, self._streams)
+    scores = dict(task.score(predictions, self._streams))
+    contents = {} if folder is None else dict(task.results(predictions, self._streams))
+    sure = task.confidences(predictions, self._streams)
+    if sure is not None:
+      known = np.isfinite(sure.right)
+      if known.any():
+        probabilities = sure.probabilities[known, 0]
+        scores["ece"] = calibration.expected_error(probabilities, sure.right[known])
+      contents["confidence.json"] = json.dumps(sure.told, ensure_ascii=False).encode()
     if folder is not None:
-      for file, content in task.results(predictions, self._streams).items():
+      for file, content in contents.items():
         storage.make_folder(folder)
         files.write_bytes(folder / f"{name}_{file}", content)
     return {k: float(v) for k, v in scores.items()}
@@ -205,15 +242,54 @@ def run(config: Config, name: str, *, results: str | None = None) -> dict[str, f
   validate(config, devices=jax.device_count(), hosts=jax.process_count())
   if not config.evals:
     raise ValueError("Expected a config with evals, found none")
+  config, lines = calibrated(config, calibrations.of_model(name), name)
+  if jax.process_index() == 0:
+    for line in lines:
+      _to_stderr(line)
+  pending, loaded = opened(config, name)
+  folder = None if results is None else storage.of(results)
+  return run_all(pending, loaded.params, loaded.rest, folder=folder)
+
+
+def opened(config: Config, name: str) -> tuple[list[Evaluator], weights.Loaded]:
+  """The evaluations of a validated config and the weights of a stored model, ready to run."""
   mesh = sharding.make_mesh(mesh_sizes(config.mesh, jax.device_count()))
   program = step.build(config, mesh, steps=1)
   pending = evaluators(program)  # faults of the data come before the weights are read
   loaded = weights.load_weights(program, name)
   if jax.process_index() == 0:
     for line in loaded.resized:
-      print(f"{name}: {line}", file=sys.stderr)
-  folder = None if results is None else storage.of(results)
-  return run_all(pending, loaded.params, loaded.rest, folder=folder)
+      _to_stderr(f"{name}: {line}")
+  return pending, loaded
+
+
+def calibrated(
+  config: Config, known: Mapping[str, Calibration], name: str
+) -> tuple[Config, list[str]]:
+  """The same config, whose evaluations give probabilities as far as the model is calibrated.
+
+  Args:
+    config: with evals.
+    known: the model's calibrations.
+    name: the model's, for the lines.
+
+  Returns:
+    The config, and a line on each evaluation that does.
+  """
+  evals, lines = [], []
+  for evaluation in config.evals:
+    stored = known.get(getattr(evaluation.task, "calibrated_as", None) or "")
+    if stored is not None:
+      evaluation = with_temperatures(evaluation, (stored.temperature,))
+      lines.append(f"{evaluation.title}: {stored.says(name, search=evaluation.task.search)}")
+    evals.append(evaluation)
+  return dataclasses.replace(config, evals=tuple(evals)), lines
+
+
+def with_temperatures(evaluation: Eval, temperatures: tuple[float, ...]) -> Eval:
+  """The same evaluation, whose answers have probabilities at these temperatures."""
+  task = dataclasses.replace(evaluation.task, temperatures=temperatures)
+  return dataclasses.replace(evaluation, task=task)
 
 
 def _to_stderr(line: str) -> None:

@@ -14,7 +14,8 @@ The input is the original's TSV of the task, or one with other `--columns`; or p
 that training reads: a folder, a table (.csv, .tsv) whose columns go by name
 (--columns=image:filepath,text:question), .tar shards, Chinese-CLIP's `_imgs.tsv` or LMDB. The
 output has one JSON object a row, in the order of the rows, with the keys of the original's results
-and a "score", or an "error" where the row cannot be read. Threads decode images while the devices
+and a "score", and a "probability" where the model is calibrated for the task (`ofa_jax.calibrate`),
+or an "error" where the row cannot be read. Threads decode images while the devices
 compute. A run that was killed continues where it stopped and ends with the same bytes. Several
 jobs share the rows with --shard=0/4, --shard=1/4, ... beside the same flags; then the same command
 with --shard=merge/4 makes of their files the one file, byte for byte.
@@ -24,7 +25,8 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,109 +38,10 @@ from ofa_jax.data.given import picture
 from ofa_jax.data.protocols import TextImages
 from ofa_jax.data.text import REFERENCES
 from ofa_jax.data.tsv import IMAGE, BadRow
-from ofa_jax.decode.beam import Search
 from ofa_jax.engine import log
 from ofa_jax.inference.ofa import OFAModel
+from ofa_jax.inference.predict import TASKS, Options, calibration_of, predict, told
 from ofa_jax.inference.rows import TEXTS, TaskRows
-from ofa_jax.tasks import (
-  caption,
-  free_text,
-  gigaword,
-  glue,
-  image_classify,
-  infilling,
-  ocr,
-  refcoco,
-  snli_ve,
-  vqa,
-)
-from ofa_jax.tasks.answering import Answering
-
-TASKS: dict[str, Answering] = {
-  "caption": caption.ANSWERING,
-  "vqa": vqa.ANSWERING,
-  "refcoco": refcoco.ANSWERING,
-  "snli_ve": snli_ve.ANSWERING,
-  "classify": image_classify.ANSWERING,
-  "ocr": ocr.ANSWERING,
-  "ocr_document": ocr.DOCUMENTS,
-  "text": free_text.ANSWERING,
-  "gigaword": gigaword.ANSWERING,
-  "infilling": infilling.ANSWERING,
-  **{part: glue.answering(part) for part in glue.PARTS},
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-  """How predictions are made.
-
-  Attributes:
-    search: how texts and boxes are searched for.
-    candidates: the answers or classes to choose from.
-    prompt_decoder: see `OFAModel.answer`.
-  """
-
-  search: Search
-  candidates: tuple[str, ...] | None = None
-  prompt_decoder: bool = True
-
-
-def predict(
-  model: OFAModel,
-  task: str,
-  images: Sequence[Any] | None,
-  texts: Mapping[str, Sequence[str]],
-  *,
-  options: Options,
-) -> tuple[list, np.ndarray]:
-  """Returns the predictions of some rows, as the model gives them, and their scores.
-
-  Args:
-    model: from `load_from_name`.
-    task: one of `TASKS`.
-    images: of each row, as the task's `Answering.square` made them; None: without images.
-    texts: "text" and perhaps "text2", "premise" or "objects" of each row.
-    options: how to.
-
-  Raises:
-    ValueError: what the task needs is missing.
-  """
-  search = options.search
-  if task == "caption":
-    return model.caption(images, search=search, return_scores=True)
-  if task == "vqa":
-    return model.answer(
-      images,
-      texts["text"],
-      options.candidates,
-      objects=[x.split(REFERENCES) for x in texts["objects"]] if "objects" in texts else None,
-      search=search,
-      prompt_decoder=options.prompt_decoder,
-      return_scores=True,
-    )
-  if task == "refcoco":
-    return model.ground(images, texts["text"], search=search, return_scores=True)
-  if task == "snli_ve":
-    return model.entail(images, texts["text"], texts.get("premise"), return_scores=True)
-  if task == "classify":
-    if options.candidates is None:
-      raise ValueError("Expected --candidates, a file with the names of all classes, found none")
-    return model.classify(images, options.candidates, return_scores=True)
-  if task in ("ocr", "ocr_document"):
-    document = task == "ocr_document"
-    return model.read(images, document=document, placed=True, search=search, return_scores=True)
-  if task != "text":  # texts alone
-    return model.ask(TASKS[task], texts, search=search, return_scores=True)
-  return model.generate(
-    images,
-    texts["text"],
-    num_beams=search.num_beams,
-    max_length=search.max_length,
-    no_repeat_ngram_size=search.no_repeat_ngram_size,
-    search=search,
-    return_scores=True,
-  )
 
 
 def predict_file(
@@ -180,6 +83,11 @@ def predict_file(
     "task": task,
     "options": dataclasses.asdict(options),
     "batch size": batch_size,
+    **(
+      {"calibration": dataclasses.asdict(calibration_of(model, task, options))}
+      if options.probabilities
+      else {}
+    ),
     **(shard.work() if shard else {}),
   }
 
@@ -228,18 +136,15 @@ def _lines(model, task, table, batch, *, begin, options, bad) -> list[bytes]:
     texts = dict(zip(TEXTS, batch["texts"][good].T.tolist(), strict=True))
     images = list(batch[IMAGE][good]) if IMAGE in batch else None
     texts = {name: column for name, column in texts.items() if name in table.columns}
-    answers, scores = predict(model, task, images, texts, options=options)
-    results = dict(
-      zip(np.flatnonzero(good).tolist(), zip(answers, scores, strict=True), strict=True)
-    )
+    predictions = predict(model, task, images, texts, options=options)
+    results = dict(zip(np.flatnonzero(good).tolist(), zip(*predictions, strict=True), strict=True))
   lines = []
   for place in np.flatnonzero(batch["index"] >= 0).tolist():
     row = begin + int(batch["index"][place])
     line = {answering.id: _id(answering, table, row)}
     if place in results:
-      answer, score = results[place]
       scale = batch["size"][place] / model.image_size if "size" in batch else np.ones(2)
-      line |= _told(answering, answer, score, scale=scale)
+      line |= told(answering, *results[place], scale=scale)
     else:
       name = table.name(row)
       line["error"] = f"{name}: {bad.reasons[name]}"
@@ -247,11 +152,11 @@ def _lines(model, task, table, batch, *, begin, options, bad) -> list[bytes]:
   return lines
 
 
-def _told(answering, answer, score, *, scale) -> dict[str, Any]:
-  """An answer and its score as they are written."""
-  if not np.isfinite(score):  # no hypothesis, or none that is a box; JSON has no NaN
-    return {answering.result: None, "score": None}
-  return {answering.result: answering.tell(answer, scale), "score": float(score)}
+def _calibration(model, task, options) -> dict[str, Any]:
+  """What the probabilities that are written depend on."""
+  if not options.probabilities:
+    return {}
+  return {"calibration": dataclasses.asdict(calibration_of(model, task, options))}
 
 
 def _id(answering, table, row) -> str | int:
@@ -301,6 +206,26 @@ def main() -> None:
   cli.define_stage()
   shard_ = cli.define_shard()
   max_bad_rate = cli.define_max_bad_rate("rows")
+  min_probability = flags.DEFINE_float(
+    "min-probability",
+    None,
+    "Of a box (refcoco): below it the phrase is absent, and its box null. Of a calibrated model.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+  )
+  most_boxes = flags.DEFINE_integer(
+    "most-boxes",
+    None,
+    "Boxes of a phrase (refcoco), of which those that overlap by half are one; default: the best.",
+    lower_bound=1,
+  )
+  samples = flags.DEFINE_integer(
+    "samples",
+    None,
+    "Hypotheses that are drawn, not searched for (with --most-boxes).",
+    lower_bound=1,
+  )
+  seed = flags.DEFINE_integer("seed", 0, "Of what is drawn.", lower_bound=0)
   searched = {
     "num_beams": flags.DEFINE_integer("num-beams", None, "Hypotheses; default: the task's."),
     "max_length": flags.DEFINE_integer("max-length", None, "Tokens before the end, at most."),
@@ -314,6 +239,14 @@ def main() -> None:
 
   def command():
     log.quiet_libraries()
+    of_boxes = {"min-probability": min_probability, "most-boxes": most_boxes, "samples": samples}
+    given = [f"--{name}" for name, flag in of_boxes.items() if flag.value is not None]
+    if given and task.value != "refcoco":
+      raise ValueError(f"Expected {', '.join(given)} with --task=refcoco, found {task.value}")
+    if samples.value and most_boxes.value is None:
+      raise ValueError("Expected --most-boxes beside --samples, found none")
+    if samples.value and searched["num_beams"].value is not None:
+      raise ValueError("Expected --samples or --num-beams, found both")
     if input_.value:
       if not output.value or image.value or text.value:
         raise ValueError("Expected --output, and neither --image nor --text, beside --input")
@@ -334,13 +267,22 @@ def main() -> None:
       if not isinstance(model, OFAModel):
         raise ValueError(f"Expected an OFA in --model, found {type(model.config).__name__}")
       changes = {field: flag.value for field, flag in searched.items() if flag.value is not None}
+      if samples.value:
+        changes |= {"sample": True, "num_beams": samples.value}
       answering = TASKS[task.value]
       search = model.searches.get(answering.searched_as, answering.search)
-      return model, Options(
+      options = Options(
         search=dataclasses.replace(search, **changes),
         candidates=choices,
         prompt_decoder=prompt_decoder.value,
+        min_probability=min_probability.value,
+        most_boxes=most_boxes.value,
+        seed=seed.value,
       )
+      known = calibration_of(model, task.value, options)
+      if known is not None:
+        print(known.says(", ".join(name.value), search=options.search), file=sys.stderr)
+      return model, dataclasses.replace(options, probabilities=known is not None)
 
     if input_.value:
       inputs = (*input_.value, *name.value, candidates.value)
@@ -375,9 +317,9 @@ def main() -> None:
       texts["premise"] = [premise.value]
     if objects.value:
       texts["objects"] = [REFERENCES.join(objects.value)]
-    (answer,), (score,) = predict(model, task.value, pictures, texts, options=options)
-    told = _told(TASKS[task.value], answer, score, scale=np.ones(2))
-    print(json.dumps(told, ensure_ascii=False))
+    predictions = predict(model, task.value, pictures, texts, options=options)
+    line = told(TASKS[task.value], *(values[0] for values in predictions), scale=np.ones(2))
+    print(json.dumps(line, ensure_ascii=False))
 
   cli.run(command, interrupted="with --input, the same command goes on where it stopped")
 

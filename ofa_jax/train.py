@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from ofa_jax import cli, evaluate, outputs, storage, weights
+from ofa_jax import cli, evaluate, host_calls, outputs, storage, weights
 from ofa_jax.config import Config, epoch_end, is_due, mesh_sizes, to_dict
 from ofa_jax.data import pipeline
 from ofa_jax.data.streams import Streams, unnamed
@@ -291,6 +291,7 @@ class _Run:
     if not due and not saves:
       return
     jax.block_until_ready(state.step)
+    host_calls.reraise()
     self.watch.beat(watchdog.ALLOWANCE)
     with clock.paused():
       results = self._evaluate(state, due)
@@ -334,10 +335,8 @@ class _Run:
     _stop_if_diverged(config, metrics)
     skipped, _ = metrics.pop("bad")
     batch_time, data_time = clock.lap(done)
-    epoch = self._epoch(done)
-    begin, end = (
-      epoch_end(e, rows=len(self.rows), batch_size=config.batch_size) for e in (epoch - 1, epoch)
-    )
+    epoch, size = self._epoch(done), {"rows": len(self.rows), "batch_size": config.batch_size}
+    begin, end = (epoch_end(e, **size) for e in (epoch - 1, epoch))
     values = {
       **{k: float(v) for k, v in metrics.items()},
       "data_time": data_time,
@@ -414,6 +413,7 @@ def _resume(program, fresh, *, steps):
 
 def _stop_if_diverged(config: Config, metrics: Mapping[str, jax.Array]) -> None:
   _, in_a_row = np.asarray(metrics["bad"])
+  host_calls.reraise()  # such a step is not finite either
   if in_a_row > config.optim.max_bad_steps:
     raise FloatingPointError(
       f"{in_a_row} steps in a row had a loss or gradient that is not finite (limit: "

@@ -24,7 +24,7 @@ def caption(folder: pathlib.Path, shapes: pathlib.Path) -> dict[str, object]:
   """Captions: unique id, image id, captions, objects, image."""
   files = {split: _write(folder, split, rows) for split, rows in _rows(shapes)}
   words = {"tokenizer": str(shapes / "tokenizer"), "frequencies": None}
-  return files | words | {"image_size": 32, "target_length": 20}
+  return files | words | {"image_size": 48, "target_length": 20}
 
 
 def vqa(folder: pathlib.Path, shapes: pathlib.Path) -> dict[str, object]:
@@ -34,7 +34,7 @@ def vqa(folder: pathlib.Path, shapes: pathlib.Path) -> dict[str, object]:
   files = {split: (str(folder / f"{name}.tsv"),) for split, name in names.items()}
   words = {"tokenizer": str(folder / "tokenizer"), "answers": str(folder / "answers.json")}
   lengths = {"source_length": 32, "target_length": 40, "answer_length": 8}
-  return files | words | lengths | {"image_size": 32}
+  return files | words | lengths | {"image_size": 48}
 
 
 def refcoco(folder: pathlib.Path, shapes: pathlib.Path) -> dict[str, object]:
@@ -47,7 +47,7 @@ def refcoco(folder: pathlib.Path, shapes: pathlib.Path) -> dict[str, object]:
       texts.append(prompts.region(text))
       lines.append((name, picture, text, _box(name), image))
     files[split] = _write(folder, split, lines)
-  return files | _words(folder, texts, num_bins=BINS) | {"image_size": 32}
+  return files | _words(folder, texts, num_bins=BINS) | {"image_size": 48}
 
 
 def refcoco_chinese(folder: pathlib.Path, shapes: pathlib.Path) -> dict[str, object]:
@@ -60,7 +60,7 @@ def refcoco_chinese(folder: pathlib.Path, shapes: pathlib.Path) -> dict[str, obj
       texts.append(prompts.region(text, chinese=True))
       lines.append((name, text, _box(name), image))
     files[split] = _write(folder, split, lines)
-  return files | _chinese_words(folder, texts, num_bins=BINS) | {"image_size": 32}
+  return files | _chinese_words(folder, texts, num_bins=BINS) | {"image_size": 48}
 
 
 def image_classify(folder: pathlib.Path, shapes: pathlib.Path) -> dict[str, object]:
@@ -77,7 +77,7 @@ def image_classify(folder: pathlib.Path, shapes: pathlib.Path) -> dict[str, obje
   answers = folder / "classes.json"
   answers.write_text(json.dumps({name: i for i, name in enumerate(classes)}))
   texts = [prompts.caption(), *(f" {name}" for name in classes)]
-  lengths = {"image_size": 32, "answer_length": 8, "target_length": 16}
+  lengths = {"image_size": 48, "answer_length": 8, "target_length": 16}
   return files | _words(folder, texts) | lengths | {"answers": str(answers)}
 
 
@@ -105,7 +105,7 @@ def muge(folder: pathlib.Path, shapes: pathlib.Path) -> dict[str, object]:
       captions = said if split == "train" else f"{said}&&{things[0]}"
       lines.append((name, picture, "" if split == "test" else captions, "", image))
     files[split] = _write(folder, split, lines)
-  return files | _chinese_words(folder, texts) | {"image_size": 32, "target_length": 20}
+  return files | _chinese_words(folder, texts) | {"image_size": 48, "target_length": 20}
 
 
 def _rows(shapes):

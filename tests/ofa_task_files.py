@@ -32,7 +32,7 @@ def snli_ve(folder: pathlib.Path, shapes: pathlib.Path) -> dict[str, object]:
       texts.append(prompts.entailment(said[label], caption))
       rows.append((f"{split}{i}", image_id, image, said[label], caption, label))
     files[split] = _write(folder / f"snli_ve_{split}.tsv", rows)
-  return files | _sizes(folder, texts) | {"image_size": 32}
+  return files | _sizes(folder, texts) | {"image_size": 48}
 
 
 def glue(part: str, folder: pathlib.Path) -> dict[str, object]:

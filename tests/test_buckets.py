@@ -24,6 +24,7 @@ from tests import bucket_servers, kills, ofa_directory, tiny
 from tests.evaluation_golden import RETRIEVAL, save_model
 from tests.test_processes import finish, start_cluster
 
+pytestmark = pytest.mark.usefixtures("two_devices")
 ROOT = pathlib.Path(__file__).parent.parent
 TIMES = ("data_time", "batch_time", "rows_per_s")
 
@@ -46,13 +47,21 @@ def assert_equal(a, b):
     np.testing.assert_array_equal(x, b[name], err_msg=name)
 
 
-def test_a_workdir_in_a_bucket(bucket, digits, tmp_path):
+@pytest.fixture(scope="module")
+def local(digits, tmp_path_factory):
+  """A run on this disk and its config."""
   config = tiny.config(digits, steps=4, save_every=2)
-  training.train(config, str(tmp_path / "run"))
+  workdir = tmp_path_factory.mktemp("local")
+  training.train(config, str(workdir))
+  return workdir, config
+
+
+def test_a_workdir_in_a_bucket(bucket, local):
+  workdir, config = local
   training.train(config, f"{bucket}/run")
   storage.remove(f"{bucket}/run/checkpoints/4")
   training.train(config, f"{bucket}/run")
-  assert_equal(weights(f"{bucket}/run@4"), weights(tmp_path / "run"))
+  assert_equal(weights(f"{bucket}/run@4"), weights(workdir))
   names = storage.files_below(f"{bucket}/run")
   assert {"config.json", "log.txt", "metrics.jsonl"} <= names.keys()
   assert "in-use.json" not in names

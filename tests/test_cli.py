@@ -122,6 +122,14 @@ CASES = {
     ["generate", "--model=M", "--task=caption", "--input=t.tsv", "--max-bad-rate=1.5"],
     ("--max-bad-rate=1.5: expected a share between 0 and 1",),
   ),
+  "a threshold for texts": Case(
+    ["generate", "--model=M", "--task=caption", "--image=x.png", "--min-probability=0.5"],
+    ("Expected --min-probability with --task=refcoco, found caption",),
+  ),
+  "nothing to calibrate": Case(
+    ["calibrate", QUICK, "--checkpoint=w"],
+    ("Expected a config with an evaluation of an OFA's answers, found Contrastive",),
+  ),
   "no model": Case(["generate", "--task=caption"], ("Expected --model=VALUE, found none",)),
   "help": Case(
     ["train", "--help"],
@@ -162,6 +170,7 @@ CASES = {
     ),
     status=0,
   ),
+  "help of calibrate": Case(["calibrate", "-h"], ("--checkpoint=", "--evals="), status=0),
   "help of evaluate": Case(
     ["evaluate", "--config=x", "--help"], ("--checkpoint=", "--config="), status=0
   ),

@@ -274,6 +274,7 @@ def test_a_label_tells_evaluations_of_one_name_apart(good):
     for task, label in ((One(), ""), (One(), "boxes"), (Two(), "words"))
   )
   assert plain.called("score") == "valid/score" and one.called("score") == "valid/boxes"
+  assert one.called("ece") == "valid/boxes_ece"  # beside the only one that the task declares
   assert two.called("exact") == "valid/words_exact"
   evals = (one, two)
   validate(dataclasses.replace(good, evals=evals, best_metric="valid/words_bleu4"), devices=8)

@@ -43,6 +43,7 @@ SIZES = {
   ("ofa_vqa.py", "huge,test"): 929_486_848,
   ("ofa_vqa.py", "base,zeroshot"): 182_238_536,
   ("ofa_caption.py", "large,el_db"): 472_977_152,
+  ("ofa_caption.py", "huge,scst"): 929_486_848,
   ("ofa_refcoco.py", "large,prompt"): 477_892_352,
   ("ofa_refcoco.py", "base,adapter"): 184_092_152,
   ("ofa_refcoco.py", "refcoco+,base,bitfit"): 182_238_536,
@@ -62,6 +63,31 @@ SIZES = {
   ("ofa_imagenet.py", "tiny,tfds,test"): 33_488_336,
   ("ofa_ocr.py", "base,document"): 159_865_160,
   ("ofa_muge.py", None): 159_865_160,
+}
+
+# One of every file, the smaller ones, and every option that changes the program. The others are of
+# the same classes; tracing a ResNet of a hundred blocks takes seconds.
+LOWERED = {
+  ("quickstart.py", None),
+  ("quickstart.py", "ofa"),
+  ("quickstart.py", "world"),
+  ("cnclip_vith14.py", "pod"),
+  ("cnclip_muge.py", "distill"),
+  ("cnclip_flickr30k.py", "ViT-L-14,flip"),
+  ("cnclip_coco.py", "RN50"),
+  ("cnclip_custom.py", None),
+  ("cnclip_few_shot.py", None),
+  ("ofa_custom.py", "OFA-tiny"),
+  ("ofa_caption.py", "tiny"),
+  ("ofa_vqa.py", "base"),
+  ("ofa_refcoco.py", "base,adapter"),
+  ("ofa_refcoco.py", "tiny,lora"),
+  ("ofa_snli_ve.py", "tiny"),
+  ("ofa_glue.py", "rte,tiny"),
+  ("ofa_gigaword.py", "medium,test"),
+  ("ofa_imagenet.py", "tiny,tfds,test"),
+  ("ofa_ocr.py", "base,document"),
+  ("ofa_muge.py", None),
 }
 
 # Parameters of the released models; of ViT-B-32, which was not released, by its config.
@@ -94,30 +120,23 @@ def place(tree, shardings):
   )
 
 
-def lower(config, shape):
-  """The real train step, traced and lowered for a mesh of eight devices."""
+def build(config, shape):
+  """A config's program for a mesh of eight devices."""
   mesh = sharding.make_mesh(mesh_sizes(shape, 8))
-  program = step.build(dataclasses.replace(config, mesh=shape), mesh, steps=10)
-  spec = config.task.batch_spec(64)
-  rows = jax.tree.map(lambda _: sharding.batch_sharding(mesh), spec)
-  state = place(program.abstract, program.shardings)
-  batch = place(spec, rows)
-  frozen = config.task.frozen(mesh, precision=config.precision, load=False)
-  return program, step.train_step(program).lower(state, batch, frozen)
+  return step.build(dataclasses.replace(config, mesh=shape), mesh, steps=10)
 
 
 def test_every_file_has_its_size_here():
   files = {p.name for p in CONFIGS.glob("*.py") if "def get_config" in p.read_text()}
-  assert files == {name for name, _ in SIZES}
+  assert files == {name for name, _ in SIZES} == {name for name, _ in LOWERED}
 
 
 @pytest.mark.parametrize(("name", "argument"), SIZES, ids=str)
 def test_config(name, argument):
   config = load(name, argument)
   validate(config, devices=8 if name == "quickstart.py" else 16)
-  program, lowered = lower(config, MeshShape(data=2, fsdp=2, tensor=2))
+  program = build(config, MeshShape(data=2, fsdp=2, tensor=2))
   assert trees.count(program.abstract.params) == SIZES[name, argument]
-  assert "sdy.sharding" in lowered.as_text()
   paths = trees.flatten(program.abstract.params)
   unmatched = [p for p in paths if trees.first_match(config.model.sharding, p) is None]
   assert not unmatched
@@ -126,13 +145,28 @@ def test_config(name, argument):
   assert not towers
 
 
+@pytest.mark.parametrize(
+  ("name", "argument"),
+  [pytest.param(*x, marks=() if x in LOWERED else pytest.mark.slow) for x in SIZES],
+  ids=str,
+)
+def test_the_train_step_is_lowered_for_eight_devices(name, argument):
+  config = load(name, argument)
+  program = build(config, MeshShape(data=2, fsdp=2, tensor=2))
+  spec = config.task.batch_spec(64)
+  rows = jax.tree.map(lambda _: sharding.batch_sharding(program.mesh), spec)
+  state, batch = place(program.abstract, program.shardings), place(spec, rows)
+  frozen = config.task.frozen(program.mesh, precision=config.precision, load=False)
+  assert "sdy.sharding" in step.train_step(program).lower(state, batch, frozen).as_text()
+
+
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_models(name, digits):
   model = cnclip.config(*cnclip.MODELS[name])
   base = load("cnclip_vith14.py", None)
   task = dataclasses.replace(base.task, image_size=model.vision.image_size)
   config = dataclasses.replace(base, model=model, task=task, evals=())
-  program, _ = lower(config, MeshShape(data=1, fsdp=8))
+  program = build(config, MeshShape(data=1, fsdp=8))
   assert trees.count(program.abstract.params) == RELEASED[name]
   held = sharding.bytes_per_device(program.abstract, program.shardings)
   assert held < trees.num_bytes(program.abstract) / 8 * 1.05
@@ -193,7 +227,7 @@ def test_grounding_is_of_a_data_set_a_size_and_a_split():
       "out of tiny, .*, huge and perhaps test or zeroshot, found base",
     ),
     ("ofa_gigaword.py", "test,big", "and perhaps test, found big"),
-    ("ofa_caption.py", "el,el_db", "Expected one loss out of el, el_db, found el, el_db"),
+    ("ofa_caption.py", "el,el_db", "Expected one loss out of el, el_db, scst, found el, el_db"),
     ("ofa_glue.py", "rte,cola", "Expected one part out of cola, .*, found cola, rte"),
     ("ofa_refcoco.py", "refcoco,refcoco+", "Expected one data set .*, found refcoco, refcoco"),
   ],
@@ -224,5 +258,8 @@ def test_recipes_of_released_models_start_from_them(name, argument):
   drawn = []
   weights.from_scratch(config.model, seed=0, warn=drawn.append)
   assert bool(drawn) == (config.init is not None)
+  if "scst" in (argument or ""):  # its first stage is a run of the user's
+    assert config.init.endswith("@best")
+    return
   assert config.init in (None, *hub.RELEASES)
   assert all(f"--config.init={config.init} " in line for line in drawn)

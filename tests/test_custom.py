@@ -20,6 +20,7 @@ from tests.data.samples import encode, photograph
 from tests.ofa_directory import save_micro
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.usefixtures("two_devices")
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from ofa_jax.train import train
 from tests import tiny
 from tests.engine import test_step
 
+pytestmark = pytest.mark.usefixtures("two_devices")
 ROWS = 24
 SPLIT = MeshShape(data=2, fsdp=2, tensor=2)  # on which weights are gathered to predict
 

@@ -15,8 +15,10 @@ from ofa_jax.data import features, sources, tsv
 from ofa_jax.data.lmdb import LmdbImages
 from ofa_jax.data.pairs import PairData
 from ofa_jax.data.pipeline import TooManyBadRows
+from tests.compiling import QUICK
 from tests.evaluation_golden import MODELS, RETRIEVAL, read_jsonl, save_model
 
+pytestmark = pytest.mark.usefixtures("two_devices")
 DATA = RETRIEVAL / "dataset"
 
 
@@ -83,7 +85,7 @@ def test_golden(directories, tmp_path, images, texts, model, precision):
 
 
 def test_command(directories, tmp_path):
-  environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+  environment = os.environ | QUICK | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
   shutil.copy(DATA / "test_imgs.tsv", tmp_path)
   command = [
     *(sys.executable, "-m", "ofa_jax.extract_features", f"--model={directories['vit']}"),

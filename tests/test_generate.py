@@ -20,9 +20,11 @@ from ofa_jax.decode.beam import Search
 from ofa_jax.inference.rows import TaskRows
 from ofa_jax.shards import Shard
 from ofa_jax.tasks.caption import Caption
+from tests.compiling import QUICK
 from tests.ofa_directory import save_micro
 from tests.ofa_golden import micro_config
 
+pytestmark = pytest.mark.usefixtures("two_devices")
 COLUMNS = {"id": 0, "image": 1, "text": 2}
 ROWS = 11
 BROKEN = 4
@@ -320,7 +322,7 @@ def test_the_command_says_what_it_found_or_what_is_wrong(tmp_path):
   Image.new("RGB", (40, 20), (200, 0, 0)).save(tmp_path / "red.png")
   command = [sys.executable, "-m", "ofa_jax.generate", f"--model={model}", "--task=vqa"]
   inputs = [f"--image={tmp_path / 'red.png'}", "--text=is it red?", "--num-beams=2"]
-  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+  environment = os.environ | QUICK
   done = subprocess.run([*command, *inputs], env=environment, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert json.loads(done.stdout).keys() == {"answer", "score"}

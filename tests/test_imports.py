@@ -15,12 +15,12 @@ NUMPY = {
   *("configs", "storage", "staging"),
 }
 GROUND = {"config", "validation", "trees", "numerics"}
-PURE = {"losses", "models", "decode"}
-STORED = {"convert", "hub", "weights"}
+PURE = {"losses", "losses_policy", "host_calls", "models", "decode"}
+STORED = {"convert", "hub", "weights", "calibrations"}
 INFERENCE = {"inference", "api"}
 COMMANDS = {
   *("train", "evaluate", "extract_features", "retrieve", "zeroshot", "compile_ahead"),
-  *("validate_data", "prepare_data"),
+  *("validate_data", "prepare_data", "calibrate"),
   *("generate", "cli", "cli_help", "cli_parsers", "__main__"),
 }
 BELOW = {

@@ -55,24 +55,25 @@ def tiny_config(name, folder, shapes):
     save_every_epochs=0,
     keep=3,
     optim=dataclasses.replace(recipe.optim, lr=1e-3, eps=1e-4),
-    mesh=MeshShape(data=2, fsdp=2, tensor=2),
+    mesh=MeshShape(data=1, fsdp=2),
     precision="fp32",
     remat="none",
     evals=(Eval(name="valid", task=task, every=2),),
   )
 
 
-# More than a minute. Its rows, loss and answers are compared in tests/tasks/test_snli_ve.py; whole
-# runs of a task that chooses are those of mnli here and, with a picture beside the text, those of
-# test_vqa_training.py.
-SLOW = {"snli_ve": pytest.mark.slow}
+# More than half a minute each. Rows, loss, answers and files are compared in tests/tasks; whole
+# runs of a task that chooses are, with a picture beside the text, those of test_vqa_training.py and
+# of imagenet in test_ofa_tasks.py.
+SLOW = {"snli_ve": pytest.mark.slow, "mnli": pytest.mark.slow}
+pytestmark = pytest.mark.usefixtures("two_devices")
 
 
 @pytest.fixture(
   scope="module", params=[pytest.param(name, marks=SLOW.get(name, ())) for name in RESULTS]
 )
 def trained(request, tmp_path_factory, shapes):
-  """Name, config, workdir and metrics of a run on eight devices."""
+  """Name, config, workdir and metrics of a run on two devices."""
   folder = tmp_path_factory.mktemp(request.param)
   config = tiny_config(request.param, folder, shapes)
   workdir = folder / "straight"
@@ -98,10 +99,19 @@ def test_gone_on_with_bit_for_bit(trained, tmp_path):
   assert_bit_equal(final_state(workdir), final_state(tmp_path / "broken"))
 
 
-def test_eight_devices_are_one(trained):
+@pytest.mark.parametrize(
+  ("shape", "devices"),
+  [
+    (MeshShape(), 1),
+    # Another minute of compiling.
+    pytest.param(MeshShape(data=2, fsdp=2, tensor=2), 8, marks=pytest.mark.slow),
+  ],
+)
+def test_one_and_eight_devices_are_two(trained, shape, devices):
   _, config, workdir, _ = trained
-  alone = dataclasses.replace(config, mesh=MeshShape(), evals=())
-  history, state = test_step.run(alone, steps=3, of=3)
+  alone = dataclasses.replace(config, mesh=shape, evals=())
+  mesh = test_step.make_mesh(shape, devices)
+  history, state = test_step.run(alone, steps=3, of=3, mesh=mesh)
   rows = [row for row in log.read_metrics(workdir) if "train/loss" in row]
   losses = [[row["train/loss"], row["train/grad_norm"]] for row in rows]
   np.testing.assert_allclose(losses, history, rtol=1e-5)

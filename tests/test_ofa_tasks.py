@@ -1,6 +1,6 @@
 """Every task of OFA from its files to its results, by its own config with a model of no size.
 
-Three updates on eight devices, validated; gone on with after a break; evaluated again on a mesh of
+Three updates on two devices, validated; gone on with after a break; evaluated again on a mesh of
 another shape; and the same answers from the command that generates and from the API.
 """
 
@@ -30,6 +30,7 @@ from tests.test_train import assert_bit_equal, final_state
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 STEPS = 3
+pytestmark = pytest.mark.usefixtures("two_devices")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,6 @@ CASES = {
     metrics=("acc", "ned"),
     result=("image_id", "ocr"),
     generates="ocr",
-    quick=True,
   ),
   "muge": Case(
     config=("ofa_muge.py", "base"),
@@ -155,7 +155,7 @@ def small(case: Case, fields: dict[str, object], mesh: MeshShape) -> Config:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A case's run on eight devices."""
+  """A case's run on two devices."""
 
   case: Case
   config: Config
@@ -241,21 +241,22 @@ def test_generated_as_evaluated(name, run_of, tmp_path):
 @ALL
 def test_evaluated_again_on_another_mesh(name, run_of, tmp_path):
   run = run_of(name)
-  config = dataclasses.replace(run.config, mesh=MeshShape(data=1, fsdp=2, tensor=4))
+  config = dataclasses.replace(run.config, mesh=MeshShape(data=1, fsdp=2))
   again = evaluate.run(config, str(run.workdir), results=str(tmp_path))
   assert again == pytest.approx(run.metrics)
   stored = (tmp_path / "valid_predict.json").read_bytes()
   assert json.loads(stored) == run.results()
 
 
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=SLOW)])
 @pytest.mark.parametrize(
-  "name",
-  [pytest.param(name, marks=() if name in ("refcoco", "imagenet") else SLOW) for name in CASES],
+  "name", [pytest.param(name, marks=() if name == "refcoco" else SLOW) for name in CASES]
 )
-def test_eight_devices_are_one(name, run_of):
+def test_one_and_eight_devices_are_two(name, devices, run_of):
   run = run_of(name)
   alone = dataclasses.replace(run.config, evals=())
-  history, state = test_step.run(alone, steps=STEPS, of=STEPS)
+  mesh = test_step.make_mesh(devices=devices)
+  history, state = test_step.run(alone, steps=STEPS, of=STEPS, mesh=mesh)
   rows = [row for row in log.read_metrics(run.workdir) if "train/loss" in row]
   losses = [[row["train/loss"], row["train/grad_norm"]] for row in rows]
   np.testing.assert_allclose(losses, history, rtol=1e-5)

@@ -159,7 +159,8 @@ def test_five_updates_are_the_originals(model):
     compare(found, arrays, f"step{i + 1}/", tolerance=tolerance, noise=noise)
 
 
-@pytest.mark.parametrize("model", MICRO)
+# Ten seconds for the second, between the test above and the one below.
+@pytest.mark.parametrize("model", ["micro_vit", pytest.param("micro_rn50", marks=pytest.mark.slow)])
 def test_five_updates_computed_in_float64_are_the_originals(model):
   """On float32 parameters, at 1e-5 after each of them, and no element left out."""
   arrays = golden(model, "adamw5")
@@ -231,7 +232,8 @@ def test_accumulation_is_the_originals_but_for_its_two_faults(model):
   compare(after, arrays, "after/", noise=lost_in_rounding(grads))
 
 
-@pytest.mark.parametrize("model", MICRO)
+# A quarter of a minute for the second, whose accumulation in float32 is compared above.
+@pytest.mark.parametrize("model", ["micro_vit", pytest.param("micro_rn50", marks=pytest.mark.slow)])
 def test_accumulation_computed_in_float64_is_the_originals_in_float64(model):
   """No element is left out: to the original's own float32 run one of 4,096 has 2e-5."""
   arrays, exact = golden(model, "accum2"), golden(model, "accum2_float64")
@@ -321,8 +323,16 @@ def test_local_negatives_are_the_originals_skip_aggregate():
     assert error(grads[key.removeprefix("skip_aggregate/grad/")], arrays[key]) < 1e-5, key
 
 
-@pytest.mark.parametrize("model", MICRO)
-@pytest.mark.parametrize("width", ["same", "wider", "narrower"])
+@pytest.mark.parametrize(
+  ("model", "width"),
+  [
+    *(("micro_vit", width) for width in ("same", "wider", "narrower")),
+    ("micro_rn50", "same"),
+    # The widths go the same way for both, and each compiles.
+    pytest.param("micro_rn50", "wider", marks=pytest.mark.slow),
+    pytest.param("micro_rn50", "narrower", marks=pytest.mark.slow),
+  ],
+)
 def test_distillation_is_the_originals(model, width):
   arrays, forward = golden(model, "distill"), golden(model, "forward")
   program = make_program(model)

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from ofa_jax.data import pipeline
-from ofa_jax.engine import log, processes
+from ofa_jax.engine import lock, log, processes
+from ofa_jax.train import train
+from tests import tiny
 from tests.compiling import QUICK
 from tests.test_train import assert_bit_equal, final_state
 
@@ -90,23 +92,43 @@ def kill_at(process, text, *, delay=0.0):
   return False
 
 
-# Five starts of an OFA take a minute; in one process `test_train.py` does the same with both.
-@pytest.mark.parametrize("config", ["digits", pytest.param("ofa", marks=pytest.mark.slow)])
-def test_killed_runs_end_with_the_very_parameters_of_a_straight_one(digits, tmp_path, config):
-  def begin(folder):
-    return start(digits, tmp_path / folder, "--config.evals=()", config=config, quick=False)
+@pytest.fixture(scope="module")
+def straight(digits, tmp_path_factory):
+  """The workdir of a run that nothing stopped."""
+  workdir = tmp_path_factory.mktemp("straight")
+  finish(start(digits, workdir, "--config.evals=()"))
+  return workdir
 
-  finish(begin("straight"))
+
+# As users compile, five starts take a minute; in one process `test_train.py` does it with both.
+@pytest.mark.parametrize(
+  ("config", "quick"),
+  [
+    ("digits", True),
+    pytest.param("digits", False, marks=pytest.mark.slow),
+    pytest.param("ofa", False, marks=pytest.mark.slow),
+  ],
+)
+def test_killed_runs_end_with_the_very_parameters_of_a_straight_one(
+  digits, straight, tmp_path, config, quick
+):
+  def begin(folder):
+    return start(digits, folder, "--config.evals=()", config=config, quick=quick)
+
+  killed = tmp_path / "killed"
+  if not quick:
+    straight = tmp_path / "straight"
+    finish(begin(straight))
   # In the moment a save begins, then at a random one after compiling, then again with a save.
-  assert kill_at(begin("killed"), "Saving checkpoint at step 20")
+  assert kill_at(begin(killed), "Saving checkpoint at step 20")
   delay = random.uniform(0.0, 0.5)
-  kill_at(begin("killed"), "Compiled", delay=delay)
-  kill_at(begin("killed"), "Saving checkpoint at step 50")
-  output = finish(begin("killed"))
+  kill_at(begin(killed), "Compiled", delay=delay)
+  if not quick:
+    kill_at(begin(killed), "Saving checkpoint at step 50")
+  output = finish(begin(killed))
   assert "resumed from this workdir at step" in output, f"delay {delay}"
-  folders = "straight", "killed"
-  assert_bit_equal(*(final_state(tmp_path / folder) for folder in folders))
-  losses = [[r["train/loss"] for r in log.read_metrics(tmp_path / f)] for f in folders]
+  assert_bit_equal(final_state(straight), final_state(killed))
+  losses = [[r["train/loss"] for r in log.read_metrics(f)] for f in (straight, killed)]
   assert losses[0] == losses[1]
 
 
@@ -163,9 +185,8 @@ def told_at(output):
   return int(re.search(r"Told to stop: saved step (\d+)", output)[1])
 
 
-def test_sigterm_saves_the_step_and_the_restart_is_bit_equal(digits, tmp_path):
+def test_sigterm_saves_the_step_and_the_restart_is_bit_equal(digits, straight, tmp_path):
   alone = ("--config.evals=()", "--config.save_every=1000")
-  finish(start(digits, tmp_path / "straight", *alone))
   process = start(digits, tmp_path / "told", *alone)
   wait_for(process, "Global Steps: 10/")
   process.send_signal(signal.SIGTERM)
@@ -174,7 +195,7 @@ def test_sigterm_saves_the_step_and_the_restart_is_bit_equal(digits, tmp_path):
   assert [p.name for p in (tmp_path / "told" / "checkpoints").iterdir()] == [str(step)]
   output = finish(start(digits, tmp_path / "told", *alone))
   assert f"resumed from this workdir at step {step}" in output
-  assert_bit_equal(final_state(tmp_path / "straight"), final_state(tmp_path / "told"))
+  assert_bit_equal(final_state(straight), final_state(tmp_path / "told"))
 
 
 def test_sigterm_to_one_process_stops_all_at_the_same_step(digits, tmp_path, port):
@@ -191,8 +212,8 @@ def test_sigterm_to_one_process_stops_all_at_the_same_step(digits, tmp_path, por
   ("place", "process"),
   [
     ("data", 1),
-    ("score", 0),
-    # Two starts of half a minute each, and the same way out as the others.
+    # Two starts each, and the same way out as the first.
+    pytest.param("score", 0, marks=pytest.mark.slow),
     pytest.param("evaluate", 1, marks=pytest.mark.slow),
     pytest.param("save", 1, marks=pytest.mark.slow),
     pytest.param("save", 0, marks=pytest.mark.slow),
@@ -217,6 +238,9 @@ def test_an_error_of_one_process_ends_both_with_its_message(digits, tmp_path, po
   assert expected in (tmp_path / "log.txt").read_text()
 
 
+# Two starts; in one process tests/test_stopping.py leaves an evaluation, and the test before last
+# shows that processes stop at the same step.
+@pytest.mark.slow
 def test_an_evaluation_of_several_processes_is_left_at_the_same_batch(digits, tmp_path, port):
   both = start_cluster(digits, tmp_path, config="tests/failing.py:slow,0", port=port, num=2)
   wait_for(both[0], "Global Steps: 2/")
@@ -232,10 +256,8 @@ def test_an_evaluation_of_several_processes_is_left_at_the_same_batch(digits, tm
 def test_a_second_run_in_a_workdir_is_refused_and_the_first_goes_on(digits, tmp_path):
   first = start(digits, tmp_path, "--config.evals=()", "--config.steps=100000")
   wait_for(first, "Global Steps: 10/")
-  second = start(digits, tmp_path, "--config.evals=()")
-  output, _ = second.communicate(timeout=200)
-  assert second.returncode == 1
-  assert f"found process {first.pid} on" in output and "Traceback" not in output
+  with pytest.raises(lock.HeldError, match=f"found process {first.pid} on"):
+    train(tiny.config(digits), str(tmp_path))
   first.send_signal(signal.SIGTERM)
   told_at(finish(first))
   assert not (tmp_path / "in-use.json").exists()
@@ -271,40 +293,45 @@ def ids(num, *, start, stop, hosts):
   return found
 
 
-def test_a_killed_process_stops_the_others_and_two_go_on_without_losing_a_row(
-  digits, tmp_path, port
+# Six processes compile, each for itself; of two the one that is left does as the three do.
+@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
+def test_a_killed_process_stops_the_others_and_fewer_go_on_without_losing_a_row(
+  digits, tmp_path, port, before, after
 ):
   alone = (
-    "--config.evals=()", "--config.log_every=1", "--config.steps=40", "--config.precision=fp64"
-  )  # fmt: skip
+    *("--config.steps=16", "--config.save_every=4", "--config.log_every=1"),
+    *("--config.evals=()", "--config.precision=fp64"),
+  )
   finish(start(digits, tmp_path / "straight", *alone))
-  limited = (*alone, "--config.step_timeout=5")
-  four = start_cluster(digits, tmp_path / "four", *limited, port=port, num=4)
-  wait_for(four[0], "Global Steps: 25/")
-  four[3].kill()
+  limited, workdir = (*alone, "--config.step_timeout=5"), tmp_path / "fewer"
+  cluster = start_cluster(digits, workdir, *limited, port=port, num=before)
+  wait_for(cluster[0], "Global Steps: 11/")
+  cluster[-1].kill()
   killed = time.monotonic()
-  for process in four[:3]:
+  for process in cluster[:-1]:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == processes.AGAIN
     assert "another process" in output and "Thread 0x" in output and "train.py" in output, output
   assert time.monotonic() - killed < 30
-  assert "another process" in (tmp_path / "four" / "log.txt").read_text()
+  assert "another process" in (workdir / "log.txt").read_text()
 
   with socket.socket() as s:
     s.bind(("localhost", 0))
     port = s.getsockname()[1]
-  two = start_cluster(digits, tmp_path / "four", *limited, port=port, num=2)
-  output = finish(two[0])
-  finish(two[1])
+  if after == 1:
+    cluster = [start(digits, workdir, *limited)]
+  else:
+    cluster = start_cluster(digits, workdir, *limited, port=port, num=after)
+  output, *_ = [finish(process) for process in cluster]
   step = int(re.search(r"resumed from this workdir at step (\d+)", output)[1])
-  assert step in (10, 20)
-  # Four processes until the kill and two from the checkpoint on: every row of an epoch once ...
-  num = 16 * 40
-  rows = ids(num, start=0, stop=step, hosts=4) + ids(num, start=step, stop=40, hosts=2)
+  assert step in (4, 8)
+  # All of them until the kill and the fewer from the checkpoint on: every row of an epoch once ...
+  num = 16 * 16
+  rows = ids(num, start=0, stop=step, hosts=before) + ids(num, start=step, stop=16, hosts=after)
   assert sorted(rows) == list(range(num))
   # ... and the very losses of one process that was never stopped.
-  straight, four = (log.read_metrics(tmp_path / d) for d in ("straight", "four"))
-  assert [r["step"] for r in four] == [r["step"] for r in straight] == list(range(1, 41))
+  straight, fewer = (log.read_metrics(folder) for folder in (tmp_path / "straight", workdir))
+  assert [r["step"] for r in fewer] == [r["step"] for r in straight] == list(range(1, 17))
   np.testing.assert_allclose(
-    [r["train/loss"] for r in four], [r["train/loss"] for r in straight], rtol=1e-9
+    [r["train/loss"] for r in fewer], [r["train/loss"] for r in straight], rtol=1e-9
   )

@@ -17,6 +17,7 @@ from tests import tiny
 from tests.failing import Failing, Rows
 from tests.test_train import assert_bit_equal, final_state
 
+pytestmark = pytest.mark.usefixtures("two_devices")
 TIMES = {"train/data_time", "train/batch_time", "train/rows_per_s"}
 
 

@@ -118,19 +118,18 @@ def test_resumed_is_straight_bit_for_bit(configs, runs, family, tmp_path):
   assert rows[0] == rows[1]
 
 
-def test_generated_texts_and_pictures_are_left_beside_the_metrics(shapes, tmp_path):
+def test_generated_texts_and_pictures_are_left_beside_the_metrics(configs, runs, tmp_path):
   """After a run and after an evaluation alone."""
-  config = tiny.caption_config(shapes, evals=True, steps=1)
-  results = train(config, str(tmp_path / "run"))
+  workdir, results = runs("ofa")
   assert set(results) == {"valid/cider", "valid/bleu4", "valid/rouge_l", "valid/exact"}
-  folder = tmp_path / "run" / "results"
+  folder = workdir / "results"
   assert {p.name for p in folder.iterdir()} == {"valid_captions.png", "valid_predict.json"}
   found = json.loads((folder / "valid_predict.json").read_text())
   assert [row["image_id"] for row in found[:2]] == ["valid0.png", "valid1.png"]
   assert len(found) == 80
   assert all(isinstance(row["caption"], str) for row in found)
   assert (folder / "valid_captions.png").read_bytes().startswith(b"\x89PNG")
-  evaluate.run(config, str(tmp_path / "run"), results=str(tmp_path / "again"))
+  evaluate.run(configs["ofa"](evals=True), str(workdir), results=str(tmp_path / "again"))
   for path in folder.iterdir():
     assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
@@ -253,6 +252,8 @@ def test_a_best_metric_that_no_evaluation_reports_is_told(digits, tmp_path, monk
   assert {p.name for p in (tmp_path / "b" / "checkpoints").iterdir()} == {"1"}
 
 
+# Which model it is matters only to what is compiled.
+@pytest.mark.parametrize("family", ["cnclip", pytest.param("ofa", marks=pytest.mark.slow)])
 def test_another_workdir_goes_on_from_a_step_bit_for_bit(configs, runs, family, tmp_path):
   workdir, results = runs(family)
   config = configs[family](evals=True, resume=f"{workdir}@3")

@@ -20,6 +20,8 @@ from tests.engine import test_step
 from tests.test_processes import ROOT, finish, port  # noqa: F401 (a fixture)
 from tests.test_train import assert_bit_equal, final_state
 
+pytestmark = pytest.mark.usefixtures("two_devices")
+
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory, shapes):
@@ -28,12 +30,12 @@ def questions(tmp_path_factory, shapes):
 
 @pytest.fixture(scope="module")
 def config(questions):
-  return tiny.vqa_config(questions, evals=True, mesh=MeshShape(data=2, fsdp=2, tensor=2))
+  return tiny.vqa_config(questions, evals=True, mesh=MeshShape(data=1, fsdp=2))
 
 
 @pytest.fixture(scope="module")
 def straight(config, tmp_path_factory):
-  """Workdir and metrics of a run on eight devices."""
+  """Workdir and metrics of a run on two devices."""
   workdir = tmp_path_factory.mktemp("straight")
   return workdir, train(config, str(workdir))
 
@@ -61,9 +63,15 @@ def test_gone_on_with_bit_for_bit(config, straight, tmp_path):
   assert_bit_equal(final_state(workdir), final_state(tmp_path / "broken"))
 
 
-def test_eight_devices_are_one(config, straight):
-  alone = dataclasses.replace(config, mesh=MeshShape(), evals=())
-  history, state = test_step.run(alone, steps=6, of=6)
+# A quarter of a minute and more; among the quick ones are captions, boxes and summaries.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("shape", "devices"), [(MeshShape(), 1), (MeshShape(data=2, fsdp=2, tensor=2), 8)]
+)
+def test_one_and_eight_devices_are_two(config, straight, shape, devices):
+  alone = dataclasses.replace(config, mesh=shape, evals=())
+  mesh = test_step.make_mesh(shape, devices)
+  history, state = test_step.run(alone, steps=6, of=6, mesh=mesh)
   rows = [row for row in log.read_metrics(straight[0]) if "train/loss" in row]
   assert [row["step"] for row in rows] == [2, 4, 6]
   losses = [[row["train/loss"], row["train/grad_norm"]] for row in rows]

@@ -79,7 +79,7 @@ def test_tasks_are_changed_by_flags(micro):
   assert task.batch_sizes(8)["vqa"] == 40 and task.batch_sizes(4)["digits"] == 4
 
 
-@pytest.mark.slow  # of an OFA two forward passes and their gradients to compile
+@pytest.mark.slow  # six passes of an OFA to compile, 25 s; test_mixture.py trains smaller models
 def test_a_few_steps_learn_every_task(micro):
   validate(micro, devices=1)
   mesh = sharding.make_mesh((1, 1, 1), devices=jax.devices()[:1])

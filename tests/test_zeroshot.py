@@ -16,8 +16,10 @@ from ofa_jax import api, zeroshot
 from ofa_jax.data.pipeline import TooManyBadRows
 from ofa_jax.data.tfds import TfdsRows
 from ofa_jax.scoring.templates import templates_for
+from tests.compiling import QUICK
 from tests.evaluation_golden import MODELS, ZEROSHOT, save_model, unpack_zeroshot
 
+pytestmark = pytest.mark.usefixtures("two_devices")
 GOLDEN = sorted(
   (folder, path.stem)
   for folder in ("vit", "rn50", "vit_indexed")
@@ -88,7 +90,7 @@ def test_golden(models, datasets, tmp_path, folder, dataset):
     assert list(found) == ["zeroshot-top1", "mean_per_class"]
 
 
-@pytest.mark.parametrize("batch_size", (1, 5, 64))
+@pytest.mark.parametrize("batch_size", (1, pytest.param(5, marks=pytest.mark.slow), 64))
 @pytest.mark.parametrize("name", MODELS)
 def test_files_in_float64_are_the_originals_in_float64(
   directories, datasets, tmp_path, name, batch_size
@@ -105,7 +107,9 @@ def test_files_in_float64_are_the_originals_in_float64(
 
 def run(*arguments, **environment):
   command = [sys.executable, "-m", "ofa_jax.zeroshot", *map(str, arguments)]
-  return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+  return subprocess.run(
+    command, capture_output=True, text=True, env=os.environ | QUICK | environment
+  )
 
 
 def test_command(directories, datasets, tmp_path):

@@ -26,7 +26,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 
-from ofa_jax import checksums, cli, hub, trees, weights
+from ofa_jax import calibrations, checksums, cli, hub, trees, weights
 from ofa_jax.cli_parsers import expand
 from ofa_jax.convert import torch_files
 from ofa_jax.convert.cnclip import family as cnclip_family
@@ -64,6 +64,9 @@ def convert(
     with written_whole(out) as made:
       params, rest = source.load()
       _write(made, source, params, rest, to=to)
+      known = {} if to == "torch" else calibrations.load(source)
+      if known:  # of these very weights
+        calibrations.store(made, known)
   name = source.config.name or "unnamed sizes"
   print(f"{path} ({source.form}) -> {out} ({to}): {name}, {trees.count(params):,} parameters")
   del params, rest

@@ -51,6 +51,7 @@ def load(
   *,
   columns: Mapping[str, int],
   hold_out: float = 0.0,
+  grouped: bool = False,
 ) -> tuple[TextImages, Sequence[str]]:
   """Opens the captions of a split: uniq_id, image_id, caption and image.
 
@@ -60,6 +61,7 @@ def load(
     split: its name.
     columns: places of the columns in OFA's files.
     hold_out: share of the training pictures that are "valid" where nothing was given for that.
+    grouped: whether a picture of pairs is one row in training, too.
 
   Returns:
     The rows, and what a person should know of those that were left out.
@@ -80,7 +82,7 @@ def load(
   edges, ids = find_edges(images, texts), images.ids
   captions = [texts.texts[text] for text, _ in edges]
   rows = edges[:, 1].tolist()
-  if split != "train":
+  if split != "train" or grouped:
     of = {}
     for row, caption in zip(rows, captions, strict=True):
       of.setdefault(row, []).append(caption)

@@ -3,12 +3,13 @@
 Nobody took these pictures: they are generated, all of one seed. The files are in OFA's formats, so
 that what reads them reads any other data set:
 
-  {train,valid}.tsv  unique id, image id, captions, objects, url-safe base64 of a PNG
-  tokenizer/         a small byte-level BPE of its own, learnt from the captions
+  {train,train_all,valid}.tsv  unique id, image id, captions, objects, url-safe base64 of a PNG
+  tokenizer/                   a small byte-level BPE of its own, learnt from the captions
 
 A picture shows two to four equal shapes ("three red dots"), one in a corner ("a red dot at the top
-left"), or two different ones ("a red dot and a blue bar"). Each can be said in two ways: a training
-row has one of them, a held-out row both, "&&" between. The held-out pictures show the same scenes;
+left"), or two different ones ("a red dot and a blue bar"). Each can be said in two ways: a row of
+`train` has one of them, of `train_all` (the same pictures, to learn from rewards) and of `valid`
+both, "&&" between. The held-out pictures show the same scenes;
 their sizes and places are drawn anew.
 """
 
@@ -28,7 +29,7 @@ from ofa_jax.data.quickstart import make_once, write_lines
 from ofa_jax.data.text import REFERENCES
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
-VERSION = 3  # a part of the folder's name: raise it with every change of what is written
+VERSION = 4  # a part of the folder's name: raise it with every change of what is written
 SIZE = 64  # pixels
 COLOURS = {
   "red": (220, 30, 30),
@@ -130,14 +131,18 @@ def _write(path: pathlib.Path) -> None:
   for split, count in _PICTURES.items():
     # All kinds come equally often, and all scenes of a kind.
     kinds = [[kind[i] for i in rng.permutation(len(kind))] for kind in scenes()]
-    rows = []
+    rows, whole = [], []
     for i in range(count):
       number, kind = divmod(i, len(kinds))
       scene = kinds[kind][number % len(kinds[kind])]
       said = scene.captions if split == "valid" else (scene.captions[rng.integers(2)],)
       captions += [f" {caption}" for caption in said]
       rows.append(_row(f"{split}{i}", scene, said, draw(scene, rng)))
+      name, picture, _, *rest = rows[-1].split("\t")
+      whole.append("\t".join((name, picture, REFERENCES.join(scene.captions), *rest)))
     write_lines(path / f"{split}.tsv", rows)
+    if split == "train":
+      write_lines(path / "train_all.tsv", whole)
   OFATokenizer.train(captions, vocab_size=_VOCABULARY).save(path / "tokenizer")
 
 

@@ -50,7 +50,11 @@ def target_caption(text: str, *, max_words: int) -> str:
   return " ".join(remove_punctuation(text).split()[:max_words])
 
 
+def written_captions(text: str) -> list[str]:
+  """Returns the captions of one image, which "&&" separates, as they were written."""
+  return [caption.strip() for caption in " ".join(text.split()).split(REFERENCES)]
+
+
 def reference_captions(text: str) -> list[str]:
   """Returns the captions of one image, which "&&" separates, without punctuation."""
-  text = " ".join(text.split())
-  return [remove_punctuation(caption).strip() for caption in text.split(REFERENCES)]
+  return [remove_punctuation(caption).strip() for caption in written_captions(text)]

@@ -233,6 +233,7 @@ class Checkpoints:
             raise
           fault = str(error)
         else:
+          self._add_checksums(step)
           for damaged, text in told.items():
             self._set_aside(damaged)
             warn(f"{text}. Going on from step {step}; it stays as {damaged}.damaged, remove it")
@@ -301,6 +302,12 @@ class Checkpoints:
 
   def _at(self, step: int) -> StoredStep:
     return StoredStep(self._manager, self.workdir / "checkpoints" / str(step), step)
+
+  def _add_checksums(self, step: int) -> None:
+    """To a whole checkpoint that has none: its run was killed between it and them."""
+    stored = self._at(step).directory
+    if not self._read_only and jax.process_index() == 0 and not (stored / checksums.NAME).exists():
+      checksums.add(stored)
 
   def _set_aside(self, step: int) -> None:
     if jax.process_index() == 0:

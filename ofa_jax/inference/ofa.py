@@ -6,38 +6,39 @@
 
 A list of N inputs gives a list of N results, and with `return_scores` also float32[N]: of what was
 generated the search's score, of what was chosen the logarithm of its probability among the choices.
+With `return_probabilities` another float32[N] is how likely each is right, by the temperatures that
+`ofa_jax.calibrate` has stored with the model (`tasks/confidence.py`).
 Prompts, searches and the cleaning of texts are the original's.
 """
 
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
-from ofa_jax import hub
+from ofa_jax import calibrations, hub
 from ofa_jax.data.text import REFERENCES
 from ofa_jax.decode import candidates
 from ofa_jax.decode.beam import Search
 from ofa_jax.decode.trie import Trie
 from ofa_jax.inference import inputs
 from ofa_jax.inference.devices import itself
+from ofa_jax.inference.grounding import Grounding
 from ofa_jax.inference.identity import identity
 from ofa_jax.inference.inputs import Picture
 from ofa_jax.inference.reading import Reading
+from ofa_jax.inference.results import Results, Returns, log_probability
 from ofa_jax.inference.runner import Runner, as_lists
 from ofa_jax.tasks import caption, free_text, gigaword, image_classify, ocr, refcoco, snli_ve, vqa
 from ofa_jax.tasks.answering import Answering, read
 from ofa_jax.tokenizers.ofa import OFATokenizer
 from ofa_jax.tokenizers.special import BOS
 
-Results: TypeAlias = list | tuple[list, np.ndarray]
 
-
-class OFAModel(Reading):
+class OFAModel(Reading, Grounding):
   """An OFA, or several as an ensemble, on all local devices.
 
   Images are whatever `data.given.picture` takes (paths, Pillow images, arrays of 0 to 255 or of
@@ -52,6 +53,8 @@ class OFAModel(Reading):
     preprocess: makes a Pillow image float32[S, S, 3], as the model wants it.
     num_params: scalars of all models.
     precision: what they compute in.
+    calibrations: the temperatures of its probabilities, by `confidence.name_of`; an ensemble has
+      none.
     identity: what else their results depend on, see `inference.identity`.
   """
 
@@ -78,6 +81,7 @@ class OFAModel(Reading):
     self.identity = identity(sources, precision=precision, image_size=self.image_size)
     self._runner = Runner(sources, precision=precision, devices=devices)
     self.config, self.num_params = self._runner.config, self._runner.num_params
+    self.calibrations = calibrations.load(sources[0]) if len(sources) == 1 else {}
     self._source, colours = sources[0], self._runner.colours
     self.preprocess = functools.partial(inputs.preprocess, size=self.image_size, colours=colours)
     asked = (x.ANSWERING for x in (caption, vqa, refcoco, ocr, gigaword))
@@ -87,10 +91,11 @@ class OFAModel(Reading):
     self._plan = functools.lru_cache(maxsize=8)(self._make_plan)
 
   def __repr__(self) -> str:
-    ensemble = f", models={self._num_models}" if self._num_models > 1 else ""
+    more = f", models={self._num_models}" if self._num_models > 1 else ""
+    more += f", calibrations={sorted(self.calibrations)}" if self.calibrations else ""
     return (
       f"{type(self).__name__}(num_params={self.num_params:_}, image_size={self.image_size}, "
-      f"vocab_size={self.config.vocab_size}, precision={self.precision!r}{ensemble})"
+      f"vocab_size={self.config.vocab_size}, precision={self.precision!r}{more})"
     )
 
   @functools.cached_property
@@ -223,7 +228,8 @@ class OFAModel(Reading):
     search = dataclasses.replace(search or Search(), **given)
     texts = inputs.check_texts("texts", texts)
     rows = self._asked(free_text.ANSWERING, images, {"text": texts}, image_needed=False)
-    return self._texts(self._search(rows, search, seed=seed), return_scores)
+    returns = self._returns(free_text.ANSWERING, return_scores)
+    return self._texts(self._search(rows, search, seed=seed), returns)
 
   def caption(
     self,
@@ -231,19 +237,21 @@ class OFAModel(Reading):
     *,
     search: Search | None = None,
     return_scores: bool = False,
+    return_probabilities: bool = False,
   ) -> Results:
     """Describes images.
 
     Args:
       images: what to describe.
       search: how; None: as in `searches`.
-      return_scores: whether to return (captions, scores).
+      return_scores, return_probabilities: whether to return these, too.
 
     Raises:
-      ValueError: an image is missing.
+      ValueError: an image is missing; probabilities of a model that is not calibrated.
     """
+    returns = self._returns(caption.ANSWERING, return_scores, return_probabilities)
     rows = self._asked(caption.ANSWERING, images)
-    return self._texts(self._search(rows, search or self.searches["caption"]), return_scores)
+    return self._texts(self._search(rows, search or self.searches["caption"]), returns)
 
   def answer(
     self,
@@ -255,6 +263,7 @@ class OFAModel(Reading):
     search: Search | None = None,
     prompt_decoder: bool = True,
     return_scores: bool = False,
+    return_probabilities: bool = False,
   ) -> Results:
     """Answers questions about images.
 
@@ -267,11 +276,14 @@ class OFAModel(Reading):
       search: of any answer; its lengths do not count the question. None: as in `searches`.
       prompt_decoder: whether the decoder, too, reads the question before it answers, as it does in
         models that were fine-tuned by the original's scripts, but not in pretrained ones.
-      return_scores: whether to return (answers, scores).
+      return_scores, return_probabilities: whether to return these, too.
 
     Raises:
-      ValueError: an empty question, no or empty candidates, an image is missing.
+      ValueError: an empty question, no or empty candidates, an image is missing; probabilities of a
+        model that is not calibrated for any answer, or for candidates.
     """
+    chosen = candidates is not None
+    returns = self._returns(vqa.ANSWERING, return_scores, return_probabilities, chosen=chosen)
     texts = {"text": inputs.check_texts("questions", questions)}
     if objects is not None:
       number = len(texts["text"])
@@ -279,49 +291,10 @@ class OFAModel(Reading):
     rows = self._asked(vqa.ANSWERING, images, texts)
     if candidates is not None:
       candidates = inputs.check_texts("candidates", candidates)
-      return self._choose(rows, candidates, reads=prompt_decoder, return_scores=return_scores)
+      return returns.chosen(*self._choose(rows, candidates, reads=prompt_decoder))
     if prompt_decoder:
       rows["prompt"] = inputs.decoder_prompt(rows["source"])[:, 1:]
-    return self._texts(self._search(rows, search or self.searches["answer"]), return_scores)
-
-  def ground(
-    self,
-    images: Sequence[Picture] | np.ndarray,
-    phrases: Sequence[str],
-    *,
-    search: Search | None = None,
-    any_box: bool = False,
-    return_scores: bool = False,
-  ) -> Results:
-    """Finds the boxes that phrases describe.
-
-    Args:
-      images, phrases: as many; of a phrase words beyond 80 are cut, with a warning.
-      search: of four coordinates; None: as in `searches`. Nothing keeps the model to coordinates.
-      any_box: whether other hypotheses count where the best, the original's answer, is no box.
-      return_scores: whether to return (boxes, scores).
-
-    Returns:
-      Boxes float32[4]: x0, y0, x1, y1 in pixels of the given image, NaN if there is none.
-
-    Raises:
-      ValueError: an empty phrase; an image is missing.
-    """
-    phrases = inputs.check_texts("phrases", phrases)
-    images = inputs.pictures(inputs.as_list("images", images), self.image_size)
-    rows = self._asked(refcoco.ANSWERING, images, {"text": phrases})
-    rows_of_hypotheses = self._search(rows, search or self.searches["ground"])
-    boxes = [np.full(4, np.nan, np.float32) for _ in rows_of_hypotheses]
-    scores = np.full(len(boxes), -np.inf, np.float32)
-    for i, (image, hypotheses) in enumerate(zip(images, rows_of_hypotheses, strict=True)):
-      size = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
-      scale = np.divide(size, rows["image"].shape[2:0:-1])
-      for each in hypotheses if any_box else hypotheses[:1]:
-        box = refcoco.read_box(each["tokens"], tokenizer=self.tokenizer, scale=scale)
-        if box is not None:
-          boxes[i], scores[i] = box, each["score"]
-          break
-    return (boxes, scores) if return_scores else boxes
+    return self._texts(self._search(rows, search or self.searches["answer"]), returns)
 
   def entail(
     self,
@@ -330,6 +303,7 @@ class OFAModel(Reading):
     premises: Sequence[str] | None = None,
     *,
     return_scores: bool = False,
+    return_probabilities: bool = False,
   ) -> Results:
     """Says whether images imply texts: "entailment", "neutral" or "contradiction".
 
@@ -337,14 +311,16 @@ class OFAModel(Reading):
       images: one for each hypothesis.
       hypotheses: words beyond 80 are cut, with a warning.
       premises: texts that are known to describe the images; None: there are none.
-      return_scores: whether to return (labels, scores).
+      return_scores, return_probabilities: whether to return these, too.
 
     Raises:
-      ValueError: an empty text; an image is missing.
+      ValueError: an empty text; an image is missing; probabilities of a model that is not
+        calibrated.
     """
     hypotheses = inputs.check_texts("hypotheses", hypotheses)
     texts = {"text": hypotheses} | ({} if premises is None else {"premise": premises})
-    return self.ask(snli_ve.ANSWERING, texts, images, return_scores=return_scores)
+    returned = {"return_scores": return_scores, "return_probabilities": return_probabilities}
+    return self.ask(snli_ve.ANSWERING, texts, images, **returned)
 
   def classify(
     self,
@@ -352,16 +328,19 @@ class OFAModel(Reading):
     classes: Sequence[str],
     *,
     return_scores: bool = False,
+    return_probabilities: bool = False,
   ) -> Results:
     """Chooses the class of each image by the names of all classes.
 
     Raises:
-      ValueError: no class, one without a name, or an image is missing.
+      ValueError: no class, one without a name, or an image is missing; probabilities of a model
+        that is not calibrated.
     """
-    rows = self._asked(image_classify.ANSWERING, images)
+    answering = image_classify.ANSWERING
+    returns = self._returns(answering, return_scores, return_probabilities, chosen=True)
+    rows = self._asked(answering, images)
     classes = inputs.check_texts("classes", classes)
-    reads = image_classify.ANSWERING.reads_prompt
-    return self._choose(rows, classes, reads=reads, return_scores=return_scores)
+    return returns.chosen(*self._choose(rows, classes, reads=answering.reads_prompt))
 
   def ask(
     self,
@@ -371,6 +350,7 @@ class OFAModel(Reading):
     *,
     search: Search | None = None,
     return_scores: bool = False,
+    return_probabilities: bool = False,
   ) -> Results:
     """Answers what a task asks: `glue.answering("rte")`, `gigaword.ANSWERING`, one of your own.
 
@@ -379,11 +359,14 @@ class OFAModel(Reading):
       texts: of its prompt by name, one for each row.
       images: one for each row; None: the task has none.
       search: of what is not chosen; None: as in `searches`.
-      return_scores: whether to return (answers, scores).
+      return_scores, return_probabilities: whether to return these, too.
 
     Raises:
-      ValueError: an empty or a missing text, an image is missing.
+      ValueError: an empty or a missing text, an image is missing; probabilities of a model that is
+        not calibrated.
     """
+    chosen = answering.choices is not None
+    returns = self._returns(answering, return_scores, return_probabilities, chosen=chosen)
     number = len(next(iter(texts.values()), ()))
     texts = {name: inputs.check_texts(name, x, rows=number) for name, x in texts.items()}
     needed = images is not None or "image" in answering.columns
@@ -392,11 +375,10 @@ class OFAModel(Reading):
       search = search or self.searches.get(answering.searched_as, answering.search)
       if answering.reads_prompt:
         rows["prompt"] = inputs.decoder_prompt(rows["source"])[:, 1:]
-      return self._texts(self._search(rows, search), return_scores)
+      return self._texts(self._search(rows, search), returns)
     reads, ended = answering.reads_prompt, answering.ends_prompt
     best, scores = self._choose(rows, [*answering.choices], reads=reads, ended=ended)
-    told = [answering.called(answer) for answer in best]
-    return (told, scores) if return_scores else told
+    return returns.chosen([answering.called(answer) for answer in best], scores)
 
   def _rows(self, source_tokens, images, image_mask, second_images=None):
     rows = {"source": self._ids("source_tokens", source_tokens)}
@@ -425,23 +407,28 @@ class OFAModel(Reading):
     seed = inputs.check_seed(seed) if search.sample else None
     return as_lists(self._runner.generate(rows, search=search, trie=trie, seed=seed))
 
-  def _texts(self, answers, return_scores):
-    """The text of the best hypothesis of each row; empty where there is none."""
-    texts = [read(self.tokenizer, x[0]["tokens"]) if x else "" for x in answers]
-    scores = np.array([x[0]["score"] if x else -np.inf for x in answers], np.float32)
-    return (texts, scores) if return_scores else texts
+  def _returns(self, answering, scores, probabilities=False, *, chosen=False):
+    """What a method gives back; ValueError where the model is not calibrated for it."""
+    asked = {"scores": scores, "probabilities": probabilities}
+    return Returns.of(self.calibrations, answering, chosen=chosen, **asked)
 
-  def _choose(self, rows, answers, *, reads, ended=False, return_scores=True):
-    """The best answer for each row, the first of equal ones, and perhaps its score."""
+  def _texts(self, hypotheses, returns):
+    """The text of the best hypothesis of each row; empty where there is none."""
+    best = [x[0] if x else None for x in hypotheses]
+    texts = ["" if x is None else read(self.tokenizer, x["tokens"]) for x in best]
+    scores = np.array([-np.inf if x is None else x["score"] for x in best], np.float32)
+    return returns.generated(texts, scores, np.array([log_probability(x) for x in best]))
+
+  def _choose(self, rows, answers, *, reads, ended=False):
+    """Each row's best answer, the first of equal ones, and the scores float32[N, A] of all."""
     plan = self._plan(tuple(answers))
     if not len(rows["source"]):
-      return ([], np.zeros(0, np.float32)) if return_scores else []
+      return [], np.zeros((0, len(answers)), np.float32)
     rows["decoder"] = rows["source"] if ended else inputs.decoder_prompt(rows["source"])
     if not reads:
       rows["decoder"] = np.full((len(rows["source"]), 1), BOS, np.int32)
     scores = self._runner.score(rows, plan=plan)
-    best = [answers[i] for i in scores.argmax(axis=1)]
-    return (best, scores.max(axis=1)) if return_scores else best
+    return [answers[i] for i in scores.argmax(axis=1)], scores
 
   def _make_plan(self, answers):
     space = "" if self.tokenizer.chinese else " "

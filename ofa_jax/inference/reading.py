@@ -8,6 +8,7 @@ from ofa_jax.data import ocr as pictures
 from ofa_jax.decode.beam import Search
 from ofa_jax.inference import inputs
 from ofa_jax.inference.inputs import Picture
+from ofa_jax.inference.results import Results
 from ofa_jax.tasks import ocr
 
 
@@ -22,7 +23,8 @@ class Reading:
     placed: bool = False,
     search: Search | None = None,
     return_scores: bool = False,
-  ) -> list | tuple[list, np.ndarray]:
+    return_probabilities: bool = False,
+  ) -> Results:
     """Reads the texts in images.
 
     Args:
@@ -30,12 +32,14 @@ class Reading:
       document: whether they are long lines of documents, which are cut into four.
       placed: whether they stand in their squares already, as `data.ocr.placed` made them.
       search: how; None: as in `searches`.
-      return_scores: whether to return (texts, scores).
+      return_scores, return_probabilities: whether to return these, too.
 
     Raises:
-      ValueError: an image is missing; documents for a model of another size than 480 pixels.
+      ValueError: an image is missing; documents for a model of another size than 480 pixels;
+        probabilities of a model that is not calibrated.
     """
     answering = ocr.DOCUMENTS if document else ocr.ANSWERING
+    returns = self._returns(answering, return_scores, return_probabilities)
     if document and self.image_size != pictures.STRIP_WIDTH:
       raise ValueError(
         f"Expected a model for images of {pictures.STRIP_WIDTH} pixels to read documents, found "
@@ -49,4 +53,4 @@ class Reading:
         for x in images
       ]  # fmt: skip
     rows = self._asked(answering, images)
-    return self._texts(self._search(rows, search or self.searches["read"]), return_scores)
+    return self._texts(self._search(rows, search or self.searches["read"]), returns)

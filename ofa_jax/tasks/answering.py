@@ -38,6 +38,7 @@ class Answering:
     choices: all that may be answered, and what each is called; None: anything.
     square: `(picture, its side) -> uint8[S, S, 3]`, what the model sees of a picture in evaluations
       and inference; None: the whole of it, squashed.
+    name: of the task, in commands and in stored calibrations.
     tell: `(answer, scale) -> JSON`, the answer as result files have it; scale is the stored
       picture's width and height divided by those that the model was given.
   """
@@ -54,6 +55,7 @@ class Answering:
   marks: bool = False
   choices: Mapping[str, str] | None = None
   square: Callable[[Image.Image, int], np.ndarray] | None = None
+  name: str = ""
   tell: Callable[[Any, np.ndarray], Any] = _as_it_is
 
   def called(self, answer: str) -> str:

@@ -6,7 +6,7 @@ dataclass that subclasses `Task` for the defaults and is named in a config.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Union
+from typing import Any, ClassVar, NamedTuple, Protocol, Union
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,20 @@ Predictions = Mapping[str, Mapping[str, np.ndarray]]
 # By field with a leading axis of rows; of several streams, by the name of each.
 Batch = Mapping[str, Union[jax.Array, "Batch"]]
 Spec = dict[str, Union[jax.ShapeDtypeStruct, "Spec"]]
+
+
+class Confidences(NamedTuple):
+  """The probabilities of answers, and how right they are.
+
+  Attributes:
+    probabilities: float64[N, T] of each answer at each of T temperatures.
+    right: float64[N] from 0 to 1, NaN where no reference is known.
+    told: of each answer what is written of it besides.
+  """
+
+  probabilities: np.ndarray
+  right: np.ndarray
+  told: list[dict[str, Any]]
 
 
 class Trains(Protocol):
@@ -79,6 +93,11 @@ class Evaluates(Protocol):
 
   def results(self, predictions: Predictions, streams: Mapping[str, Rows]) -> dict[str, bytes]:
     """Files for people and other programs, by name: the predictions, a page of pictures."""
+
+  def confidences(
+    self, predictions: Predictions, streams: Mapping[str, Rows]
+  ) -> Confidences | None:
+    """What the model thinks of its answers, where that was asked for, and how right they are."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -156,6 +175,13 @@ class Task:
     """Contents of the files that an evaluation leaves, by name. None by default."""
     del predictions, streams
     return {}
+
+  def confidences(
+    self, predictions: Predictions, streams: Mapping[str, Rows]
+  ) -> Confidences | None:
+    """See `Evaluates`. None by default."""
+    del predictions, streams
+    return None
 
   def log_line(self, values: Mapping[str, float]) -> str:
     """The line of a log step.

@@ -5,15 +5,24 @@ A training row has one caption; a row of an evaluation has all of its image, "&&
 
 import dataclasses
 import functools
+import warnings
 from typing import ClassVar
 
+import jax
 import numpy as np
 
 from ofa_jax import pictures
 from ofa_jax.data import caption_rows, prompts
-from ofa_jax.data.text import REFERENCES, reference_captions, remove_punctuation, target_caption
+from ofa_jax.data.text import (
+  REFERENCES,
+  reference_captions,
+  remove_punctuation,
+  target_caption,
+  written_captions,
+)
 from ofa_jax.data.tsv import IMAGE, BadRow
 from ofa_jax.decode.beam import Search
+from ofa_jax.scoring import coco
 from ofa_jax.scoring.bleu import bleu
 from ofa_jax.scoring.cider import Frequencies, cider_d
 from ofa_jax.scoring.rouge import rouge_l
@@ -21,6 +30,7 @@ from ofa_jax.tasks.answering import Answering
 from ofa_jax.tasks.seq2seq import PAGE_PIXELS, Rows, Seq2Seq
 
 ANSWERING = Answering(
+  name="caption",
   prompt=lambda texts, chinese: prompts.caption(chinese=chinese),
   columns={"id": 1, IMAGE: 4},
   id="image_id",
@@ -48,11 +58,13 @@ class Caption(Seq2Seq):
     page: pictures of the evaluation that are shown with their captions; 0: none.
     joined: whether the Chinese captions that people wrote of one picture count as one long caption,
       as in the original's validation, whose Chinese words do not tell them apart.
+    coco: whether English captions are scored as by coco-caption, too: `scoring/coco.py`.
   """
 
   fields: ClassVar[tuple[str, ...]] = ("uniq_id", "image_id", IMAGE, "caption")
   answering: ClassVar[Answering] = ANSWERING
-  metrics: ClassVar[tuple[str, ...]] = ("cider", "bleu4", "rouge_l", "exact")
+  grouped: ClassVar[bool] = False  # whether a picture of pairs is one row in training, too
+  metrics: ClassVar[tuple[str, ...]] = ("cider", "bleu4", "rouge_l", "exact", *coco.METRICS)
 
   columns: tuple[int, ...] = (0, ANSWERING.columns["id"], ANSWERING.columns[IMAGE], 2)
   search: Search = dataclasses.field(default_factory=lambda: dataclasses.replace(ANSWERING.search))
@@ -62,6 +74,7 @@ class Caption(Seq2Seq):
   hold_out: float = 0.0
   page: int = 24
   joined: bool = False
+  coco: bool = False
 
   def example(self, row, rng):
     if rng is None:
@@ -89,11 +102,19 @@ class Caption(Seq2Seq):
       split,
       columns=dict(zip(self.fields, self.columns, strict=True)),
       hold_out=self.hold_out,
+      grouped=self.grouped,
     )
     return Rows(self, table, notes)
 
   def streams(self, split):
     _ = self._frequencies  # its faults are told before anything is compiled
+    if self.coco and self.words.chinese:
+      raise ValueError(
+        "Expected task.coco=False with a Chinese tokenizer, found True: coco-caption's words are "
+        "English"
+      )
+    if self.coco and jax.process_index() == 0 and (line := coco.left_out()):
+      warnings.warn(line)
     return super().streams(split)
 
   def score(self, predictions, streams):
@@ -106,12 +127,27 @@ class Caption(Seq2Seq):
     told = [caption for _, caption, _ in captions]
     references = [group for _, _, group in captions]
     exact = [caption in group for caption, group in zip(told, references, strict=True)]
+    more = {}
+    if self.coco:
+      rows = streams["examples"]
+      written = [written_captions(rows.row(i)["caption"]) for i, _, _ in captions]
+      more, lines = coco.scores(told, written)
+      for line in lines:
+        warnings.warn(line)
     return {
       "cider": np.mean(cider_d(told, references, frequencies=self._frequencies)),
       "bleu4": bleu(told, references)[3],
       "rouge_l": np.mean(rouge_l(told, references)),
       "exact": np.mean(exact),
+      **more,
     }
+
+  def right(self, predictions, streams):
+    """ROUGE-L of each caption: how much of what people wrote it says."""
+    captions = self._captions(predictions, streams)
+    known = [(i, told, group) for i, told, group in captions if any(group)]
+    values = rouge_l([told for _, told, _ in known], [group for _, _, group in known])
+    return {i: float(value) for (i, _, _), value in zip(known, values, strict=True)}
 
   def pages(self, predictions, streams):
     """`captions`, a page of pictures."""

@@ -17,7 +17,7 @@ from ofa_jax.decode.answers import on_each_device
 from ofa_jax.decode.candidates import Plan
 from ofa_jax.decode.trie import DEAD
 from ofa_jax.models.ofa.model import OFA
-from ofa_jax.tasks import choice
+from ofa_jax.tasks import choice, confidence
 from ofa_jax.tasks.choice import Choices
 from ofa_jax.tasks.seq2seq import Seq2Seq, cut
 
@@ -142,9 +142,22 @@ class Chosen(Seq2Seq):
 
     def best(model, batch, plan):
       scores = self.scores(model, batch, plan)
-      return {"answer": jnp.argmax(scores, axis=1), "score": jnp.max(scores, axis=1)}
+      told = {"answer": jnp.argmax(scores, axis=1), "score": jnp.max(scores, axis=1)}
+      if self.temperatures:
+        told["log_probabilities"] = confidence.of_choices(scores, temperatures=self.temperatures)
+      return told
 
     return on_each_device(best)(model, dict(batch), frozen)
+
+  @property
+  def calibrated_as(self):
+    return confidence.name_of(self.answering, chosen=self.inference == "allcand")
+
+  def probabilities(self, predictions):
+    rows = predictions["examples"]
+    if "log_probabilities" in rows:  # among all candidates
+      return np.exp(rows["log_probabilities"].astype(np.float64))
+    return super().probabilities(predictions)
 
   def texts(self, predictions):
     """The answers by row, of all rows that could be read."""

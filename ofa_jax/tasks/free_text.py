@@ -4,6 +4,7 @@ from ofa_jax.tasks import caption
 from ofa_jax.tasks.answering import Answering
 
 ANSWERING = Answering(
+  name="text",
   prompt=lambda texts, chinese: _begun(texts["text"], chinese),
   columns={"id": 0, "text": 1},
   id="id",

@@ -20,6 +20,7 @@ from ofa_jax.tasks.seq2seq import Seq2Seq, cut
 from ofa_jax.tokenizers.special import NUM_SPECIAL
 
 ANSWERING = Answering(
+  name="gigaword",
   prompt=lambda texts, chinese: prompts.summary(texts["text"], chinese=chinese),
   columns={"text": 0},
   id="id",
@@ -97,13 +98,26 @@ class Gigaword(Seq2Seq):
 
   def score(self, predictions, streams):
     """ROUGE, over the articles that have a summary and could be read."""
+    pairs = self._pairs(predictions, streams).values()
+    if not pairs:
+      return {}
+    return scoring.scores(*zip(*pairs, strict=True), bootstrap=self.bootstrap)
+
+  def right(self, predictions, streams):
+    """ROUGE-L's F of each summary."""
+    pairs = self._pairs(predictions, streams)
+    if not pairs:
+      return {}
+    told, references = zip(*pairs.values(), strict=True)
+    told = [scoring.hypothesis(text, validation=True) for text in told]
+    rows = rouge.summary_scores(told, [text.lower() for text in references], stem=True)
+    return dict(zip(pairs, rows["rougeL"][:, 2].tolist(), strict=True))
+
+  def _pairs(self, predictions, streams):
+    """(answer, summary) by row, of the articles that have one and could be read."""
     rows, answers = streams["examples"], self.texts(predictions)
     references = {i: rows.row(i)["summary"] for i in answers}
-    known = [i for i in answers if references[i].strip()]
-    if not known:
-      return {}
-    pair = [answers[i] for i in known], [references[i] for i in known]
-    return scoring.scores(*pair, bootstrap=self.bootstrap)
+    return {i: (text, references[i]) for i, text in answers.items() if references[i].strip()}
 
   def results(self, predictions, streams):
     """`predict.json`: "hyp" and "ref" of each article as they are scored, by the row's number."""

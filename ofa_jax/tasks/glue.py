@@ -144,6 +144,7 @@ def answering(part: str) -> Answering:
   """What a part asks and how its answers are told."""
   known = PARTS[part]
   return Answering(
+    name=part,
     prompt=lambda texts, chinese: prompts.sentences(
       known.template, *(texts[name] for name in known.called)
     ),
@@ -253,16 +254,10 @@ class Glue(Chosen):
 
   def score(self, predictions, streams):
     """Accuracy, F1 and Matthews' correlation, of the rows that have labels and could be read."""
-    part, rows = self._part, streams["examples"]
-    answers, labels = [], []
-    for i, answer in self.texts(predictions).items():
-      row = rows.row(i)
-      label = row["label"].strip() if "label" in row else ""
-      if label:
-        answers.append(answer)
-        labels.append(part.labels[label])
-    if not labels:
+    part, pairs = self._part, self._pairs(predictions, streams).values()
+    if not pairs:
       return {}
+    answers, labels = zip(*pairs, strict=True)
     scores = {"acc": scoring.accuracy(answers, labels)}
     counts = scoring.count(answers, labels, positive=part.positive)
     for name, value in (("f1", counts.f1), ("mcc", counts.matthews)):
@@ -273,6 +268,20 @@ class Glue(Chosen):
           warnings.warn(f"{name} is undefined with {said} being {part.positive!r}: 0 is reported")
         scores[name] = value or 0.0
     return scores
+
+  def right(self, predictions, streams):
+    pairs = self._pairs(predictions, streams)
+    return {i: float(answer == label) for i, (answer, label) in pairs.items()}
+
+  def _pairs(self, predictions, streams):
+    """(answer, what the label stands for) by row, of the rows that have labels."""
+    rows, pairs = streams["examples"], {}
+    for i, answer in self.texts(predictions).items():
+      row = rows.row(i)
+      label = row["label"].strip() if "label" in row else ""
+      if label:
+        pairs[i] = answer, self._part.labels[label]
+    return pairs
 
   def results(self, predictions, streams):
     """The file for GLUE's server: the number of each row, from 0, and its label."""

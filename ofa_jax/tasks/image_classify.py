@@ -29,6 +29,7 @@ AUGMENT = ("none", "original", "repaired")
 TFDS_SPLITS = {"valid": "validation"}  # what the splits are called there
 
 ANSWERING = Answering(
+  name="classify",
   prompt=lambda texts, chinese: prompts.caption(chinese=chinese),
   columns={"id": 1, IMAGE: 0},
   id="id",
@@ -112,10 +113,13 @@ class ImageClassify(Chosen):
 
   def score(self, predictions, streams):
     """The original's "score": the share that is right of what has a class and can be read."""
+    right = list(self.right(predictions, streams).values())
+    return {"score": sum(right) / len(right)} if right else {}
+
+  def right(self, predictions, streams):
     rows, told = streams["examples"], self.texts(predictions)
     labels = {i: rows.row(i)["label"] for i in told}
-    right = [told[i] == label for i, label in labels.items() if label.strip()]
-    return {"score": sum(right) / len(right)} if right else {}
+    return {i: float(told[i] == label) for i, label in labels.items() if label.strip()}
 
   def results(self, predictions, streams):
     """`predict.json`: the row's number and its class, as the original writes them."""

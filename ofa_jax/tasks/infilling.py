@@ -19,6 +19,7 @@ from ofa_jax.tasks.seq2seq import Seq2Seq, cut
 from ofa_jax.tokenizers.special import BOS, EOS, NUM_SPECIAL
 
 ANSWERING = Answering(
+  name="infilling",
   prompt=lambda texts, chinese: prompts.whole_text(texts["text"]),
   columns={"id": 0, "text": 1},
   id="id",

@@ -15,6 +15,7 @@ from ofa_jax.tasks.answering import Answering, read
 from ofa_jax.tasks.seq2seq import Seq2Seq
 
 ANSWERING = Answering(
+  name="ocr",
   prompt=lambda texts, chinese: prompts.reading(chinese=chinese),
   columns={"id": 0, IMAGE: 1},
   id="image_id",
@@ -24,7 +25,7 @@ ANSWERING = Answering(
   square=ocr.placed,
   tell=lambda text, scale: text.replace(" ", ""),
 )
-DOCUMENTS = dataclasses.replace(ANSWERING, square=ocr.placed_document)
+DOCUMENTS = dataclasses.replace(ANSWERING, name="ocr_document", square=ocr.placed_document)
 
 # What the original's validation takes for ids that it does not know, in answers and in references.
 _UNKNOWN = "<unk>"
@@ -86,16 +87,30 @@ class OCR(Seq2Seq):
 
   def score(self, predictions, streams):
     """The original's "acc" and "ned", over the rows that have a text and could be read."""
-    rows, told = streams["examples"], self.told(predictions)
-    right = {i: self._reference(rows.row(i)) for i in told}
-    known = [i for i in told if right[i]]
-    if not known:
+    pairs = self._pairs(predictions, streams).values()
+    if not pairs:
       return {}
-    answers = [told[i].replace(_UNKNOWN, _UNKNOWN_ANSWER) for i in known]
-    references = [right[i].replace(_UNKNOWN, _UNKNOWN_REFERENCE) for i in known]
+    answers, references = zip(*pairs, strict=True)
     return {
       "acc": scoring.accuracy(answers, references),
       "ned": scoring.normalized_similarity(answers, references),
+    }
+
+  def right(self, predictions, streams):
+    pairs = self._pairs(predictions, streams)
+    return {i: float(answer == reference) for i, (answer, reference) in pairs.items()}
+
+  def _pairs(self, predictions, streams):
+    """(answer, reference) by row as they are compared, of those that have a text."""
+    rows, told = streams["examples"], self.told(predictions)
+    right = {i: self._reference(rows.row(i)) for i in told}
+    return {
+      i: (
+        answer.replace(_UNKNOWN, _UNKNOWN_ANSWER),
+        right[i].replace(_UNKNOWN, _UNKNOWN_REFERENCE),
+      )
+      for i, answer in told.items()
+      if right[i]
     }
 
   def _learnt(self, row):

@@ -15,13 +15,16 @@ from ofa_jax.data import boxes, prompts
 from ofa_jax.data.text import pre_caption
 from ofa_jax.data.tsv import IMAGE, BadRow
 from ofa_jax.decode.beam import EOS, Search
+from ofa_jax.tasks import confidence
 from ofa_jax.tasks.answering import Answering
 from ofa_jax.tasks.seq2seq import PAGE_PIXELS, Seq2Seq
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
 CORNERS = 4  # numbers of a box
+NO_BOX = np.full(CORNERS, np.nan, np.float32)
 
 ANSWERING = Answering(
+  name="refcoco",
   prompt=lambda texts, chinese: prompts.region(texts["text"], chinese=chinese),
   columns={"id": 0, IMAGE: 4, "text": 2},
   id="uniq_id",
@@ -40,6 +43,10 @@ class RefCOCO(Seq2Seq):
     clip: whether a box that reaches over its picture's edge ends there; else its row is bad.
     box_size: pixels that the bins divide (--max-image-size).
     max_words: of a text (--max-src-length).
+    min_probability: of a box; where it is less, what the text describes is told to be absent. It
+      needs a calibrated model. None: every box is told.
+    absent: whether a row without a box is one whose text describes nothing in its picture, for
+      which it is right to say so; else such a row counts for nothing.
     any_box: whether the best hypothesis that is a box is the answer. Else it is the best of all, as
       in the original; there is none where that is no box.
   """
@@ -55,6 +62,8 @@ class RefCOCO(Seq2Seq):
   clip: bool = False
   box_size: int = boxes.BOX_SIZE
   max_words: int = prompts.MAX_WORDS
+  min_probability: float | None = None
+  absent: bool = False
   any_box: bool = False
   search: Search = dataclasses.field(default_factory=lambda: dataclasses.replace(ANSWERING.search))
 
@@ -97,51 +106,97 @@ class RefCOCO(Seq2Seq):
       )
     if self.max_words < 1:
       faults.append(f"task.max_words: expected at least 1, found {self.max_words}")
+    if self.min_probability is not None and not 0 <= self.min_probability <= 1:
+      faults.append(f"task.min_probability: expected None or 0 to 1, found {self.min_probability}")
     return faults
+
+  def streams(self, split):
+    if self.min_probability is not None and not self.temperatures:
+      raise ValueError(
+        confidence.MISSING.format(what="task.min_probability", name=self.calibrated_as)
+      )
+    return super().streams(split)
 
   def best(self, hypotheses):
     """Of each row the best hypothesis, with `any_box` of those that are boxes if some are."""
     tokens = hypotheses.tokens
-    if not self.any_box or tokens.shape[2] <= CORNERS:
-      return super().best(hypotheses)
-    first = self.words.bin_id(0)
-    are_boxes = jnp.all(tokens[..., :CORNERS] >= first, axis=2) & (tokens[..., CORNERS] == EOS)
-    chosen = jnp.argmax(are_boxes, axis=1)
-    take = (jnp.arange(len(chosen)), chosen)
-    return {"tokens": tokens[take], "score": hypotheses.scores[take]}
+    best = super().best(hypotheses)
+    if self.any_box and tokens.shape[2] > CORNERS:
+      first = self.words.bin_id(0)
+      are_boxes = jnp.all(tokens[..., :CORNERS] >= first, axis=2) & (tokens[..., CORNERS] == EOS)
+      chosen = jnp.argmax(are_boxes, axis=1)
+      take = (jnp.arange(len(chosen)), chosen)
+      best |= {"tokens": tokens[take], "score": hypotheses.scores[take]}
+    if self.temperatures:
+      logs = confidence.log_probabilities(hypotheses)
+      best |= {"hypotheses": tokens, "hypotheses_log_probability": logs}
+    return best
 
   def predict(self, model, batch, *, rngs, frozen):
     predictions = super().predict(model, batch, rngs=rngs, frozen=frozen)
     return {**predictions, "size": batch["size"]}
 
   def told(self, predictions):
-    """The boxes by row, in pixels of the stored picture; None where the answer is none."""
-    read, told = predictions["examples"], {}
-    for i in map(int, np.flatnonzero(read["valid"])):
-      tokens = read["tokens"][i][: CORNERS + 1]
-      box = (
-        read_box(tokens, tokenizer=self.words, scale=np.ones(2), box_size=self.box_size)
-        if tokens[-1] == EOS
-        else None
-      )
-      scale = read["size"][i] / self.image_size
-      told[i] = None if box is None else self.answering.tell(box, scale)
-    return told
+    """The boxes by row, in pixels of the stored picture.
+
+    None where the answer is no box, or where its probability is below `min_probability`.
+    """
+    told = self._told(predictions)
+    if self.min_probability is None or len(self.temperatures) != 1:
+      return told
+    sure = self.probabilities(predictions)[:, 0] >= self.min_probability
+    return {i: box if sure[i] else None for i, box in told.items()}
+
+  def probabilities(self, predictions):
+    """Of a box and of those that are nearly the same, see `confidence.merged`; 0 of no box."""
+    read = predictions["examples"]
+    logs = np.full(len(read["valid"]), -np.inf)
+    for i in np.flatnonzero(read["valid"]):
+      said = [self._read(tokens) for tokens in read["hypotheses"][i]]
+      said = np.stack([NO_BOX if box is None else box for box in said])
+      _, logs[i] = answer(said, read["hypotheses_log_probability"][i], any_box=self.any_box)
+    return confidence.probabilities(logs, temperatures=self.temperatures)
 
   def score(self, predictions, streams):
     """The original's "score": Acc@0.5, the share of boxes that overlap the right ones by half.
 
-    The right boxes are those of the files, not their bins; rows without one count for nothing.
+    The right boxes are those of the files, not their bins; rows without one count for nothing, but
+    with `absent`, where it is right to tell none.
     """
+    rows, told = streams["examples"], self.told(predictions)
+    right = [
+      hit if told[i] is not None else float(self.absent and not rows.row(i)["box"].strip())
+      for i, hit in self.right(predictions, streams).items()
+    ]
+    return {"score": float(np.mean(right))} if right else {}
+
+  def right(self, predictions, streams):
+    """1 for a box that overlaps the right one by half, were it told or not (`min_probability`)."""
     rows, sizes = streams["examples"], predictions["examples"]["size"]
-    told = self.told(predictions)
-    right = {i: self._box(rows.row(i), sizes[i]) for i in told}
-    known = [i for i in told if right[i] is not None]
-    if not known:
-      return {}
-    none = [np.nan] * CORNERS
-    answers = np.array([none if told[i] is None else told[i] for i in known], np.float32)
-    return {"score": float(np.mean(boxes.hits(answers, np.stack([right[i] for i in known]))))}
+    told = self._told(predictions)
+    references = {i: self._box(rows.row(i), sizes[i]) for i in told}
+    known = [i for i in told if references[i] is not None]
+    pairs = [(NO_BOX if told[i] is None else told[i], references[i]) for i in known]
+    answers, right = np.array(pairs, np.float32).reshape(-1, 2, CORNERS).swapaxes(0, 1)
+    hits = boxes.hits(answers, right).astype(float)
+    absent = dict.fromkeys(told, 0.0) if self.absent else {}
+    return absent | dict(zip(known, hits.tolist(), strict=True))
+
+  def _told(self, predictions):
+    """The boxes by row, whatever their probability."""
+    read, told = predictions["examples"], {}
+    for i in map(int, np.flatnonzero(read["valid"])):
+      box = self._read(read["tokens"][i])
+      scale = read["size"][i] / self.image_size
+      told[i] = None if box is None else self.answering.tell(box, scale)
+    return told
+
+  def _read(self, tokens):
+    """The box that tokens say, float32[4] in pixels of the model's picture; None: none."""
+    tokens = tokens[: CORNERS + 1]
+    if tokens[-1] != EOS:
+      return None
+    return read_box(tokens, tokenizer=self.words, scale=np.ones(2), box_size=self.box_size)
 
   def cell(self, row, answer, *, image):
     """The text, the box that the model found, and in grey the right one."""
@@ -166,6 +221,26 @@ class RefCOCO(Seq2Seq):
       return boxes.read(text, size=(int(size[0]), int(size[1])), clip=self.clip)
     except ValueError as error:
       raise BadRow(row.name, str(error)) from error
+
+
+def answer(
+  said: np.ndarray, log_probabilities: np.ndarray, *, any_box: bool
+) -> tuple[int | None, float]:
+  """Which hypothesis of an input is its answer, and the log-probability of its box.
+
+  Args:
+    said: float32[M, 4], the boxes of the hypotheses, the best first; NaN where they are none.
+    log_probabilities: float[M] of the hypotheses.
+    any_box: whether the best that is a box is the answer; else the best is, if it is a box.
+
+  Returns:
+    Its number, None where there is none, and the log-probability of it and of those that are nearly
+    the same, see `confidence.merged`.
+  """
+  regions = confidence.merged(said, log_probabilities)
+  if not regions or not (any_box or regions[0][0] == 0):
+    return None, -np.inf
+  return regions[0]
 
 
 def read_box(

@@ -21,15 +21,16 @@ import numpy as np
 
 from ofa_jax import hub, losses, pictures
 from ofa_jax.data import images
-from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
-from ofa_jax.data.protocols import TextImages
+from ofa_jax.data.cache import DEFAULT_MAX_BYTES
 from ofa_jax.data.rows import Row
 from ofa_jax.data.tsv import IMAGE, Table
 from ofa_jax.decode import answers
 from ofa_jax.decode.beam import Hypotheses, Search
 from ofa_jax.decode.trie import Trie
+from ofa_jax.tasks import confidence
 from ofa_jax.tasks.answering import Answering, read
-from ofa_jax.tasks.base import Predictions, Task, normalized, spec_of
+from ofa_jax.tasks.base import Confidences, Predictions, Task, normalized, spec_of
+from ofa_jax.tasks.example_rows import Rows
 from ofa_jax.tasks.taught import Taught, filled, learnt_places, twice
 from ofa_jax.tasks.words import check_tokenizer, load_tokenizer, tokenizer_folder
 from ofa_jax.tokenizers.ofa import OFATokenizer, layout_files
@@ -68,6 +69,8 @@ class Seq2Seq(Task):
     allowed_range: ids (first, end) that have a probability beside the special ones; None: all.
     search: how answers are generated in evaluations; lengths do not count the decoder's prompts.
     cache_dir, cache_bytes: folder and limit of the decode cache; None: off.
+    temperatures: at which evaluations give the probability of each answer (`tasks/confidence.py`);
+      set by the commands that calibrate a model or evaluate a calibrated one. (): not at all.
     page: rows of an evaluation that a page shows with their pictures, see `cell`; 0: none.
   """
 
@@ -101,6 +104,7 @@ class Seq2Seq(Task):
   search: Search = dataclasses.field(default_factory=Search)
   cache_dir: str | None = None
   cache_bytes: int = DEFAULT_MAX_BYTES
+  temperatures: tuple[float, ...] = ()
   page: int = 0
 
   def example(self, row: Row, rng: np.random.Generator | None) -> dict[str, Any]:
@@ -188,7 +192,7 @@ class Seq2Seq(Task):
       predictions, streams
     )
 
-  def pages(self, predictions: Predictions, streams: Mapping[str, "Rows"]) -> dict[str, bytes]:
+  def pages(self, predictions: Predictions, streams: Mapping[str, Rows]) -> dict[str, bytes]:
     """`page.png`, the first `page` rows that could be read."""
     if not self.page:
       return {}
@@ -199,6 +203,34 @@ class Seq2Seq(Task):
   def cell(self, row: Row, answer: Any, *, image: np.ndarray) -> pictures.Cell:
     """A row on the page: the answer as of `told`, its picture uint8[P, P, 3], P = PAGE_PIXELS."""
     raise NotImplementedError(f"{type(self).__name__} has no page; set page=0")
+
+  @property
+  def calibrated_as(self) -> str | None:
+    """The name of the calibration that its answers' probabilities are by; None: there is none."""
+    return None if self.answering is None else confidence.name_of(self.answering, chosen=False)
+
+  def right(self, predictions: Predictions, streams: Mapping[str, Rows]) -> dict[int, float]:
+    """How right answers are, from 0 to 1, by row, of those whose references are known."""
+    del predictions, streams
+    return {}
+
+  def probabilities(self, predictions: Predictions) -> np.ndarray:
+    """The probabilities float64[N, T] of the answers of all rows at `temperatures`."""
+    return confidence.probabilities(
+      predictions["examples"]["log_probability"], temperatures=self.temperatures
+    )
+
+  def confidences(self, predictions, streams):
+    """See `Evaluates`; "told" has row, answer and, of one temperature, "probability"."""
+    if not self.temperatures:
+      return None
+    told, right = self.told(predictions), self.right(predictions, streams)
+    chosen = self.probabilities(predictions)[list(told)]
+    lines = [{"row": i, self.answering.result: answer} for i, answer in told.items()]
+    if len(self.temperatures) == 1:
+      for line, value in zip(lines, chosen[:, 0], strict=True):
+        line["probability"] = float(value)
+    return Confidences(chosen, np.array([right.get(i, np.nan) for i in told], float), lines)
 
   def assemble(self, example: Mapping[str, Any], *, warn: bool = False) -> dict[str, np.ndarray]:
     """Begin, end and padding put to the ids of an example.
@@ -243,6 +275,12 @@ class Seq2Seq(Task):
     for field in ("smoothing", "drop_worst", "drop_best"):
       if not 0 <= (share := getattr(self, field)) < 1:
         faults.append(f"task.{field}: expected a share from 0 to below 1, found {share}")
+    if self.temperatures and self.calibrated_as is None:
+      faults.append(
+        f"task.temperatures: expected (), as nothing is asked, found {self.temperatures}"
+      )
+    if any(not t > 0 for t in self.temperatures):
+      faults.append(f"task.temperatures: expected numbers above 0, found {self.temperatures}")
     if self.log_end is not None and not 0 < self.log_end <= 1:
       faults.append(f"task.log_end: expected None or 0 < log_end <= 1, found {self.log_end}")
     try:
@@ -254,7 +292,7 @@ class Seq2Seq(Task):
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     return spec_of(self.blank(), batch_size)
 
-  def examples(self, split: str) -> "Rows":
+  def examples(self, split: str) -> Rows:
     files = {"train": self.train, "valid": self.valid, "test": self.test}.get(split)
     if not files:
       raise ValueError(f"Expected data for the split {split!r} in task.{split}, found none")
@@ -329,7 +367,7 @@ class Seq2Seq(Task):
     given = jnp.cumprod(batch["target"] == PAD, axis=1)[:, :room] > 0
     return jnp.where(given, batch["previous"][:, 1 : room + 1], PAD)
 
-  def streams(self, split: str) -> dict[str, "Rows"]:
+  def streams(self, split: str) -> dict[str, Rows]:
     return {"examples": self.examples(split)}
 
   def predict(self, model, batch, *, rngs, frozen):
@@ -345,8 +383,14 @@ class Seq2Seq(Task):
     return answers.on_each_device(best)(model, {"batch": batch, "rngs": keys}, frozen)
 
   def best(self, hypotheses: Hypotheses) -> dict[str, jax.Array]:
-    """The "tokens" int32[B, N] of each row's answer, and its "score": those of the best one."""
-    return {"tokens": hypotheses.tokens[:, 0], "score": hypotheses.scores[:, 0]}
+    """The "tokens" int32[B, N] of each row's answer, and its "score": those of the best one.
+
+    With `temperatures` also what `probabilities` needs.
+    """
+    best = {"tokens": hypotheses.tokens[:, 0], "score": hypotheses.scores[:, 0]}
+    if self.temperatures:
+      best["log_probability"] = confidence.log_probabilities(hypotheses)[:, 0]
+    return best
 
   def generate(
     self,
@@ -355,6 +399,7 @@ class Seq2Seq(Task):
     *,
     rngs: jax.Array | None = None,
     trie: Trie | None = None,
+    search: Search | None = None,
   ) -> Hypotheses:
     """Searches for the answers of a batch behind their prompts, which are left out of them.
 
@@ -363,11 +408,12 @@ class Seq2Seq(Task):
       batch: of `blank`'s fields, and "weight".
       rngs: PRNG keys [B], for a search that samples.
       trie: what may follow the prompts.
+      search: None: that of evaluations.
     """
     return answers.generate(
       [model],
       [model.encode(batch["source"], **self.pictures(batch))],
-      search=self.search,
+      search=search or self.search,
       batch=len(batch["source"]),
       prompts=self.decoder_prompts(batch) if self.prompts else None,
       trie=trie,
@@ -382,60 +428,6 @@ class Seq2Seq(Task):
       "Data Time: {data_time:.3f}s | Batch Time: {batch_time:.3f}s | LR: {lr:.3e} | "
       "Global Batch Size: {batch_size}"
     ).format(**values)
-
-
-class Rows:
-  """The rows of a table as examples of a task.
-
-  Attributes:
-    table: the files.
-  """
-
-  def __init__(self, task: Seq2Seq, table: TextImages, notes: Sequence[str] = ()):
-    self.table = table
-    self.notes = notes
-    self._task = task
-    self._fields = task.blank().keys()
-    self._reader = None
-    if IMAGE in task.fields:
-      self._reader = ImageReader(
-        table,
-        size=task.image_size,
-        rgb_first=True,
-        cache_dir=task.cache_dir,
-        cache_bytes=task.cache_bytes,
-      )
-
-  def __len__(self) -> int:
-    return len(self.table)
-
-  def row(self, i: int) -> Row:
-    """Row `i`, of which only what is asked for is read."""
-    return Row(self.table, i, reader=self._reader)
-
-  def image(self, i: int, *, size: int) -> np.ndarray:
-    """uint8[size, size, 3] of row `i`, for people. Raises BadRow when it cannot be read."""
-    return ImageReader(self.table, size=size, rgb_first=True).read(i, None)
-
-  def example(self, i: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-    """The fields of `Seq2Seq.blank`. Raises BadRow when the row cannot be read."""
-    example = self._task.assemble(self._task.example(self.row(i), rng), warn=rng is not None)
-    if example.keys() != self._fields:
-      raise ValueError(
-        f"Expected {', '.join(sorted(self._fields))}, the fields of `blank`, from "
-        f"{type(self._task).__name__}.example, found {', '.join(sorted(example))}"
-      )
-    return example
-
-  def blank(self) -> dict[str, np.ndarray]:
-    """What stands in a batch where a row is bad."""
-    return self._task.blank()
-
-  def close(self) -> None:
-    """Closes the decode cache and the files."""
-    if self._reader:
-      self._reader.close()
-    self.table.close()
 
 
 def cut(name: str, ids: Sequence[int], room: int, *, warn: bool) -> list[int]:

@@ -20,6 +20,7 @@ from ofa_jax.tasks.seq2seq import cut
 from ofa_jax.tasks.words import load_tokenizer
 
 ANSWERING = Answering(
+  name="snli_ve",
   prompt=lambda texts, chinese: prompts.entailment(texts["text"], texts.get("premise")),
   columns={"id": 0, IMAGE: 2, "text": 3, "premise": 4},
   id="uniq_id",
@@ -85,10 +86,13 @@ class SnliVE(Chosen):
 
   def score(self, predictions, streams):
     """The original's "snli_score": the share that is right of what has a label and can be read."""
-    rows = streams["examples"]
-    labels = {i: rows.row(i)["label"].strip() for i in self.texts(predictions)}
-    right = [LABELS[labels[i]] == x for i, x in self.texts(predictions).items() if labels[i]]
+    right = list(self.right(predictions, streams).values())
     return {"snli_score": sum(right) / len(right)} if right else {}
+
+  def right(self, predictions, streams):
+    rows, answers = streams["examples"], self.texts(predictions)
+    labels = {i: rows.row(i)["label"].strip() for i in answers}
+    return {i: float(LABELS[labels[i]] == x) for i, x in answers.items() if labels[i]}
 
   def results(self, predictions, streams):
     """`predict.json`: id and answer, as the original writes them, and the label that is meant."""

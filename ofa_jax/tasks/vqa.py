@@ -41,6 +41,7 @@ def asked(
 
 
 ANSWERING = Answering(
+  name="vqa",
   prompt=lambda texts, chinese: asked(texts),
   columns={"id": 0, IMAGE: 5, "text": 2, "objects": 4},
   id="question_id",
@@ -124,13 +125,14 @@ class VQA(Chosen):
 
   def score(self, predictions, streams):
     """The original's "vqa_score", over the questions that have answers and could be read."""
-    rows = streams["examples"]
-    answers = self.texts(predictions)
+    right = list(self.right(predictions, streams).values())
+    return {"vqa_score": sum(right) / len(right)} if right else {}
+
+  def right(self, predictions, streams):
+    """The confidence that people's answers give to each answer."""
+    rows, answers = streams["examples"], self.texts(predictions)
     references = {i: vqa.confidences(rows.row(i)["answer"]) for i in answers}
-    known = [i for i in answers if references[i]]
-    if not known:
-      return {}
-    return {"vqa_score": vqa.score([answers[i] for i in known], [references[i] for i in known])}
+    return {i: vqa.score([text], [references[i]]) for i, text in answers.items() if references[i]}
 
   def cell(self, row, answer, *, image):
     references = vqa.confidences(row["answer"])

@@ -102,6 +102,7 @@ def test_fused_attention_of_bert_is_its_own(script):
     np.testing.assert_allclose(fused(x, mask)[0], own(x, mask)[0], atol=1e-6)
 
 
+@pytest.mark.slow  # both compile, 20 s; tests/engine/test_step.py trains in bf16
 def test_half_precision_trains(script, setting, monkeypatch):
   """The GPU's precision, on this CPU."""
   pytest.importorskip("cn_clip")

@@ -140,7 +140,15 @@ def test_a_change_of_the_recipe_needs_a_new_version(path):
     for i, group in enumerate(said):
       digest.update("&&".join(group).encode())
       digest.update(Image.open(io.BytesIO(table.encoded(i))).tobytes())
-  assert (quickstart_ofa.VERSION, digest.hexdigest()[:16]) == (3, "f698f709f3da5ba9")
+  assert (quickstart_ofa.VERSION, digest.hexdigest()[:16]) == (4, "f698f709f3da5ba9")
+
+
+def test_to_learn_from_rewards_there_are_all_captions(path):
+  lines = [(path / f"{name}.tsv").read_text().splitlines() for name in ("train", "train_all")]
+  for one, both in zip(*lines, strict=True):
+    one, both = one.split("\t"), both.split("\t")
+    assert one[2] in both[2].split("&&") and len(both[2].split("&&")) == 2
+    assert one[:2] + one[3:] == both[:2] + both[3:]
 
 
 def test_two_processes_at_once(tmp_path):

@@ -144,7 +144,7 @@ def test_captions_from_a_field_of_json(tmp_path):
     assert part in note
 
 
-def test_incomplete_samples_are_counted_and_named_in_the_log(digits, tmp_path):
+def test_incomplete_samples_are_counted_and_named_in_the_log(digits, two_devices, tmp_path):
   image = plain_jpeg(7, size=16)
   members = [(f"{i:03}.{kind}", image if kind == "jpg" else b"x %d" % i)
              for i in range(40) for kind in ("jpg", "txt")]  # fmt: skip

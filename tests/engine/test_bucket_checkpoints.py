@@ -9,13 +9,15 @@ import pytest
 from ofa_jax import storage
 from ofa_jax.engine import bucket_arrays, checkpoint, log
 from ofa_jax.engine.best import Best
-from tests import bucket_servers
+from tests import bucket_servers, tiny
 from tests.engine.test_checkpoint import assert_same, layout, numbered, program_of
 
 
 @pytest.fixture(scope="module")
 def program(digits):
-  return program_of(digits, ema=0.9)
+  """Of few numbers: a bucket is a process of Python here."""
+  model = dataclasses.replace(tiny.MODEL, text=dataclasses.replace(tiny.BERT, vocab_size=64))
+  return program_of(digits, ema=0.9, model=model)
 
 
 def test_round_trip(bucket, program, services):

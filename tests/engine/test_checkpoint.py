@@ -279,6 +279,24 @@ def test_a_damaged_one_is_told_once_and_the_older_whole_one_taken(
   assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+def test_checksums_that_a_killed_run_did_not_get_to_are_made_up_for(
+  digits, kept, tmp_path, read_only
+):
+  shutil.copytree(kept, tmp_path / "run")
+  newest = tmp_path / "run" / "checkpoints" / "6"
+  expected = json.loads((newest / checksums.NAME).read_text())
+  (newest / checksums.NAME).rename(newest / f".{checksums.NAME}.123")  # killed amid their writing
+  with checkpoint.Checkpoints(tmp_path / "run", read_only=read_only) as checkpoints:
+    state = checkpoints.restore_newest(**layout(program_of(digits, ema=0.9)), warn=pytest.fail)
+  assert int(state.step) == 6
+  if read_only:
+    assert not (newest / checksums.NAME).exists()
+  else:
+    assert json.loads((newest / checksums.NAME).read_text()) == expected
+    assert not list(newest.glob(".*"))
+
+
 def test_a_damaged_one_is_not_passed_over_where_it_was_asked_for(digits, kept, tmp_path):
   shutil.copytree(kept, tmp_path / "run")
   cut(largest(tmp_path / "run" / "checkpoints" / "6" / "ema"))

@@ -134,10 +134,10 @@ def test_patterns_that_are_of_no_matrix_are_told(changes, message):
 
 
 @pytest.fixture(scope="module")
-def config(digits):
-  """Few numbers of a Chinese-CLIP, on eight devices."""
+def config(digits, two_devices):
+  """Few numbers of a Chinese-CLIP, on two devices."""
   tuned = Lora(matrices=(r"/attn/(qkv|out)/kernel$",), rank=2, alpha=4.0, also=("^logit_scale$",))
-  config = tiny.config(digits, mesh=MeshShape(data=2, fsdp=2, tensor=2), save_every=2, steps=4)
+  config = tiny.config(digits, mesh=MeshShape(data=1, fsdp=2), save_every=2, steps=4)
   return dataclasses.replace(
     config, optim=dataclasses.replace(config.optim, lr=1e-2, lora=tuned), log_every=1
   )
@@ -179,9 +179,12 @@ def test_gone_on_with_bit_for_bit(config, trained, tmp_path):
   assert_bit_equal(final_state(trained), final_state(tmp_path / "broken"))
 
 
-def test_eight_devices_are_one(config, trained):
-  alone = dataclasses.replace(config, mesh=MeshShape(), evals=())
-  history, state = test_step.run(alone, steps=4, of=4)
+@pytest.mark.parametrize(
+  ("shape", "devices"), [(MeshShape(), 1), (MeshShape(data=2, fsdp=2, tensor=2), 8)]
+)
+def test_one_and_eight_devices_are_two(config, trained, shape, devices):
+  alone = dataclasses.replace(config, mesh=shape, evals=())
+  history, state = test_step.run(alone, steps=4, of=4, mesh=test_step.make_mesh(shape, devices))
   rows = [row for row in log.read_metrics(trained) if "train/loss" in row]
   losses = [[row["train/loss"], row["train/grad_norm"]] for row in rows]
   np.testing.assert_allclose(losses, history, rtol=1e-4)

@@ -17,11 +17,12 @@ from ofa_jax.tasks.base import Task
 from tests import tiny
 
 HALVES = ("^visual/", "^(bert|text_projection)")
+DEVICES = jax.devices()  # all eight, also where a test gives a run two
 
 
 def make_mesh(shape=None, devices=1):
   shape = shape or MeshShape()
-  return sharding.make_mesh(mesh_sizes(shape, devices), devices=jax.devices()[:devices])
+  return sharding.make_mesh(mesh_sizes(shape, devices), devices=DEVICES[:devices])
 
 
 _FRESH = {}  # compiling the initialisation takes longer than the steps of a test
@@ -72,9 +73,10 @@ def reference(digits):
   "shape",
   [
     MeshShape(),
-    MeshShape(data=1, fsdp=8),
+    # The others split in both ways too, though in fewer parts.
+    pytest.param(MeshShape(data=1, fsdp=8), marks=pytest.mark.slow),
     MeshShape(data=2, fsdp=4),
-    MeshShape(data=1, fsdp=1, tensor=8),
+    pytest.param(MeshShape(data=1, fsdp=1, tensor=8), marks=pytest.mark.slow),
     MeshShape(data=2, fsdp=2, tensor=2),
   ],
   ids=["data8", "fsdp8", "2x4", "tensor8", "2x2x2"],
@@ -118,7 +120,7 @@ def test_initialisation_does_not_depend_on_the_mesh(digits):
     np.testing.assert_array_equal(trees.flatten(states[1].params)[path], x, err_msg=path)
 
 
-@pytest.mark.parametrize("accum", [2, 4])
+@pytest.mark.parametrize("accum", [2, pytest.param(4, marks=pytest.mark.slow)])  # 4 on a mesh below
 def test_accumulation_is_the_whole_batch(digits, reference, accum):
   config = tiny.config(digits, accum=accum)
   history, state = run(config)

@@ -75,12 +75,22 @@ def test_usage(name):
   assert name in result.stderr
 
 
+@pytest.mark.slow  # two processes compile, as they do in the test of SLURM's script
 def test_local_runs_two_processes(environment, tmp_path):
   command = [LAUNCH / "local.sh", "2", *TRAIN, *SHORT, f"--workdir={tmp_path}"]
   result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
   assert result.returncode == 0, result.stdout + result.stderr
   assert "on 2 host(s)" in result.stdout
   assert [r["step"] for r in log.read_metrics(tmp_path)] == [2, 4, 6]
+
+
+def test_local_starts_processes_of_one_job():
+  script = 'echo "$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID"'
+  command = [LAUNCH / "local.sh", "2", "bash", "-c", script]
+  said = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+  (address,) = {line.split(" ")[0] for line in said}
+  assert re.fullmatch(r"(localhost|127\.0\.0\.1):\d+", address)
+  assert sorted(line.split(" ")[1:] for line in said) == [["2", "0"], ["2", "1"]]
 
 
 def test_local_passes_on_a_failure():

@@ -277,6 +277,8 @@ def test_keep_goes_on_after_a_preemption(fake):
   process = keep(fake)
   starts = [fake / f"worker-{i}" / "ofa_jax" / "starts" for i in range(2)]
   wait_for(lambda: all(path.exists() for path in starts))
+  # The start is over when they are asked again how they are; before, it is waited for, a minute.
+  wait_for(lambda: sum("not-started" in " ".join(words) for words in calls(fake, "ssh")) > 1)
   (fake / "ends").write_text("75\n0\n")  # interrupted once more, then finished
   environment = {**os.environ, "FAKE": str(fake)}
   script = (

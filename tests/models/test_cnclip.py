@@ -239,7 +239,8 @@ def test_bfloat16_is_finite_and_close(model):
     assert g.dtype == (jnp.float32 if path == "logit_scale" else jnp.bfloat16), path
 
 
-@pytest.mark.parametrize("model", MICRO)
+# A quarter of a minute for the second; tests/engine/test_step.py trains a ResNet on eight devices.
+@pytest.mark.parametrize("model", ["micro_vit", pytest.param("micro_rn50", marks=pytest.mark.slow)])
 def test_eight_devices_compute_what_one_does(model):
   """In float64, where the order of a sum does not decide on which side of a kink a ReLU stands."""
   graph, params, rest = micro_split(model, dropout=0.1, scan=Scan(remat="dots"))

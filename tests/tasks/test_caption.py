@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ofa_jax.data import images
+from ofa_jax.scoring import coco, java
 from ofa_jax.tasks.base import normalized
 from ofa_jax.tasks.caption import Caption
 from tests.ofa_files import GOLDEN, write_bpe
@@ -68,7 +69,7 @@ def test_rows_are_the_originals(case, bpe, tmp_path):
       np.testing.assert_allclose(part, pixels, atol=1e-6)
 
 
-def test_scores_and_files_of_what_could_be_read(bpe, tmp_path):
+def test_scores_and_files_of_what_could_be_read(bpe, tmp_path, monkeypatch):
   path = shutil.copy(FOLDER / "caption_val.tsv", tmp_path)
   task = Caption(valid=(str(path),), tokenizer=bpe, image_size=16, target_length=62, page=2)
   streams = task.streams("valid")
@@ -82,6 +83,14 @@ def test_scores_and_files_of_what_could_be_read(bpe, tmp_path):
   scores = task.score(predictions, streams)
   assert set(scores) == {"cider", "bleu4", "rouge_l", "exact"}
   assert scores["exact"] == 3 / 5  # punctuation does not count, case does
+  assert task.right(predictions, streams) == {0: 0.5, 1: 0, 2: 1, 4: 1, 5: 1}  # ROUGE-L
+  monkeypatch.setattr(java, "missing", lambda: dict.fromkeys(("meteor", "spice"), "no java"))
+  official = dataclasses.replace(task, coco=True)
+  with pytest.warns(UserWarning, match=r"^not scored: METEOR \(no java\), SPICE \(no java\); see"):
+    official.streams("valid")
+  more = official.score(predictions, streams)
+  assert more.keys() - scores.keys() == set(coco.METRICS) - {"coco_meteor", "coco_spice"}
+  assert more.keys() <= set(task.metrics) and scores.items() <= more.items()
   files = task.results(predictions, streams)
   found = json.loads(files["predict.json"])
   assert [row["image_id"] for row in found] == ["img0", "img1", "img2", "img4", "img5"]

@@ -220,7 +220,7 @@ def test_tasks_that_go_through_the_model_together_cost_what_each_costs_alone(tas
   parts = {"caption": parts["caption"], "vqa": parts["vqa"], "twice": rdrop}
   mixture = Mixture(tasks=parts, shares=dict.fromkeys(parts, 1))
   assert mixture.joined() == [["caption", "vqa", "twice"]]
-  large = dataclasses.replace(parts["caption"], image_size=48)
+  large = dataclasses.replace(parts["caption"], image_size=64)
   assert dataclasses.replace(mixture, tasks={**parts, "caption": large}).joined() == [
     ["caption"],
     ["vqa", "twice"],

@@ -147,6 +147,7 @@ def test_a_teacher_adds_its_losses(digits, teacher):
   np.testing.assert_allclose(history[0]["distill_features"], kd, rtol=1e-4)
 
 
+@pytest.mark.slow  # compiles two steps; the quick one on eight devices is that of SigLIP
 def test_a_teacher_on_eight_devices_is_one(digits, teacher):
   config = tiny.config(digits, task={"teacher": teacher, "distill_logits": 2.0})
   one = run(config, steps=1)[2][0]

@@ -13,7 +13,7 @@ from ofa_jax.config import Config, Optim
 from ofa_jax.data import boxes
 from ofa_jax.data.tsv import BadRow
 from ofa_jax.decode.beam import Hypotheses
-from ofa_jax.tasks.refcoco import RefCOCO, read_box
+from ofa_jax.tasks.refcoco import RefCOCO, answer, read_box
 from ofa_jax.validation import validate
 from tests.ofa_directory import write_words
 from tests.ofa_files import GOLDEN, check_rows, write_bpe, write_chinese
@@ -195,6 +195,56 @@ def test_the_best_hypothesis_counts_or_the_best_box_and_the_files_are_the_origin
   np.testing.assert_allclose(whole, expected, rtol=1e-6)
   predictions["examples"]["valid"][:] = [False, False, False, True]
   assert task.score(predictions, streams) == {}
+
+
+def test_the_best_hypothesis_is_the_answer_unless_any_box_is():
+  said = np.array([[np.nan] * 4, [0, 0, 10, 10], [0, 0, 10, 9]], np.float32)
+  logs = np.log([0.5, 0.2, 0.1])
+  assert answer(said, logs, any_box=False) == (None, -np.inf)
+  assert answer(said, logs, any_box=True) == (1, pytest.approx(np.log(0.3)))
+  assert answer(said[1:], logs[1:], any_box=False) == (0, pytest.approx(np.log(0.3)))
+  assert answer(said[:1], logs[:1], any_box=True) == (None, -np.inf)
+
+
+def test_probabilities_and_what_is_told_to_be_absent(words, tmp_path):
+  """Two hypotheses that are nearly one box count together; a row without a box is of nothing."""
+  path = tmp_path / "valid.tsv"
+  rows = [["1", PICTURE, "cat", "0,0,80,80"], ["2", PICTURE, "dog", "0,0,80,80"]]
+  rows += [["3", PICTURE, "cow", ""], ["4", PICTURE, "sky", ""]]
+  path.write_text("".join("\t".join(row) + "\n" for row in rows))
+  task = RefCOCO(
+    valid=(str(path),), columns=(0, 1, 2, 3), tokenizer=words["micro"], image_size=512,
+    absent=True, min_probability=0.5,
+  )  # fmt: skip
+  with pytest.raises(ValueError, match=r"task\.min_probability: expected a calibration of refcoco"):
+    task.streams("valid")
+  first = task.words.bin_id(0)
+  large, near, small = (
+    [first + i for i in bins] + [2] for bins in ((0, 0, 12, 12), (0, 0, 12, 10), (0, 0, 4, 4))
+  )
+  said = [5, 6, 7, 8, 2]
+  task.temperatures = (2.0,)
+  made = hypotheses([[large, near], [small, large], [small, said], [said, said]], [[-1, -2]] * 4)
+  positional = np.zeros((4, 2, 5), np.float32)
+  positional[:, :, 0] = np.log([[0.3, 0.06], [0.16, 0.09], [0.04, 0.9], [0.5, 0.5]])
+  found = jax.device_get(task.best(made._replace(positional_scores=jnp.asarray(positional))))
+  sizes = np.float32([[100, 100]] * 4)
+  predictions = {"examples": found | {"size": sizes, "valid": np.array([True] * 4)}}
+  probabilities = task.probabilities(predictions)[:, 0]
+  np.testing.assert_allclose(probabilities, [0.6, 0.4, 0.2, 0], rtol=1e-6)
+  streams = task.streams("valid")
+  assert [box is not None for box in task.told(predictions).values()] == [True, False, False, False]
+  # Told and right; absent, which it is not; absent twice, as is right.
+  assert task.score(predictions, streams) == {"score": 0.75}
+  sure = task.confidences(predictions, streams)
+  assert sure.right.tolist() == [1, 0, 0, 0]  # of the boxes, were they told or not
+  assert [line["row"] for line in sure.told] == [0, 1, 2, 3]
+  assert sure.told[1] == {"row": 1, "box": None, "probability": pytest.approx(0.4)}
+  anyhow = dataclasses.replace(task, min_probability=None)
+  assert anyhow.score(predictions, streams) == {"score": 0.5}
+  known = dataclasses.replace(anyhow, absent=False)
+  assert known.score(predictions, streams) == {"score": 0.5}
+  assert np.isnan(known.confidences(predictions, streams).right[2:]).all()
 
 
 def test_faults_of_a_config_are_told_at_once(words):

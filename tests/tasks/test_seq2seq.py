@@ -260,7 +260,7 @@ def test_a_bad_row_changes_nothing_and_is_finite():
   model_config = dataclasses.replace(OFA, freeze_resnet=True)
   task = Pictures(
     tokenizer="",
-    image_size=32,
+    image_size=48,
     source_length=6,
     target_length=5,
     smoothing=0.1,
@@ -274,7 +274,7 @@ def test_a_bad_row_changes_nothing_and_is_finite():
     "target": rng.integers(4, 60, (4, 5)),
   }
   batch = {k: v.astype(np.int32) for k, v in batch.items()}
-  batch["image"] = rng.integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
+  batch["image"] = rng.integers(0, 256, (4, 48, 48, 3)).astype(np.uint8)
   batch["conf"] = np.array([1, 0.5, 2, 1], np.float32)
   batch["weight"] = np.array([1, 1, 1, 0], np.float32)
   batch["dropping"] = np.bool_(True)

@@ -236,6 +236,13 @@ def test_scores_and_the_file_for_evalai(bpe, tmp_path):
     row[: len(ids)] = ids
   searched = {"examples": {"tokens": tokens, "valid": valid}}
   assert task.score(searched, streams) == {"vqa_score": (0.6 + 0.9) / 2}
+  assert task.confidences(searched, streams) is None
+  sure = dataclasses.replace(task, temperatures=(2.0,))
+  searched["examples"]["log_probability"] = np.log([0.25, 0.5, 0.04])
+  told = sure.confidences(searched, streams)
+  assert told.right.tolist() == [0.6, 0.9]
+  np.testing.assert_allclose(told.probabilities[:, 0], [0.5, 0.2])
+  assert [line["answer"] for line in told.told] == ["no", "red and white"]
 
 
 def test_faults_of_a_config_are_told_at_once(questions):

@@ -84,10 +84,19 @@ def test_random_unicode_equals_the_six_steps(tokenizer):
   assert tokenizer(texts).tolist() == expected
 
 
-def test_every_character_is_cleaned_as_by_the_first_five_steps(tokenizer):
+@pytest.mark.parametrize(
+  "planes",
+  [
+    (0, 1, 2, 3, 14),
+    # Unassigned and private characters, of which one is as the other: seconds.
+    pytest.param((*range(4, 14), 15, 16), marks=pytest.mark.slow),
+  ],
+  ids=["assigned", "others"],
+)
+def test_every_character_is_cleaned_as_by_the_first_five_steps(tokenizer, planes):
   # Between letters, where it shows whether a character is kept, dropped or a word of its own. Lone
   # surrogates are the exception: they are replaced by another unknown character.
-  for plane in range(17):
+  for plane in planes:
     codes = (plane * 65536 + i for i in range(65536))
     text = " ".join(f"a{chr(code)}B" for code in codes if not 0xD800 <= code < 0xE000)
     assert tokenizer.normalize(text).split() == words(text)
