@@ -226,10 +226,10 @@ def world(folder: str | Path) -> Config:
     ),
     task=Mixture(
       tasks=tasks,
-      shares={"caption": 1, "vqa": 2, "refcoco": 2, "snli_ve": 2, "digits": 1, "infilling": 1},
+      shares={"caption": 2, "vqa": 2, "refcoco": 2, "snli_ve": 2, "digits": 1, "infilling": 1},
     ),
-    batch_size=8,
-    steps=2000,
+    batch_size=16,
+    steps=1700,
     log_every=50,
     save_every=500,
     optim=Optim(
