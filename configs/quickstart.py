@@ -3,12 +3,15 @@
   python -m ofa_jax.train --config=configs/quickstart.py --workdir=runs/digits
   python -m ofa_jax.train --config=configs/quickstart.py:ofa --workdir=runs/shapes
   python -m ofa_jax.train --config=configs/quickstart.py:scst --workdir=runs/shapes_scst
+  python -m ofa_jax.train --config=configs/quickstart.py:world --workdir=runs/world
 
 `digits`: a Chinese-CLIP on real images (scikit-learn's 1,797 scanned digits) with Chinese captions,
 in Chinese-CLIP's own file formats. `ofa`: an OFA that captions drawn pictures of coloured shapes,
 in OFA's, with a byte-level BPE of its own. `scst`: that one, after 200 steps, goes on with the
-CIDEr-D of the captions that it writes itself. The data is made once under OFA_JAX_DATA, or the
-user's cache folder.
+CIDEr-D of the captions that it writes itself. `world`: an OFA that learns captions, questions,
+boxes, entailment, digits and the filling in of texts at once, and is evaluated on each, also on
+pictures of combinations that it never saw. The data is made once under OFA_JAX_DATA, or the user's
+cache folder.
 """
 
 import dataclasses
@@ -16,7 +19,8 @@ import os
 from pathlib import Path
 
 from ofa_jax.config import Config, Eval, Optim
-from ofa_jax.data import quickstart, quickstart_ofa
+from ofa_jax.data import quickstart, quickstart_ofa, quickstart_world
+from ofa_jax.data.images import HALF_MEAN, HALF_STD
 from ofa_jax.data.pairs import PairData
 from ofa_jax.decode.beam import Search
 from ofa_jax.models.bert import BertConfig
@@ -25,13 +29,19 @@ from ofa_jax.models.ofa import OFAConfig
 from ofa_jax.models.vit import ViTConfig
 from ofa_jax.tasks.caption import Caption
 from ofa_jax.tasks.contrastive import Contrastive
+from ofa_jax.tasks.image_classify import ImageClassify
+from ofa_jax.tasks.infilling import Infilling
+from ofa_jax.tasks.mixture import Mixture
+from ofa_jax.tasks.refcoco import RefCOCO
 from ofa_jax.tasks.reward import SelfCritical
+from ofa_jax.tasks.snli_ve import SnliVE
+from ofa_jax.tasks.vqa import VQA
 from ofa_jax.tasks.zeroshot import ZeroShot
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
 
 def get_config(family: str = "digits") -> Config:
-  families = {"digits": digits, "ofa": ofa, "scst": scst}
+  families = {"digits": digits, "ofa": ofa, "scst": scst, "world": world}
   if family not in families:
     raise ValueError(f"Expected a quickstart out of {', '.join(families)}, found {family!r}")
   return families[family](os.environ.get("OFA_JAX_DATA") or Path.home() / ".cache" / "ofa_jax")
@@ -149,4 +159,88 @@ def scst(folder: str | Path) -> Config:
     save_every=150,
     optim=dataclasses.replace(config.optim, lr=2e-5, warmup=20),
     evals=(dataclasses.replace(config.evals[0], every=150),),
+  )
+
+
+def world(folder: str | Path) -> Config:
+  """All tasks of OFA at once, learnt by one model from nothing."""
+  data = quickstart_world.world(folder)
+
+  def files(task: str) -> dict[str, object]:
+    """The splits of a task; "novel" is its test."""
+    paths = {"train": "train", "valid": "valid", "test": "novel"}
+    paths = {split: data / f"{task}_{name}.tsv" for split, name in paths.items()}
+    given = {split: (str(path),) for split, path in paths.items() if path.exists()}
+    return {**given, "tokenizer": str(data / "tokenizer"), "image_size": 32}
+
+  asked = {"source_length": 16, "target_length": 20, "answer_length": 4}
+  tasks = {
+    "caption": Caption(**files("caption"), target_length=13),
+    "vqa": VQA(
+      **files("vqa"),
+      **asked,
+      answers=str(data / "answers.txt"),
+      columns=(0, 5, 2, 3),
+      max_objects=0,
+      page=12,
+    ),
+    "refcoco": RefCOCO(**files("refcoco"), source_length=16, page=12),
+    "snli_ve": SnliVE(**files("snli_ve"), **asked, premise=False, page=12),
+    "digits": ImageClassify(
+      **files("digits"),
+      answers=str(data / "digits.txt"),
+      pixel_mean=HALF_MEAN,
+      pixel_std=HALF_STD,
+      target_length=4,
+      answer_length=2,
+      augment="none",
+    ),
+    "infilling": Infilling(
+      **files("infilling"), source_length=40, target_length=24, search=Search(max_length=24)
+    ),
+  }
+  evals = []
+  for name, split in (("valid", "valid"), ("novel", "test")):
+    evals += [
+      Eval(name=name, label="" if label == "caption" else label, task=task, split=split)
+      for label, task in tasks.items()
+      if getattr(task, split)
+    ]
+  return Config(
+    name="quickstart: a small world for every task",
+    model=OFAConfig(
+      width=128,
+      mlp=512,
+      encoder_layers=2,
+      decoder_layers=2,
+      heads=4,
+      stages=(1, 1, 1),
+      vocab_size=OFATokenizer.from_directory(data / "tokenizer").vocab_size,
+      num_codes=0,
+      num_bins=quickstart_world.NUM_BINS,
+      token_bucket_size=32,
+      image_bucket_size=8,
+      code_image_size=64,
+      orig_patch_image_size=64,
+      name="world",
+    ),
+    task=Mixture(
+      tasks=tasks,
+      shares={"caption": 1, "vqa": 2, "refcoco": 2, "snli_ve": 2, "digits": 1, "infilling": 1},
+    ),
+    batch_size=8,
+    steps=2000,
+    log_every=50,
+    save_every=500,
+    optim=Optim(
+      lr=1e-3,
+      adam="fairseq",
+      b2=0.98,
+      weight_decay=0.01,
+      schedule="polynomial",
+      warmup=100,
+      clip_norm=1.0,
+    ),
+    precision="fp32",  # what a CPU computes fastest
+    evals=tuple(evals),
   )

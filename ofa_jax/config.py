@@ -110,6 +110,8 @@ class Eval:
   Attributes:
     name: metrics are logged as `name/metric`; evaluations may share a name as long as their metrics
       differ.
+    label: tells an evaluation from others of its name: its only metric is logged as `name/label`,
+      one of several as `name/label_metric`, and its files are `name_label_file`. "": it has none.
     task: what is predicted and scored.
     split: of the task's data.
     every, every_epochs: steps and epochs between evaluations; each is off at 0 and below.
@@ -122,6 +124,14 @@ class Eval:
   every: int = 0
   every_epochs: float = 0.0
   batch_size: int | None = None
+  label: str = ""
+
+  def called(self, metric: str) -> str:
+    """What a metric of the task is logged as."""
+    if not self.label:
+      return f"{self.name}/{metric}"
+    alone = len(getattr(self.task, "metrics", None) or ()) == 1
+    return f"{self.name}/{self.label}" if alone else f"{self.name}/{self.label}_{metric}"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -290,6 +300,9 @@ def _fields(value: Any, path: str = "") -> Iterable[tuple[str, str]]:
       inner = f"{path}.{f.name}" if path else f.name
       yield inner, type(value).__name__
       yield from _fields(getattr(value, f.name), inner)
+  elif isinstance(value, Mapping):
+    for key, v in value.items():
+      yield from _fields(v, f"{path}.{key}")
   elif isinstance(value, (tuple, list)):
     for i, v in enumerate(value):
       yield from _fields(v, f"{path}[{i}]")

@@ -80,10 +80,11 @@ class Evaluator:
       for place, stream in enumerate(self._streams)
     }
     scores = processes.from_first(lambda: self._score(predictions, folder))
-    return {f"{self.evaluation.name}/{k}": v for k, v in scores.items()}
+    return {self.evaluation.called(k): v for k, v in scores.items()}
 
   def _score(self, predictions, folder):
-    name, task = self.evaluation.name, self.evaluation.task
+    task = self.evaluation.task
+    name = "_".join(x for x in (self.evaluation.name, self.evaluation.label) if x)
     scores = task.score(predictions, self._streams)
     if folder is not None:
       for file, content in task.results(predictions, self._streams).items():

@@ -7,7 +7,8 @@ r"""What an OFA says: captions, answers, boxes and labels, for one input or a fi
 Tasks: caption; vqa (questions); refcoco (phrases to boxes); snli_ve (hypotheses and perhaps
 premises to labels); classify; ocr and ocr_document (the texts in a picture, or in a long line of a
 document); text (prompts in your own words, with or without an image); and of texts alone cola,
-mnli, mrpc, qnli, qqp, rte, sst2 (labels) and gigaword (articles to summaries).
+mnli, mrpc, qnli, qqp, rte, sst2 (labels), gigaword (articles to summaries) and infilling (texts in
+which <mask> hides words).
 
 The input is the original's TSV of the task, or one with other `--columns`; or pictures in any form
 that training reads: a folder, a table (.csv, .tsv) whose columns go by name
@@ -45,6 +46,7 @@ from ofa_jax.tasks import (
   gigaword,
   glue,
   image_classify,
+  infilling,
   ocr,
   refcoco,
   snli_ve,
@@ -62,6 +64,7 @@ TASKS: dict[str, Answering] = {
   "ocr_document": ocr.DOCUMENTS,
   "text": free_text.ANSWERING,
   "gigaword": gigaword.ANSWERING,
+  "infilling": infilling.ANSWERING,
   **{part: glue.answering(part) for part in glue.PARTS},
 }
 
@@ -331,8 +334,10 @@ def main() -> None:
       if not isinstance(model, OFAModel):
         raise ValueError(f"Expected an OFA in --model, found {type(model.config).__name__}")
       changes = {field: flag.value for field, flag in searched.items() if flag.value is not None}
+      answering = TASKS[task.value]
+      search = model.searches.get(answering.searched_as, answering.search)
       return model, Options(
-        search=dataclasses.replace(model.searches[TASKS[task.value].searched_as], **changes),
+        search=dataclasses.replace(search, **changes),
         candidates=choices,
         prompt_decoder=prompt_decoder.value,
       )

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from ofa_jax import checksums, staging, storage, trees
 from ofa_jax.convert import json_files, limits, releases, torch_files
 from ofa_jax.convert.cnclip import family as cnclip_family
-from ofa_jax.convert.family import Family, explain, guess
+from ofa_jax.convert.family import Family, explain, guess, of_mixture
 from ofa_jax.convert.ofa import family as ofa_family
 from ofa_jax.convert.params import ModelConfig, Weights, place, placement
 from ofa_jax.convert.releases import Release
@@ -358,7 +358,7 @@ def _open_run(
   path: pathlib.Path, described: Mapping[str, Any], family: Family, which: str | None
 ) -> Source:
   config = explain(path, family.from_json, described["model"])
-  task = explain(path, limits.section, described, "task")
+  task = of_mixture(explain(path, limits.section, described, "task"))
   if which is not None:  # else what is there is seen when it is read, for a run may be under way
     with checkpoint.open_run(str(path)) as checkpoints:
       which = str(checkpoints.find(which))

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ofa_jax import fonts
 
@@ -34,11 +34,13 @@ class Cell:
     image: uint8[H, W, 3], or None.
     lines: texts with their colours, below the picture.
     frame: colour around the picture, or None.
+    boxes: on the picture, each x0, y0, x1, y1 in its pixels, with their colours.
   """
 
   image: np.ndarray | None = None
   lines: tuple[tuple[str, str], ...] = ()
   frame: str | None = None
+  boxes: tuple[tuple[Sequence[float], str], ...] = ()
 
 
 def captions(
@@ -67,7 +69,18 @@ def captions(
     )
     for image, text, group in zip(images, texts, expected, strict=True)
   ]
-  return page(name, [cells[i : i + columns] for i in range(0, len(cells), columns)])
+  return page(name, in_rows(cells, columns=columns))
+
+
+def in_rows(cells: Sequence[Cell], *, columns: int = 6) -> list[Sequence[Cell]]:
+  """Cells so many in a row."""
+  return [cells[i : i + columns] for i in range(0, len(cells), columns)]
+
+
+def answer(image: np.ndarray | None, asked: str, told: str, expected: str, *, right: bool) -> Cell:
+  """A cell: what was asked, what was told, and, where that is wrong, what is right."""
+  lines = [*([(asked, "black")] if asked else []), (told, RIGHT if right else WRONG)]
+  return Cell(image=image, lines=(*lines, *([] if right else [(expected, PLAIN)])))
 
 
 def retrieval(
@@ -130,7 +143,7 @@ def _html(name: str, rows: Sequence[Sequence[Cell]]) -> bytes:
     cells = []
     for cell in row:
       style = f' style="border:4px solid {cell.frame}"' if cell.frame else ""
-      shown = "" if cell.image is None else f'<img{style} src="{_data_url(cell.image)}">'
+      shown = "" if cell.image is None else f'<img{style} src="{_data_url(_with_boxes(cell))}">'
       lines = [f'<p style="color:{c}">{html.escape(text)}</p>' for text, c in cell.lines]
       cells.append(f"<td>{shown}{''.join(lines)}</td>")
     body.append(f"<tr>{''.join(cells)}</tr>\n")
@@ -139,6 +152,14 @@ def _html(name: str, rows: Sequence[Sequence[Cell]]) -> bytes:
     "<style>td {vertical-align: top; text-align: center; width: 11em} p {margin: .2em} "
     f"img {{width: 10em}}</style>\n<table>\n{''.join(body)}</table>\n"
   ).encode()
+
+
+def _with_boxes(cell: Cell) -> np.ndarray:
+  image = Image.fromarray(cell.image)
+  pen = ImageDraw.Draw(image)
+  for box, colour in cell.boxes:
+    pen.rectangle(tuple(box), outline=colour, width=max(1, image.width // 90))
+  return np.asarray(image)
 
 
 def _data_url(image: np.ndarray) -> str:
@@ -174,7 +195,7 @@ def _draw(ax, cell: Cell, font: list[str]) -> None:
   if cell.image is None:
     begin = 0.5 + len(lines) / 2 * _LINE / _SIDE
   else:
-    ax.imshow(cell.image)
+    ax.imshow(_with_boxes(cell))
     begin = -_GAP / 2 / _SIDE
   # Not mathematics: a caption may have dollar signs.
   options = {"transform": ax.transAxes, "va": "top", "ha": "center", "parse_math": False}

@@ -5,7 +5,7 @@ import difflib
 import importlib.util
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ofa_jax.config import (
@@ -113,24 +113,32 @@ def _check_run(c: Config) -> list[str]:
 def _check_none(value: Any, name: str) -> list[str]:
   """Fields that are None, which the command line can make of any, and may not be."""
   faults = []
-  for field in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
-    inner = getattr(value, field.name)
-    if inner is None and field.type in (int, float, str, bool):
-      kind = field.type.__name__
-      faults.append(f"{name}.{field.name}: expected {kind}, found None, which it may not be")
-    faults += _check_none(inner, f"{name}.{field.name}")
+  for field, kind, inner in _inside(value):
+    if inner is None and kind in (int, float, str, bool):
+      faults.append(f"{name}.{field}: expected {kind.__name__}, found None, which it may not be")
+    faults += _check_none(inner, f"{name}.{field}")
   return faults
 
 
 def _check_finite(value: Any, prefix: str) -> list[str]:
   """Numbers that are none, or infinite."""
   faults = []
-  for field in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
-    inner, name = getattr(value, field.name), f"{prefix}{field.name}"
+  for field, _, inner in _inside(value):
+    name = f"{prefix}{field}"
     if isinstance(inner, float) and not math.isfinite(inner):
       faults.append(f"{name}: expected a finite number, found {inner}")
     faults += _check_finite(inner, f"{name}.")
   return faults
+
+
+def _inside(value: Any) -> Iterator[tuple[str, Any, Any]]:
+  """Name, type and value of each field of a dataclass, or of what a dictionary holds."""
+  if dataclasses.is_dataclass(value):
+    for field in dataclasses.fields(value):
+      yield field.name, field.type, getattr(value, field.name)
+  elif isinstance(value, Mapping):
+    for name, inner in value.items():
+      yield str(name), None, inner
 
 
 def _check_evals(evals: tuple[Eval, ...]) -> list[str]:
@@ -173,7 +181,7 @@ def _check_best_metric(metric: str, evals: tuple[Eval, ...]) -> list[str]:
   name, _, key = metric.partition("/")
   named = [e for e in evals if e.name == name]
   declared = [getattr(e.task, "metrics", None) for e in named]
-  known = [f"{name}/{m}" for metrics in declared for m in metrics or ()]
+  known = [e.called(m) for e in named for m in getattr(e.task, "metrics", None) or ()]
   if key and named and (metric in known or None in declared):
     return []
   expected = f"out of {', '.join(known)}" if known else "NAME/METRIC of one of the evals"

@@ -95,6 +95,21 @@ def pytest_configure(config):
       jax.config.update(name, kind(os.environ[name.upper()]))
 
 
+@pytest.fixture(scope="module")
+def two_devices():
+  """For runs whose mesh is not what is tested: JAX has the first two of the eight devices.
+
+  Each device initialises, and updates, all that is not split, on the same two cores.
+  """
+  devices = jax.devices()[:2]
+  with pytest.MonkeyPatch.context() as patch:
+    for name in ("devices", "local_devices"):
+      patch.setattr(jax, name, lambda *_, **__: list(devices))
+    for name in ("device_count", "local_device_count"):
+      patch.setattr(jax, name, lambda *_, **__: len(devices))
+    yield
+
+
 @pytest.fixture(scope="session")
 def services():
   """Emulated GCS and S3 with an empty bucket each, by scheme."""

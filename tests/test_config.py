@@ -260,3 +260,22 @@ def test_command_line_errors_are_one_message(digits, tmp_path, override, message
   assert result.returncode == 1
   assert message in result.stderr and "Traceback" not in result.stderr
   assert not (tmp_path / "run").exists()
+
+
+def test_a_label_tells_evaluations_of_one_name_apart(good):
+  class One:
+    metrics = ("score",)
+
+  class Two:
+    metrics = ("exact", "bleu4")
+
+  plain, one, two = (
+    Eval(name="valid", task=task, label=label)
+    for task, label in ((One(), ""), (One(), "boxes"), (Two(), "words"))
+  )
+  assert plain.called("score") == "valid/score" and one.called("score") == "valid/boxes"
+  assert two.called("exact") == "valid/words_exact"
+  evals = (one, two)
+  validate(dataclasses.replace(good, evals=evals, best_metric="valid/words_bleu4"), devices=8)
+  with pytest.raises(ValueError, match="did you mean valid/boxes"):
+    validate(dataclasses.replace(good, evals=evals, best_metric="valid/boxe"), devices=8)

@@ -9,6 +9,7 @@ import pytest
 
 from ofa_jax import hub, trees, weights
 from ofa_jax.config import MeshShape, mesh_sizes
+from ofa_jax.data import quickstart_world
 from ofa_jax.engine import sharding, step
 from ofa_jax.models import cnclip
 from ofa_jax.validation import validate
@@ -29,6 +30,7 @@ SIZES = {
   ("cnclip_few_shot.py", None): 188_262_913,
   ("cnclip_few_shot.py", "RN50"): 76_989_537,
   ("quickstart.py", "ofa"): 3_468_680,
+  ("quickstart.py", "world"): 0,
   ("ofa_custom.py", None): 182_238_536,
   ("ofa_custom.py", "OFA-tiny"): 33_488_336,
   ("ofa_caption.py", "tiny"): 33_488_336,
@@ -76,6 +78,7 @@ RELEASED = {
 @pytest.fixture(autouse=True)
 def data(digits, monkeypatch):
   monkeypatch.setenv("OFA_JAX_DATA", str(digits.parent))
+  monkeypatch.setattr(quickstart_world, "PICTURES", dict.fromkeys(quickstart_world.PICTURES, 8))
 
 
 OWN_DATA = ("cnclip_custom.py", "cnclip_few_shot.py", "ofa_custom.py")  # it is named by flags
@@ -97,7 +100,7 @@ def lower(config, shape):
   mesh = sharding.make_mesh(mesh_sizes(shape, 8))
   program = step.build(dataclasses.replace(config, mesh=shape), mesh, steps=10)
   spec = config.task.batch_spec(64)
-  rows = dict.fromkeys(spec, sharding.batch_sharding(mesh))
+  rows = jax.tree.map(lambda _: sharding.batch_sharding(mesh), spec)
   state = place(program.abstract, program.shardings)
   batch = place(spec, rows)
   frozen = config.task.frozen(mesh, precision=config.precision, load=False)
@@ -169,6 +172,10 @@ def test_grounding_is_of_a_data_set_a_size_and_a_split():
   large = load("ofa_refcoco.py", "refcocog,large,test,el")
   assert (large.epochs, large.optim.lr, large.task.log_end) == (10, 3e-5, 0.75)
   assert [e.split for e in large.evals] == ["test"]
+  assert large.evals[0].task.search == large.task.search
+  assert large.task.search.no_repeat_ngram_size == 3
+  (valid,) = load("ofa_refcoco.py", None).evals
+  assert valid.task.search == dataclasses.replace(large.task.search, no_repeat_ngram_size=0)
   assert large.task.test[0].endswith("refcocog_data/refcocog_test.tsv")
   plus = load("ofa_refcoco.py", "refcoco+,testB,zeroshot").task
   assert plus.test[0].endswith("refcocoplus_data/refcocoplus_testB.tsv") and plus.image_size == 480

@@ -101,6 +101,8 @@ def has_field(path):
   kinds = {"optim": {Optim}, "mesh": {MeshShape}, "evals[0]": {Eval}}.get(first)
   if first.startswith("evals[") and rest[0] == "task":
     return len(rest) == 1 or has_field(".".join(["task", *rest[1:]]))
+  if first == "task" and rest[0] in ("tasks", "shares", "weights") and len(rest) > 1:  # by names
+    return len(rest) == 2 or has_field(".".join(["task", *rest[2:]]))
   if kinds is None:
     kinds = dataclasses_of("tasks" if first == "task" else "models")
     kinds |= dataclasses_of("decode") | dataclasses_of("data")  # what is in them

@@ -18,6 +18,8 @@ import ofa_jax
 from ofa_jax import hub, trees
 from ofa_jax.config import to_dict
 from ofa_jax.convert import torch_files
+from ofa_jax.convert.family import of_mixture
+from ofa_jax.convert.ofa import family as ofa_family
 from ofa_jax.convert.ofa import sizes as ofa_sizes
 from ofa_jax.convert.ofa import table as convert
 from ofa_jax.engine.checkpoint import Checkpoints
@@ -343,3 +345,14 @@ def test_another_models_dictionary_is_refused(command, tmp_path, capsys):
     ofa_jax.load_from_name(path)[0].caption(np.zeros((1, 64, 64, 3), np.uint8))
   with pytest.raises(ValueError, match=message):
     ofa_jax.load_from_name(path, tokenizer=path.parent)
+
+
+def test_of_a_mixture_the_task_that_captions_speaks_for_the_model():
+  parts = {
+    "vqa": {"_class": "x.VQA", "image_size": 32, "tokenizer": "words", "search": {"num_beams": 9}},
+    "caption": {"_class": "ofa_jax.tasks.caption.Caption", "search": {"num_beams": 2}},
+  }
+  settings = ofa_family.read_settings(of_mixture({"_class": "x.Mixture", "tasks": parts}))
+  assert (settings["image_size"], settings["generation"]) == (32, {"num_beams": 2})
+  alone = {"_class": "x.VQA", "image_size": 64}
+  assert of_mixture(alone) == alone

@@ -11,6 +11,7 @@ import pytest
 from ofa_jax.config import Config, MeshShape, Optim
 from ofa_jax.convert.ofa import table as convert
 from ofa_jax.engine import sharding, step
+from ofa_jax.models.vit import ViTConfig
 from ofa_jax.tasks.seq2seq import Seq2Seq
 from tests import tiny
 from tests.compiling import AS_USERS
@@ -146,3 +147,16 @@ def test_accumulation_is_the_whole_batch(captions, reference):
   history, state = test_step.run(dataclasses.replace(captions, accum=4), steps=3)
   np.testing.assert_allclose(history, reference[0], rtol=1e-5)
   test_step.assert_trees_close(state.params, reference[1].params, atol=1e-5)
+
+
+@pytest.mark.slow  # as above: two programs of a minute
+def test_eight_devices_are_one_with_a_vit_for_the_images(shapes):
+  vit = ViTConfig(image_size=32, patch_size=16, width=32, layers=2, head_width=8)
+  model = dataclasses.replace(tiny.OFA, stages=(), vit=vit)
+  mesh = MeshShape(data=2, fsdp=2, tensor=2)
+  config = tiny.caption_config(shapes, model=model)
+  expected = test_step.run(config, steps=2)
+  meshed = dataclasses.replace(config, mesh=mesh)
+  history, state = test_step.run(meshed, steps=2, mesh=test_step.make_mesh(mesh, 8))
+  np.testing.assert_allclose(history, expected[0], rtol=1e-5)
+  test_step.assert_trees_close(state.params, expected[1].params, atol=1e-5)

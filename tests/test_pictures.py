@@ -72,6 +72,25 @@ def test_retrieval_frames_the_right_pictures():
   assert other[1].max() < x.min()
 
 
+def test_boxes_are_drawn_on_the_picture():
+  cell = pictures.Cell(
+    image=np.full((60, 60, 3), 9, np.uint8), boxes=(((10, 20, 50, 40), pictures.RIGHT),)
+  )
+  page = opened(pictures.page("x", [[cell]])["x.png"])
+  y, x = np.nonzero(np.abs(page.astype(int) - COLOURS["RIGHT"]).max(-1) < 5)
+  inside_y, inside_x = np.nonzero((page == 9).all(-1))
+  width, height = np.ptp(inside_x) + 1, np.ptp(inside_y) + 1
+  np.testing.assert_allclose([np.ptp(x) / width, np.ptp(y) / height], [2 / 3, 1 / 3], atol=0.05)
+  assert has(pictures._with_boxes(cell), COLOURS["RIGHT"]) and (cell.image == 9).all()
+
+
+def test_an_answer_that_is_wrong_has_the_right_one_below():
+  right = pictures.answer(None, "what is it?", "a dog", "a dog", right=True)
+  wrong = pictures.answer(None, "", "a cat", "a dog", right=False)
+  assert right.lines == (("what is it?", "black"), ("a dog", pictures.RIGHT))
+  assert wrong.lines == (("a cat", pictures.WRONG), ("a dog", pictures.PLAIN))
+
+
 def test_a_page_of_nothing_is_refused():
   with pytest.raises(ValueError, match="found none"):
     captions([], [], [])

@@ -155,3 +155,17 @@ def explain(path: pathlib.Path, function: Callable[..., Any], *args: Any) -> Any
 def _all_match(patterns: Iterable[str], names: Iterable[str]) -> bool:
   names = list(rules.plain_names(dict.fromkeys(names)))
   return all(any(re.match(pattern, name) for name in names) for pattern in patterns)
+
+
+def of_mixture(task: Mapping[str, Any]) -> Mapping[str, Any]:
+  """What the task of a run says of its model; a mixture's is that of its tasks.
+
+  The first of them that says something counts, one that learns captions before the others.
+  """
+  parts = task.get("tasks")
+  if not isinstance(parts, Mapping):
+    return task
+  told = {}
+  for part in sorted(parts.values(), key=lambda x: not str(x.get("_class")).endswith(".Caption")):
+    told = {**part, **told}
+  return told

@@ -23,6 +23,7 @@ MAXIMA = {
   "num_beams": 1 << 10,
   "max_images": 2,
 }
+_LENGTHS = {"stages": (3, 0)}  # of tuples of any length by their type; those of a ViT are none
 _MAY_BE_ZERO = (
   *("num_codes", "num_bins", "pad", "adapter", "hidden", "prompt_hidden"),
   *("encoder_prompt", "decoder_prompt", "no_repeat_ngram_size", "min_length"),
@@ -80,7 +81,7 @@ def _problems_of(name: str, key: str, value: Any, hint: Any) -> list[str]:
   if value is None and type(None) in options:
     return []
   if typing.get_origin(options[0]) is tuple:
-    lengths = [len(typing.get_args(option)) for option in options]
+    lengths = _LENGTHS.get(key) or (len(typing.get_args(options[0])),)
     if type(value) is not tuple or len(value) not in lengths:
       return [f"{name} {_shown(value)}, expected {lengths[0]} numbers"]
     key = "stages"

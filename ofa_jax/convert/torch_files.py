@@ -6,6 +6,7 @@ writing such files needs PyTorch.
 """
 
 import argparse
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from ofa_jax.convert.torch_archive import Archive
 from ofa_jax.convert.torch_constructors import RefusedError, TensorView, Unsupported
 
 INSTALL = "PyTorch writes .pt files; install it with: pip install torch"
+DESCRIBED = "ofa_jax"  # where a checkpoint says what its tensors do not tell
 
 
 def load_state_dict(
@@ -71,9 +73,10 @@ def load_state_dict(
 
 
 def load_options(path: str | pathlib.Path) -> dict[str, Any]:
-  """Reads the options that a fairseq checkpoint was trained with, by name; others have none.
+  """Reads the options that a fairseq checkpoint was trained with, by name.
 
-  They are under "cfg", in sections of which the model's count most, or in an old `args`.
+  They are under "cfg", in sections of which the model's count most, or in an old `args`. Others
+  have none, but for what `save_checkpoint` was told: it is JSON under the name `DESCRIBED`.
 
   Raises:
     ValueError: as `load_state_dict`.
@@ -88,7 +91,7 @@ def load_options(path: str | pathlib.Path) -> dict[str, Any]:
   for options in (sections.get("task"), sections.get("model"), content.get("args")):
     options = vars(options) if isinstance(options, argparse.Namespace) else options
     merged |= options if isinstance(options, Mapping) else {}
-  return merged
+  return merged | ({DESCRIBED: content[DESCRIBED]} if DESCRIBED in content else {})
 
 
 def holds_average(path: str | pathlib.Path) -> bool:
@@ -108,6 +111,7 @@ def save_checkpoint(
   name: str,
   epoch: int = 0,
   step: int = 0,
+  described: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes a checkpoint as the original's training does, without an optimizer.
 
@@ -116,6 +120,8 @@ def save_checkpoint(
     state_dict: arrays by name, in the released files' naming; every name gets `module.` before it.
     name: the experiment's name, which the original's scripts print.
     epoch, step: how long it was trained, which they print too.
+    described: JSON of what the tensors do not tell, which `load_options` gives back; the original
+      passes it over.
 
   Raises:
     ValueError: PyTorch is missing.
@@ -123,6 +129,8 @@ def save_checkpoint(
   torch = _torch()
   tensors = {f"module.{k}": torch.from_numpy(v) for k, v in state_dict.items()}
   content = {"epoch": epoch, "step": step, "name": name, "state_dict": tensors}
+  if described is not None:
+    content[DESCRIBED] = json.dumps(described)
   with open(path, "wb") as file:  # of a path PyTorch would not say why it cannot be written
     torch.save(content, file)
 

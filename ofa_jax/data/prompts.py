@@ -16,6 +16,7 @@ MAX_ARTICLE_WORDS = MAX_SENTENCE_WORDS = 512  # of Gigaword's articles, of each 
 
 CAPTION = " what does the image describe?"
 CAPTION_CHINESE = "图片描述了什么内容?"
+WHOLE_TEXT = ' what is the complete text of "', ' "?'  # around a text with hidden words
 READING = " what are the texts on the image?"
 READING_CHINESE = "图片上的文字是什么?"
 
@@ -64,6 +65,12 @@ def summary(article: str, *, chinese: bool = False, max_words: int = MAX_ARTICLE
   if chinese:
     return f"{article} 请用一个句子简单总结上文："
   return f' what is the summary of article " {article} "?'
+
+
+def whole_text(text: str) -> str:
+  """Asks for a text in which "<mask>" hides words."""
+  before, after = WHOLE_TEXT
+  return f"{before} {text}{after}"
 
 
 def sentences(template: str, *texts: str, max_words: int = MAX_SENTENCE_WORDS) -> str:

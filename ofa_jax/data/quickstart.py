@@ -87,8 +87,8 @@ def write_lines(path: pathlib.Path, lines: Iterable[str]) -> None:
 
 
 def _write(path: pathlib.Path) -> None:
-  images, labels = _load()
-  valid = _held_out(labels)
+  images, labels = scans()
+  valid = held_out(labels)
   zeroshot = path / "zeroshot"
   for label in range(len(CLASS_NAMES)):
     (zeroshot / "test" / str(label)).mkdir(parents=True)
@@ -114,23 +114,25 @@ def _write(path: pathlib.Path) -> None:
     write_lines(path / f"{split}_texts.jsonl", rows)
 
 
-def _load() -> tuple[list[bytes], np.ndarray]:
+def scans() -> tuple[list[bytes], np.ndarray]:
   """Returns the images as PNG files and their labels, int[1797]."""
   from sklearn.datasets import load_digits  # half a second, for the first run only
 
   scans, labels = load_digits(return_X_y=True)
   greys = np.rint(scans.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-  return [_png(grey) for grey in greys], labels
+  size = (_SIZE, _SIZE)
+  larger = (Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC) for grey in greys)
+  return [png(image.convert("RGB")) for image in larger], labels
 
 
-def _png(grey: np.ndarray) -> bytes:
-  image = Image.fromarray(grey).resize((_SIZE, _SIZE), Image.Resampling.BICUBIC)
+def png(image: Image.Image) -> bytes:
+  """A picture as a file."""
   file = io.BytesIO()
-  image.convert("RGB").save(file, "PNG")
+  image.save(file, "PNG")
   return file.getvalue()
 
 
-def _held_out(labels: np.ndarray) -> np.ndarray:
+def held_out(labels: np.ndarray) -> np.ndarray:
   """Returns bool[N], True for the held-out images; no generator, so the same everywhere."""
   valid = np.zeros(len(labels), bool)
   for label in range(len(CLASS_NAMES)):

@@ -226,9 +226,10 @@ def check_texts(
   return texts
 
 
-def sentence(tokenizer: OFATokenizer, text: str, *, longest: int) -> list[int]:
+def sentence(tokenizer: OFATokenizer, text: str, *, longest: int, marks: bool = False) -> list[int]:
   """The ids of a text between 0 and 2, `longest` at most; what is cut is warned of."""
-  ids, room = tokenizer.encode(text, most=4 * longest), longest - 2
+  encode = tokenizer.encode_marked if marks else tokenizer.encode
+  ids, room = encode(text, most=4 * longest), longest - 2
   if len(ids) > room:
     warnings.warn(f"Cut a text of {len(ids)} tokens to {room}: {text[:40]!r} ...")
   return [BOS, *ids[:room], EOS]
@@ -270,7 +271,8 @@ def asked(
   except KeyError as error:
     known = ", ".join(columns) or "none"
     raise ValueError(f"Expected a text {error} for the prompt, found {known}") from error
-  sentences = [sentence(tokenizer, text, longest=MAX_TOKENS) for text in prompts]
+  marks = {"longest": MAX_TOKENS, "marks": answering.marks}
+  sentences = [sentence(tokenizer, text, **marks) for text in prompts]
   source = token_array(
     "texts", sentences or [[BOS]], rows=None, longest=MAX_TOKENS, vocab_size=vocab_size
   )

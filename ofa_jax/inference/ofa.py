@@ -290,19 +290,19 @@ class OFAModel(Reading):
     phrases: Sequence[str],
     *,
     search: Search | None = None,
+    any_box: bool = False,
     return_scores: bool = False,
   ) -> Results:
     """Finds the boxes that phrases describe.
 
     Args:
-      images: one for each phrase.
-      phrases: words beyond 80 are cut, with a warning.
-      search: of four coordinates; None: as in `searches`. Nothing keeps the model to coordinates,
-        as in the original: of its hypotheses the best that is a box counts.
+      images, phrases: as many; of a phrase words beyond 80 are cut, with a warning.
+      search: of four coordinates; None: as in `searches`. Nothing keeps the model to coordinates.
+      any_box: whether other hypotheses count where the best, the original's answer, is no box.
       return_scores: whether to return (boxes, scores).
 
     Returns:
-      Boxes float32[4]: x0, y0, x1, y1 in pixels of the given image, NaN if no hypothesis is a box.
+      Boxes float32[4]: x0, y0, x1, y1 in pixels of the given image, NaN if there is none.
 
     Raises:
       ValueError: an empty phrase; an image is missing.
@@ -316,7 +316,7 @@ class OFAModel(Reading):
     for i, (image, hypotheses) in enumerate(zip(images, rows_of_hypotheses, strict=True)):
       size = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
       scale = np.divide(size, rows["image"].shape[2:0:-1])
-      for each in hypotheses:
+      for each in hypotheses if any_box else hypotheses[:1]:
         box = refcoco.read_box(each["tokens"], tokenizer=self.tokenizer, scale=scale)
         if box is not None:
           boxes[i], scores[i] = box, each["score"]

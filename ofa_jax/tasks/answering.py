@@ -34,6 +34,7 @@ class Answering:
     search: how answers are searched for, as in the original's scripts.
     reads_prompt: whether the decoder, too, reads the prompt before it answers.
     ends_prompt: whether it then reads the prompt's end as well.
+    marks: whether "<mask>" in the prompt is the dictionary's symbol, not a text like any other.
     choices: all that may be answered, and what each is called; None: anything.
     square: `(picture, its side) -> uint8[S, S, 3]`, what the model sees of a picture in evaluations
       and inference; None: the whole of it, squashed.
@@ -50,6 +51,7 @@ class Answering:
   search: Search = dataclasses.field(default_factory=Search)
   reads_prompt: bool = False
   ends_prompt: bool = False
+  marks: bool = False
   choices: Mapping[str, str] | None = None
   square: Callable[[Image.Image, int], np.ndarray] | None = None
   tell: Callable[[Any, np.ndarray], Any] = _as_it_is

@@ -18,7 +18,7 @@ from ofa_jax.scoring.bleu import bleu
 from ofa_jax.scoring.cider import Frequencies, cider_d
 from ofa_jax.scoring.rouge import rouge_l
 from ofa_jax.tasks.answering import Answering
-from ofa_jax.tasks.seq2seq import Rows, Seq2Seq
+from ofa_jax.tasks.seq2seq import PAGE_PIXELS, Rows, Seq2Seq
 
 ANSWERING = Answering(
   prompt=lambda texts, chinese: prompts.caption(chinese=chinese),
@@ -29,8 +29,6 @@ ANSWERING = Answering(
   search=Search(num_beams=5, max_length=16, no_repeat_ngram_size=3),
   tell=lambda caption, scale: remove_punctuation(caption).strip(),
 )
-
-_PAGE_PIXELS = 180  # a side of a picture on the page
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -117,15 +115,13 @@ class Caption(Seq2Seq):
       "exact": np.mean(exact),
     }
 
-  def results(self, predictions, streams):
-    """`predict.json`, as coco-caption reads it, and `captions`, a page of pictures."""
-    files = super().results(predictions, streams)
-    if self.page:
-      rows = streams["examples"]
-      shown = self._captions(predictions, streams)[: self.page]
-      images = [rows.image(i, size=_PAGE_PIXELS) for i, _, _ in shown]
-      files |= pictures.captions("captions", images, *([c[k] for c in shown] for k in (1, 2)))
-    return files
+  def pages(self, predictions, streams):
+    """`captions`, a page of pictures."""
+    rows, shown = streams["examples"], self._captions(predictions, streams)[: self.page]
+    if not shown:
+      return {}
+    images = [rows.image(i, size=PAGE_PIXELS) for i, _, _ in shown]
+    return pictures.captions("captions", images, *([c[k] for c in shown] for k in (1, 2)))
 
   @property
   def _frequencies(self):

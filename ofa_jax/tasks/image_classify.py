@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ofa_jax import pictures
 from ofa_jax.data import answers as answer_lists
 from ofa_jax.data import augment_imagenet, images, prompts
 from ofa_jax.data.tfds_images import TfdsImages
@@ -119,7 +120,12 @@ class ImageClassify(Chosen):
   def results(self, predictions, streams):
     """`predict.json`: the row's number and its class, as the original writes them."""
     told = [{"uniq_id": i, "answer": name} for i, name in self.texts(predictions).items()]
-    return {"predict.json": json.dumps(told, ensure_ascii=False).encode()}
+    return {"predict.json": json.dumps(told, ensure_ascii=False).encode()} | self.pages(
+      predictions, streams
+    )
+
+  def cell(self, row, answer, *, image):
+    return pictures.answer(image, "", answer, row["label"], right=answer == row["label"])
 
 
 def erase(pixels: jax.Array, boxes: jax.Array, *, rngs: jax.Array) -> jax.Array:

@@ -10,12 +10,13 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from ofa_jax import pictures
 from ofa_jax.data import boxes, prompts
 from ofa_jax.data.text import pre_caption
 from ofa_jax.data.tsv import IMAGE, BadRow
 from ofa_jax.decode.beam import EOS, Search
 from ofa_jax.tasks.answering import Answering
-from ofa_jax.tasks.seq2seq import Seq2Seq
+from ofa_jax.tasks.seq2seq import PAGE_PIXELS, Seq2Seq
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
 CORNERS = 4  # numbers of a box
@@ -39,6 +40,8 @@ class RefCOCO(Seq2Seq):
     clip: whether a box that reaches over its picture's edge ends there; else its row is bad.
     box_size: pixels that the bins divide (--max-image-size).
     max_words: of a text (--max-src-length).
+    any_box: whether the best hypothesis that is a box is the answer. Else it is the best of all, as
+      in the original; there is none where that is no box.
   """
 
   metrics: ClassVar[tuple[str, ...]] = ("score",)
@@ -52,6 +55,7 @@ class RefCOCO(Seq2Seq):
   clip: bool = False
   box_size: int = boxes.BOX_SIZE
   max_words: int = prompts.MAX_WORDS
+  any_box: bool = False
   search: Search = dataclasses.field(default_factory=lambda: dataclasses.replace(ANSWERING.search))
 
   def example(self, row, rng):
@@ -96,9 +100,9 @@ class RefCOCO(Seq2Seq):
     return faults
 
   def best(self, hypotheses):
-    """Of each row the best hypothesis that is a box; where none is, the best one."""
+    """Of each row the best hypothesis, with `any_box` of those that are boxes if some are."""
     tokens = hypotheses.tokens
-    if tokens.shape[2] <= CORNERS:
+    if not self.any_box or tokens.shape[2] <= CORNERS:
       return super().best(hypotheses)
     first = self.words.bin_id(0)
     are_boxes = jnp.all(tokens[..., :CORNERS] >= first, axis=2) & (tokens[..., CORNERS] == EOS)
@@ -138,6 +142,20 @@ class RefCOCO(Seq2Seq):
     none = [np.nan] * CORNERS
     answers = np.array([none if told[i] is None else told[i] for i in known], np.float32)
     return {"score": float(np.mean(boxes.hits(answers, np.stack([right[i] for i in known]))))}
+
+  def cell(self, row, answer, *, image):
+    """The text, the box that the model found, and in grey the right one."""
+    size = np.array(row.size, np.float32)
+    box, scale = self._box(row, size), np.tile(PAGE_PIXELS / size, 2)
+    right = (
+      answer is not None
+      and box is not None
+      and bool(boxes.hits(np.array([answer], np.float32), box[None])[0])
+    )
+    colour = pictures.RIGHT if right else pictures.WRONG
+    drawn = [] if box is None else [(box * scale, pictures.PLAIN)]
+    drawn += [] if answer is None else [(np.array(answer) * scale, colour)]
+    return pictures.Cell(image=image, lines=((row["text"], colour),), boxes=tuple(drawn))
 
   def _box(self, row, size):
     """The right box of a row, float32[4]; None where an evaluation has none."""

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ofa_jax import hub, losses
+from ofa_jax import hub, losses, pictures
 from ofa_jax.data import images
 from ofa_jax.data.cache import DEFAULT_MAX_BYTES, ImageReader
 from ofa_jax.data.protocols import TextImages
@@ -30,10 +30,12 @@ from ofa_jax.decode.beam import Hypotheses, Search
 from ofa_jax.decode.trie import Trie
 from ofa_jax.tasks.answering import Answering, read
 from ofa_jax.tasks.base import Predictions, Task, normalized, spec_of
+from ofa_jax.tasks.taught import Taught, filled, learnt_places, twice
 from ofa_jax.tasks.words import check_tokenizer, load_tokenizer, tokenizer_folder
 from ofa_jax.tokenizers.ofa import OFATokenizer, layout_files
 from ofa_jax.tokenizers.special import BOS, EOS, PAD
 
+PAGE_PIXELS = 180  # a side of a picture on a page
 MAX_POSITIONS = 1024  # the original's --max-source-positions and --max-target-positions
 
 
@@ -66,6 +68,7 @@ class Seq2Seq(Task):
     allowed_range: ids (first, end) that have a probability beside the special ones; None: all.
     search: how answers are generated in evaluations; lengths do not count the decoder's prompts.
     cache_dir, cache_bytes: folder and limit of the decode cache; None: off.
+    page: rows of an evaluation that a page shows with their pictures, see `cell`; 0: none.
   """
 
   fields: ClassVar[tuple[str, ...]]
@@ -98,6 +101,7 @@ class Seq2Seq(Task):
   search: Search = dataclasses.field(default_factory=Search)
   cache_dir: str | None = None
   cache_bytes: int = DEFAULT_MAX_BYTES
+  page: int = 0
 
   def example(self, row: Row, rng: np.random.Generator | None) -> dict[str, Any]:
     """What a row asks and what is right.
@@ -180,7 +184,19 @@ class Seq2Seq(Task):
       {names.id: names.told_id(rows.row(i)[field]), names.result: answer}
       for i, answer in self.told(predictions).items()
     ]
-    return {"predict.json": json.dumps(told, ensure_ascii=False).encode()}
+    return {"predict.json": json.dumps(told, ensure_ascii=False).encode()} | self.pages(
+      predictions, streams
+    )
+
+  def pages(self, predictions: Predictions, streams: Mapping[str, "Rows"]) -> dict[str, bytes]:
+    """`page.png`, the first `page` rows that could be read."""
+    rows, told = streams["examples"], list(self.told(predictions).items())[: self.page]
+    cells = [self.cell(rows.row(i), x, image=rows.image(i, size=PAGE_PIXELS)) for i, x in told]
+    return pictures.page("page", pictures.in_rows(cells)) if cells else {}
+
+  def cell(self, row: Row, answer: Any, *, image: np.ndarray) -> pictures.Cell:
+    """A row on the page: the answer as of `told`, its picture uint8[P, P, 3], P = PAGE_PIXELS."""
+    raise NotImplementedError(f"{type(self).__name__} has no page; set page=0")
 
   def assemble(self, example: Mapping[str, Any], *, warn: bool = False) -> dict[str, np.ndarray]:
     """Begin, end and padding put to the ids of an example.
@@ -200,9 +216,9 @@ class Seq2Seq(Task):
     seen = list(example.get("seen", answer))[: len(answer)]
     end = [EOS] if self.target_ends else []
     arrays = {
-      "source": _filled([BOS, *source, EOS], self.source_length),
-      "previous": _filled([BOS, *prompt, *seen][: self.target_length], self.target_length),
-      "target": _filled([PAD] * len(prompt) + answer + end, self.target_length),
+      "source": filled([BOS, *source, EOS], self.source_length),
+      "previous": filled([BOS, *prompt, *seen][: self.target_length], self.target_length),
+      "target": filled([PAD] * len(prompt) + answer + end, self.target_length),
     }
     ids = ("source", "target", "prompt", "seen")
     return {k: v for k, v in example.items() if k not in ids} | arrays
@@ -256,32 +272,38 @@ class Seq2Seq(Task):
 
   def loss(self, model, batch, *, rngs, chunks=1):
     del chunks
-    names = ("source", "previous", "target", "weight", IMAGE, "image_mask", "code_mask", "conf")
+    taught = self.taught(batch)
+    logits = model(**taught.inputs, num_patches=self.num_patches, rngs=rngs)
+    return self.cost(logits, taught.targets, batch)
+
+  def taught(self, batch: Mapping[str, jax.Array]) -> Taught:
+    """What the model is given of a batch, and what it is to say."""
+    names = ("source", "previous", "target", "weight", IMAGE, "image_mask", "code_mask")
     rows = {name: batch[name] for name in names if name in batch}
-    rows = rows if self.rdrop is None else _twice(rows)
+    rows = rows if self.rdrop is None else twice(rows)
     targets = jnp.where(rows["weight"][:, None] > 0, rows["target"], PAD)
-    ignore_prefix, places = self.ignore_prefix, None
+    inputs = {"tokens": rows["source"], "decoder_tokens": rows["previous"], **self.pictures(rows)}
+    if "code_mask" in rows:
+      inputs["code_mask"] = rows["code_mask"]
     if self.learnt_tokens is not None:
-      places, targets = _learnt(targets, self.learnt_tokens, ignore_prefix=ignore_prefix)
-      ignore_prefix = 0
-    logits = model(
-      rows["source"],
-      rows["previous"],
-      **self.pictures(rows),
-      code_mask=rows.get("code_mask"),
-      num_patches=self.num_patches,
-      places=places,
-      rngs=rngs,
-    )
-    allowed = self.allowed(batch, vocab_size=logits.shape[-1])
+      inputs["places"], targets = learnt_places(
+        targets, self.learnt_tokens, ignore_prefix=self.ignore_prefix
+      )
+    return Taught(inputs, targets)
+
+  def cost(
+    self, logits: jax.Array, targets: jax.Array, batch: Mapping[str, jax.Array]
+  ) -> dict[str, losses.Mean]:
+    """The loss of logits float[B, T, V] for targets int32[B, T], both as of `taught`."""
+    conf, allowed = batch.get("conf"), self.allowed(batch, vocab_size=logits.shape[-1])
     return losses.label_smoothed(
       logits,
       targets,
       smoothing=self.smoothing,
-      conf=rows.get("conf"),
-      mask=allowed if self.rdrop is None else _twice(allowed),
+      conf=conf if self.rdrop is None else twice(conf),
+      mask=allowed if self.rdrop is None else twice(allowed),
       allowed_range=self.allowed_range,
-      ignore_prefix=ignore_prefix,
+      ignore_prefix=self.ignore_prefix if self.learnt_tokens is None else 0,
       ignore=EOS if self.ignore_eos else None,
       drop_worst=self.drop_worst,
       dropping=batch.get("dropping", False),
@@ -297,7 +319,7 @@ class Seq2Seq(Task):
     if IMAGE not in rows:
       return {}
     pixels = normalized(rows[IMAGE], mean=self.pixel_mean, std=self.pixel_std)
-    return {IMAGE: pixels, "image_mask": rows.get("image_mask")}
+    return {IMAGE: pixels} | {name: rows[name] for name in ("image_mask",) if name in rows}
 
   def decoder_prompts(self, batch: Mapping[str, jax.Array]) -> jax.Array:
     """int32[B, P], what the decoder is given of each row before it answers, then padding."""
@@ -421,22 +443,3 @@ def cut(name: str, ids: Sequence[int], room: int, *, warn: bool) -> list[int]:
   if warn and len(ids) > room:
     warnings.warn(f"Cut a {name} of {len(ids)} tokens to {room}; task.{name}_length would keep it")
   return list(ids[:room])
-
-
-def _twice(arrays: Any) -> Any:
-  return jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), arrays)
-
-
-def _learnt(targets: jax.Array, number: int, *, ignore_prefix: int) -> tuple[jax.Array, jax.Array]:
-  """The places int32[B, N] behind the prompts, and the targets there; padding if there is none."""
-  begin = jnp.sum(jnp.cumprod(targets == PAD, axis=1), axis=1, keepdims=True)
-  places, last = begin + jnp.arange(number), targets.shape[1] - 1
-  inside = (places <= last) & (places >= ignore_prefix)
-  places = jnp.minimum(places, last)
-  return places, jnp.where(inside, jnp.take_along_axis(targets, places, axis=1), PAD)
-
-
-def _filled(ids: Sequence[int], length: int) -> np.ndarray:
-  array = np.full(length, PAD, np.int32)
-  array[: len(ids)] = ids
-  return array

@@ -9,6 +9,7 @@ import functools
 import json
 from typing import ClassVar
 
+from ofa_jax import pictures
 from ofa_jax.data import prompts
 from ofa_jax.data.text import pre_caption
 from ofa_jax.data.tsv import IMAGE, BadRow
@@ -96,7 +97,13 @@ class SnliVE(Chosen):
       {"uniq_id": rows.row(i)["id"], "answer": answer, "label": ANSWERING.called(answer)}
       for i, answer in self.texts(predictions).items()
     ]
-    return {"predict.json": json.dumps(told, ensure_ascii=False).encode()}
+    return {"predict.json": json.dumps(told, ensure_ascii=False).encode()} | self.pages(
+      predictions, streams
+    )
+
+  def cell(self, row, answer, *, image):
+    label = row["label"].strip()
+    return pictures.answer(image, row["text"], answer, label, right=answer == label)
 
 
 @functools.lru_cache(maxsize=4)

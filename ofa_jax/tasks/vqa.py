@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ofa_jax import pictures
 from ofa_jax.data import answers as answer_lists
 from ofa_jax.data import prompts
 from ofa_jax.data.text import pre_question
@@ -130,6 +131,12 @@ class VQA(Chosen):
     if not known:
       return {}
     return {"vqa_score": vqa.score([answers[i] for i in known], [references[i] for i in known])}
+
+  def cell(self, row, answer, *, image):
+    references = vqa.confidences(row["answer"])
+    expected = vqa.best(references) if references else ""
+    right = references.get(answer, 0.0) > 0
+    return pictures.answer(image, row["text"], answer, expected, right=right)
 
   def _question(self, row, *, warn):
     """The ids of a question, and of the objects behind it."""

@@ -80,6 +80,10 @@ class OFATokenizer:
     self._ids = {symbol: i for i, symbol in enumerate(self.symbols)}
     # The dictionary's id of every piece; pieces that it does not list are <unk>.
     self._table = [self._ids.get(symbol, self.unk) for symbol in pieces.symbols]
+    self._begins = [
+      i < len(SPECIALS) or (i < self.mask and pieces.begins_word(symbol))
+      for i, symbol in enumerate(self.symbols)
+    ]
 
   @classmethod
   def from_directory(cls, directory: str | pathlib.Path) -> "OFATokenizer":
@@ -164,6 +168,14 @@ class OFATokenizer:
     """
     return [self._table[piece] for piece in self._pieces.encode(text, most=most)]
 
+  def encode_marked(self, text: str, *, most: int | None = None) -> list[int]:
+    """As `encode`, but that "<mask>" is the symbol, instead of words and the spaces before them."""
+    *parts, last = text.split(self.symbols[self.mask])
+    ids = []
+    for part in parts:
+      ids += [*self.encode(part.rstrip(" "), most=most), self.mask]
+    return [*ids, *self.encode(last, most=most)][:most]
+
   def lookup(self, symbols: str) -> list[int]:
     """Returns the ids of symbols separated by spaces, such as "<bin_3> <bin_7>"; others: unk."""
     return [self._ids.get(symbol, self.unk) for symbol in symbols.split()]
@@ -176,6 +188,13 @@ class OFATokenizer:
     """
     left_out = (self.bos, self.pad, self.eos)
     return self._pieces.decode([self.symbols[i] for i in map(int, ids) if i not in left_out])
+
+  def begins_word(self, token: int) -> bool:
+    """Whether a word begins with this id: a piece behind a space, or a special symbol.
+
+    Of Chinese, whose pieces have no spaces, every piece is a word but those that go on with one.
+    """
+    return self._begins[token]
 
   def code_id(self, code: int) -> int:
     """The id of image code `code`, 0 to `num_codes` - 1."""
@@ -241,6 +260,11 @@ class ByteLevelBPE:
     """Returns the text of dictionary symbols; those that are no piece's number stay as they are."""
     return self._join.decode([self._spelling.get(symbol, symbol) for symbol in symbols])
 
+  def begins_word(self, symbol: str) -> bool:
+    """Whether a word begins with a symbol: it is a piece behind a space, or a made-up word."""
+    piece = self._spelling.get(symbol)
+    return symbol.startswith("madeupword") if piece is None else piece.startswith("Ġ")
+
   def save(self, directory: pathlib.Path) -> None:
     """Writes encoder.json and vocab.bpe."""
     (directory / "encoder.json").write_text(json.dumps(self._encoder), encoding="utf-8")
@@ -284,6 +308,10 @@ class ChineseBert:
     for spaced in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
       text = text.replace(spaced, spaced.strip())
     return text
+
+  def begins_word(self, symbol: str) -> bool:
+    """Whether a word begins with a symbol."""
+    return not symbol.startswith("##")
 
   def save(self, directory: pathlib.Path) -> None:
     """Writes vocab.txt."""

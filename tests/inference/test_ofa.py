@@ -194,7 +194,11 @@ def test_boxes_are_in_pixels_of_the_given_image(model, pictures, monkeypatch):
     ]
 
   monkeypatch.setattr(model, "_search", search)
-  boxes, scores = model.ground(pictures, ["the dog"] * 3, return_scores=True)
+  first, firsts = model.ground(pictures, ["the dog"] * 3, return_scores=True)
+  assert [np.isnan(box).all() for box in first] == [False, True, True]
+  assert firsts.tolist() == [0, -np.inf, -np.inf]
+  boxes, scores = model.ground(pictures, ["the dog"] * 3, any_box=True, return_scores=True)
+  np.testing.assert_array_equal(first[0], boxes[0])
   # 64 of the 512 pixels that the 16 bins divide are the image, 80 wide and 40 high before.
   expected = np.array([0, 3 / 15 * 512 / 64 * 40, 512 / 64 * 80, 9 / 15 * 512 / 64 * 40])
   np.testing.assert_allclose(boxes[0], expected, rtol=1e-6)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections.config_flags import config_path
 
 import ofa_jax
 from ofa_jax import trees
@@ -269,3 +270,10 @@ def test_patches_are_drawn_of_both_images():
   alone, both = run(model, image, second, jax.random.key(0))
   assert alone.hidden.shape[1] == 3 + 3 and both.hidden.shape[1] == 3 + 3 + 3
   np.testing.assert_allclose(both.positions[:, 3:], alone.positions, atol=1e-6)
+
+
+def test_a_flag_may_name_every_field():
+  """Fields of two types have none for the command line, as ml_collections reads annotations."""
+  config = micro_config(stages=(), vit=SMALL)
+  for field in dataclasses.fields(config):
+    assert config_path.get_type(field.name, config) is not None

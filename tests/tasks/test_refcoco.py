@@ -153,7 +153,9 @@ def hypotheses(tokens, scores):
   )
 
 
-def test_the_best_box_counts_and_the_files_are_the_originals(words, tmp_path):
+def test_the_best_hypothesis_counts_or_the_best_box_and_the_files_are_the_originals(
+  words, tmp_path
+):
   lines = (FOLDER / "refcoco.tsv").read_text().splitlines()
   rows = [line.split("\t") for line in lines] + [["9", PICTURE, "cat", ""]]
   rows[2][3] = "2.5,2.5,7.5,7.5"
@@ -164,14 +166,14 @@ def test_the_best_box_counts_and_the_files_are_the_originals(words, tmp_path):
   assert (first, task.words.num_bins) == (96, 16)
   box = [[first + i for i in bins] + [2] for bins in ((0, 0, 2, 2), (0, 0, 1, 2), (0, 0, 0, 1))]
   said = [5, 6, 7, 8, 2]
-  found = jax.device_get(
-    task.best(
-      hypotheses(
-        [[said, box[0]], [box[1], box[0]], [said, said], [box[2], box[0]]],
-        [[-1, -2], [-1, -3], [-1, -2], [-1, -2]],
-      )
-    )
+  searched = hypotheses(
+    [[said, box[0]], [box[1], box[0]], [said, said], [box[2], box[0]]],
+    [[-1, -2], [-1, -3], [-1, -2], [-1, -2]],
   )
+  first_ones = jax.device_get(task.best(searched))
+  assert first_ones["tokens"].tolist() == [said, box[1], said, box[2]]
+  assert first_ones["score"].tolist() == [-1, -1, -1, -1]
+  found = jax.device_get(dataclasses.replace(task, any_box=True).best(searched))
   assert found["tokens"].tolist() == [box[0], box[1], said, box[2]]
   assert found["score"].tolist() == [-2, -1, -1, -1]
   sizes = np.float32([[100, 80], [64, 96], [64, 64], [100, 80]])
@@ -185,6 +187,10 @@ def test_the_best_box_counts_and_the_files_are_the_originals(words, tmp_path):
   assert told[2]["box"] is None
   # 79_1 is the whole picture and drawn as 49.5 x 74.75; 80_2 the left half, drawn whole.
   assert task.score(predictions, streams) == {"score": 1 / 3}
+  original = {"examples": first_ones | {"size": sizes, "valid": np.array([True] * 4)}}
+  told = json.loads(task.results(original, streams)["predict.json"])
+  assert [line["box"] is None for line in told] == [True, False, True, False]
+  assert task.score(original, streams) == {"score": 1 / 3}
   whole = read_box(np.array(box[0]), tokenizer=task.words, scale=sizes[0] / 64)
   np.testing.assert_allclose(whole, expected, rtol=1e-6)
   predictions["examples"]["valid"][:] = [False, False, False, True]

@@ -262,3 +262,23 @@ def test_a_gap_in_hugging_faces_numbers_is_told(tmp_path):
   (tmp_path / "merges.txt").write_text("#version: 0.2\n")
   with pytest.raises(ValueError, match=r"without a gap, found 4 pieces up to 9"):
     OFATokenizer.from_directory(tmp_path)
+
+
+def test_words_begin_behind_a_space(small, chinese, tokenizer):
+  ids = small.encode(" two blue squares, and 3 green ones!")
+  begun = "".join("|" * small.begins_word(i) + small.decode([i]).strip() for i in ids)
+  assert begun == "|two|blue|squares,|and|3|green|ones!"
+  assert [small.begins_word(i) for i in range(5)][:4] == [True] * 4
+  assert not any(map(small.begins_word, (small.mask, small.code_id(0), small.bin_id(3))))
+  assert all(map(tokenizer.begins_word, tokenizer.lookup("madeupword0000")))
+  words = OFATokenizer.from_directory(chinese)
+  assert all(map(words.begins_word, words.encode("中文")))
+  assert not words.begins_word(*words.lookup("##s"))
+
+
+def test_a_mask_in_a_text_is_the_symbol(small):
+  ids = small.encode_marked(" two <mask> squares,<mask>")
+  assert ids == [*small.encode(" two"), small.mask, *small.encode(" squares,"), small.mask]
+  assert small.encode_marked(" two <mask> squares", most=2) == ids[:2]
+  assert small.encode_marked(" a dog") == small.encode(" a dog")
+  assert small.mask not in small.encode(" two <mask>")

@@ -76,6 +76,9 @@ def test_there_and_back_is_bit_equal(command, released, tmp_path):
   command(tmp_path / "ours", tmp_path / "back.pt", "--to=torch")
   expected = {k: x for k, x in load(path).items() if "bert.pooler" not in k}
   assert_bit_equal(load(tmp_path / "back.pt"), expected)
+  # The tensors do not tell its heads, of 16 here: the file does.
+  sources = [hub.open_model(tmp_path / name) for name in ("ours", "back.pt")]
+  assert sources[0].config == sources[1].config and sources[0].settings == sources[1].settings
 
 
 @pytest.mark.parametrize("model", MICRO)

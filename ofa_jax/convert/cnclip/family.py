@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ofa_jax.convert import limits, torch_files
+from ofa_jax.convert import json_files, limits, torch_files
 from ofa_jax.convert.cnclip import huggingface, model_config, positions
 from ofa_jax.convert.cnclip import table as cnclip
 from ofa_jax.convert.family import Family, HuggingFace, Tokenizers
@@ -40,8 +40,21 @@ def infer(
   tensors: Mapping[str, np.ndarray], options: Mapping[str, Any]
 ) -> tuple[CNCLIPConfig, dict[str, Any]]:
   """Reads sizes and settings off a state dict; ValueError where they are not in it."""
-  del options
+  if torch_files.DESCRIBED in options:
+    described = _parsed(options[torch_files.DESCRIBED])
+    return model_config.from_json(described), read_settings(described)
   return cnclip.infer_config(tensors), dict(SETTINGS)
+
+
+def _parsed(text: Any) -> dict[str, Any]:
+  """What `save_torch` has written beside the tensors."""
+  try:
+    return json_files.parse(str(text).encode("utf-8", "surrogatepass"))
+  except ValueError as error:
+    raise ValueError(
+      f"Expected the model's sizes as JSON under {torch_files.DESCRIBED!r}, found {error}; give "
+      "them by python -m ofa_jax.convert --model-config=JSON"
+    ) from error
 
 
 def infer_huggingface(
@@ -60,10 +73,29 @@ def load_huggingface(directory: pathlib.Path, config: CNCLIPConfig) -> Weights:
 def save_torch(
   path: pathlib.Path, config: CNCLIPConfig, weights: Weights, *, settings: Mapping[str, Any]
 ) -> None:
-  """Writes a checkpoint that the original loads."""
-  del settings
+  """Writes a checkpoint that the original loads.
+
+  Where the tensors alone would be read as another model, with heads of 64 as the released ones
+  have, or with other settings, it says so beside them.
+  """
   tensors = cnclip.to_torch(*weights, config)
-  torch_files.save_checkpoint(path, tensors, name=config.name or "ofa_jax")
+  described = {**model_config.to_json(config), **settings}
+  if _is_inferred(tensors, config) and settings == SETTINGS:
+    described = None
+  torch_files.save_checkpoint(path, tensors, name=config.name or "ofa_jax", described=described)
+
+
+def _is_inferred(tensors: Mapping[str, np.ndarray], config: CNCLIPConfig) -> bool:
+  """Whether a model's tensors alone tell its sizes."""
+  try:
+    inferred = cnclip.infer_config(tensors)
+  except ValueError:
+    return False
+  return (inferred.vision, inferred.text, inferred.embed_dim) == (
+    config.vision,
+    config.text,
+    config.embed_dim,
+  )
 
 
 def save_huggingface(

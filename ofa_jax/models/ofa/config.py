@@ -97,7 +97,7 @@ class OFAConfig:
   encoder_layers: int
   decoder_layers: int
   heads: int
-  stages: tuple[int, int, int] | tuple[()]
+  stages: tuple[int, ...]
   vocab_size: int = 59457
   num_codes: int = 8192
   num_bins: int = 1000

@@ -142,14 +142,11 @@ class Encoder(nnx.Module):
     positions = self.positions.text_norm(raw)
     x = self._join(x, raw, kind=TEXT, norm=self.text_norm, rngs=text_key)
     cells: tuple[Cells, ...] = ()
-    pictures = self._pictures(image, second_image)
-    for kind, picture in pictures:
-      first = kind == IMAGE
-      chosen = patch_ids if first else None
-      keys = (look_key, image_key) if first else _folded(look_key, image_key)
-      y, raw, seen_cells = self.look(
-        picture, num_patches=num_patches, patch_ids=chosen, rngs=keys[0]
-      )
+    for kind, picture in self._pictures(image, second_image):
+      ids, keys = patch_ids, (look_key, image_key)
+      if kind != IMAGE:
+        ids, keys = None, _folded(*keys)
+      y, raw, where = self.look(picture, num_patches=num_patches, patch_ids=ids, rngs=keys[0])
       y = self._join(y, raw, kind=kind, norm=self.image_norm, rngs=keys[1])
       seen = jnp.ones(y.shape[:2], bool)
       seen = seen if image_mask is None else seen & image_mask[:, None]
@@ -158,7 +155,7 @@ class Encoder(nnx.Module):
       (batch,) = jnp.broadcast_shapes(*(row.shape[:1] for row in rows))
       rows = [jnp.broadcast_to(row, (batch, *row.shape[1:])) for row in rows]
       positions = jnp.concatenate(rows, axis=1)
-      cells = (seen_cells, *cells)
+      cells = (where, *cells)
     # Once, as in the original: what becomes of padding in the layers is never attended to.
     x = jnp.where(mask[..., None], x, 0)
     return Encoded(hidden=x, mask=mask, positions=positions), cells

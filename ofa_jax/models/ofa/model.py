@@ -179,7 +179,7 @@ class OFA(nnx.Module):
         evaluation all are.
       patch_ids: int32[B, N], the cells to keep instead (0 = top left, row by row).
       second_image: float[B, h, w, 3], of any size, of a model for two (`OFAConfig.max_images`);
-        rows without an image have none of both. Of it, `num_patches` are kept too.
+        rows without an image have none of both. Of it, too, `num_patches` are kept, or all cells.
       rngs: PRNG key for dropout, drop path and patches, or None in evaluation.
 
     Raises:
