@@ -347,10 +347,11 @@ def test_another_models_dictionary_is_refused(command, tmp_path, capsys):
     ofa_jax.load_from_name(path, tokenizer=path.parent)
 
 
-def test_of_a_mixture_the_task_that_captions_speaks_for_the_model():
+@pytest.mark.parametrize("captions", ["caption.Caption", "reward.SelfCritical"])
+def test_of_a_mixture_the_task_that_captions_speaks_for_the_model(captions):
   parts = {
     "vqa": {"_class": "x.VQA", "image_size": 32, "tokenizer": "words", "search": {"num_beams": 9}},
-    "caption": {"_class": "ofa_jax.tasks.caption.Caption", "search": {"num_beams": 2}},
+    "caption": {"_class": f"ofa_jax.tasks.{captions}", "search": {"num_beams": 2}},
   }
   settings = ofa_family.read_settings(of_mixture({"_class": "x.Mixture", "tasks": parts}))
   assert (settings["image_size"], settings["generation"]) == (32, {"num_beams": 2})

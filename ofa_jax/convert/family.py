@@ -166,6 +166,11 @@ def of_mixture(task: Mapping[str, Any]) -> Mapping[str, Any]:
   if not isinstance(parts, Mapping):
     return task
   told = {}
-  for part in sorted(parts.values(), key=lambda x: not str(x.get("_class")).endswith(".Caption")):
+  for part in sorted(parts.values(), key=lambda x: not learns_captions(x)):
     told = {**part, **told}
   return told
+
+
+def learns_captions(task: Mapping[str, Any]) -> bool:
+  """Whether a run's description of its task is that of captions, learnt from people or rewards."""
+  return str(task.get("_class")).endswith((".Caption", ".SelfCritical"))

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from ofa_jax.convert import limits, torch_files
 from ofa_jax.convert.cnclip import huggingface
-from ofa_jax.convert.family import Family, HuggingFace, Tokenizers
+from ofa_jax.convert.family import Family, HuggingFace, Tokenizers, learns_captions
 from ofa_jax.convert.ofa import released
 from ofa_jax.convert.ofa import sizes as ofa_sizes
 from ofa_jax.convert.ofa import start as ofa_start
@@ -35,7 +35,7 @@ def read_settings(described: Mapping[str, Any]) -> dict[str, Any]:
   if mean is not None and "imagenet_normalization" not in described:
     settings["imagenet_normalization"] = mean == list(images.IMAGENET_MEAN)
   search = described.get("search")
-  if isinstance(search, Mapping) and str(described.get("_class")).endswith(".Caption"):
+  if isinstance(search, Mapping) and learns_captions(described):
     known = {name: search.get(name) for name in ofa_sizes.GENERATION.values()}
     settings["generation"] = {k: v for k, v in known.items() if isinstance(v, int | float)}
   return limits.check_settings(settings)
