@@ -71,8 +71,8 @@ def get_config(argument: str = "refcoco,base") -> Config:
     evaluation = Eval(name=test, task=task, split="test")
   else:  # the training scripts' --eval-args forbid no repetition; those of evaluations do
     free = dataclasses.replace(task.search, no_repeat_ngram_size=0)
-    validated = dataclasses.replace(task, search=free)
-    evaluation = Eval(name="valid", task=validated, every=500, every_epochs=1)
+    task = dataclasses.replace(task, search=free)
+    evaluation = Eval(name="valid", task=task, every=500, every_epochs=1)
   config = finetune(
     size,
     task,

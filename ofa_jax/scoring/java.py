@@ -145,7 +145,8 @@ class _Program:
       raise JavaError(f"{self._name}: expected a score, found {line[:80]!r}") from error
 
   def _failed(self):
-    self._process.stdin.close()
+    with contextlib.suppress(OSError):  # of what it has not read
+      self._process.stdin.close()
     status = self._process.wait()
     self._said.seek(0)
     said = self._said.read().decode("utf-8", "replace")

@@ -185,11 +185,14 @@ def test_labels_and_classes(model, pictures):
 
 
 def test_boxes_are_in_pixels_of_the_given_image(model, pictures, monkeypatch):
-  def search(rows, search):
+  def search(rows, search, **_):
     assert (search.min_length, search.max_length) == (4, 4)
     bins = [96 + np.array([0, 3, 15, 9]), np.array([96, 3, 96, 96])]
     return [
-      [{"tokens": np.append(x, 2), "score": -i} for i, x in enumerate(order)]
+      [
+        {"tokens": np.append(x, 2), "score": -i, "positional_scores": np.full(5, -0.1)}
+        for i, x in enumerate(order)
+      ]
       for order in (bins, bins[::-1], bins[1:])
     ]
 
