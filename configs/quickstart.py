@@ -1,13 +1,15 @@
-"""The embedded defaults: small models of both families learn from nothing, without a download.
+r"""The embedded defaults: small models of both families learn from nothing, without a download.
 
   python -m ofa_jax.train --config=configs/quickstart.py --workdir=runs/digits
   python -m ofa_jax.train --config=configs/quickstart.py:ofa --workdir=runs/shapes
+  python -m ofa_jax.train --config=configs/quickstart.py:ofa --workdir=runs/shapes_200 \
+    --config.steps=200
   python -m ofa_jax.train --config=configs/quickstart.py:scst --workdir=runs/shapes_scst
   python -m ofa_jax.train --config=configs/quickstart.py:world --workdir=runs/world
 
 `digits`: a Chinese-CLIP on real images (scikit-learn's 1,797 scanned digits) with Chinese captions,
 in Chinese-CLIP's own file formats. `ofa`: an OFA that captions drawn pictures of coloured shapes,
-in OFA's, with a byte-level BPE of its own. `scst`: that one, after 200 steps, goes on with the
+in OFA's, with a byte-level BPE of its own. `scst`: one that learnt for 200 steps goes on with the
 CIDEr-D of the captions that it writes itself. `world`: an OFA that learns captions, questions,
 boxes, entailment, digits and the filling in of texts at once, and is evaluated on each, also on
 pictures of combinations that it never saw. The data is made once under OFA_JAX_DATA, or the user's
@@ -144,14 +146,14 @@ def ofa(folder: str | Path) -> Config:
 
 
 def scst(folder: str | Path) -> Config:
-  """Self-critical training from an early checkpoint of `ofa`, 300 steps."""
+  """Self-critical training from a run of `ofa` of 200 steps, 300 steps."""
   config = ofa(folder)
   fields = {f.name: getattr(config.task, f.name) for f in dataclasses.fields(config.task)}
   train = (str(quickstart_ofa.shapes(folder) / "train_all.tsv"),)
   return dataclasses.replace(
     config,
     name="quickstart: captions learnt from CIDEr-D",
-    init="runs/shapes@200",
+    init="runs/shapes_200",
     model=dataclasses.replace(config.model, freeze_resnet=True),
     task=SelfCritical(sampling=Search(num_beams=5, max_length=10), **{**fields, "train": train}),
     steps=300,

@@ -202,7 +202,7 @@ class Seq2Seq(Task):
 
   def cell(self, row: Row, answer: Any, *, image: np.ndarray) -> pictures.Cell:
     """A row on the page: the answer as of `told`, its picture uint8[P, P, 3], P = PAGE_PIXELS."""
-    raise NotImplementedError(f"{type(self).__name__} has no page; set page=0")
+    raise NotImplementedError  # `check` has refused a page
 
   @property
   def calibrated_as(self) -> str | None:
@@ -275,6 +275,9 @@ class Seq2Seq(Task):
     for field in ("smoothing", "drop_worst", "drop_best"):
       if not 0 <= (share := getattr(self, field)) < 1:
         faults.append(f"task.{field}: expected a share from 0 to below 1, found {share}")
+    own = type(self)
+    if self.page and own.cell is Seq2Seq.cell and own.pages is Seq2Seq.pages:
+      faults.append(f"task.page: expected 0, as this task has no page, found {self.page}")
     if self.temperatures and self.calibrated_as is None:
       faults.append(
         f"task.temperatures: expected (), as nothing is asked, found {self.temperatures}"

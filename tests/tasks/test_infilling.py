@@ -98,9 +98,10 @@ def test_faults_are_told(task):
   model = dataclasses.replace(tiny.OFA, vocab_size=task.words.vocab_size, num_bins=8)
   config = Config(model=model, task=task, batch_size=8, steps=1)
   assert task.check(config) == []
-  broken = dataclasses.replace(task, ratio=1.5, mean=0.0)
+  broken = dataclasses.replace(task, ratio=1.5, mean=0.0, page=3)
   faults = "\n".join(broken.check(config))
   assert "task.ratio: expected a share, found 1.5" in faults and "found 0.0, 256" in faults
+  assert "task.page: expected 0, as this task has no page, found 3" in faults
 
 
 def test_an_empty_text_is_a_bad_row(task):

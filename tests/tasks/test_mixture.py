@@ -10,9 +10,8 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ofa_jax import losses
-from ofa_jax.config import Config, MeshShape, Optim, mesh_sizes
-from ofa_jax.data import pipeline
-from ofa_jax.engine import sharding, step
+from ofa_jax.config import Config, MeshShape, Optim
+from ofa_jax.engine import sharding
 from ofa_jax.tasks import taught
 from ofa_jax.tasks.base import Task, spec_of
 from ofa_jax.tasks.caption import Caption
@@ -23,6 +22,7 @@ from ofa_jax.tokenizers.special import PAD
 from ofa_jax.train import train
 from ofa_jax.validation import validate
 from tests import tiny, two_streams, vqa_files
+from tests.test_streams import run
 from tests.test_train import assert_bit_equal, final_state
 
 
@@ -55,30 +55,6 @@ def numbers(**changes) -> Config:
   )
 
 
-def run(config, *, devices=1, steps=3):
-  """Metrics of the first steps in float64, and the parameters after them."""
-  with jax.enable_x64(True):
-    config = dataclasses.replace(config, precision="fp64")
-    shape = mesh_sizes(config.mesh, devices)
-    mesh = sharding.make_mesh(shape, devices=jax.devices()[:devices])
-    program = step.build(config, mesh, steps=10)
-    state = step.init(program)
-    params = jax.tree.map(lambda x: x.astype(np.float64), state.params)
-    state = dataclasses.replace(state, params=params, opt=program.optimizer.init(params))
-    update, history = step.train_step(program), []
-    with pipeline.train_batches(
-      config.task.examples("train"),
-      batch_size=config.task.batch_sizes(config.batch_size),
-      seed=config.seed,
-      start=0,
-      bad=pipeline.BadRows(0.0),
-    ) as batches:
-      for _ in range(steps):
-        state, metrics = update(state, sharding.to_global(next(batches), mesh))
-        history.append({k: float(v) for k, v in metrics.items() if k != "bad"})
-    return history, jax.device_get(state.params)
-
-
 def assert_equal(found, expected):
   for mine, others in zip(found[0], expected[0], strict=True):
     assert mine.keys() == others.keys()
@@ -99,7 +75,7 @@ def test_every_row_costs_alike_and_each_task_is_logged_by_its_name(whole):
 
 def test_weights_are_factors_of_the_mean_losses():
   task = dataclasses.replace(numbers().task, weights={"pairs": 0.0, "words": 5.0})
-  (metrics,), _ = run(dataclasses.replace(numbers(), task=task), steps=1)
+  (metrics,), *_ = run(dataclasses.replace(numbers(), task=task), steps=1)
   assert metrics["loss"] == pytest.approx(5 * metrics["words/loss"])
 
 
