@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def build(models: Models, *, words: Words) -> "gradio.Blocks":
     analytics_enabled=False,
     delete_cache=(600, 3600),  # seconds: what was uploaded is removed after an hour
   ) as page:
-    named = ", ".join(f"`{name.replace('`', '')}`" for name in models.names)
+    named = ", ".join(f"`{_last(name)}`" for name in models.names)
     gradio.Markdown(f"# {words.title}\n\n{words.model.format(named)}")
     with gradio.Tabs():
       if models.ofa is not None:
@@ -57,7 +58,14 @@ def build(models: Models, *, words: Words) -> "gradio.Blocks":
         for name in comparing.tabs(models.clip, models.library):
           _CLIP_TABS[name](models, words)
   page.queue(max_size=64, api_open=False)
+  # Else Gradio would let requests name any file of this machine where the page is mounted.
+  page.has_launched = True
   return page
+
+
+def _last(name: str) -> str:
+  """A model's name without the folders that it lies in, which are nobody's business."""
+  return pathlib.PurePath(name).name.replace("`", "")
 
 
 def told(function: Callable[..., str], *, words: Words) -> Callable[..., str]:
@@ -84,14 +92,14 @@ class _Tab:
     import gradio
 
     self._gradio, self._words, self._text = gradio, words, text
-    self._tab, self._row = gradio.Tab(title), gradio.Row(render=False)
+    self._tab = gradio.Tab(title)
     self._inputs, self._events = [], []
 
   def __enter__(self) -> "_Tab":
     self._tab.__enter__()
     if self._text:
       self._gradio.Markdown(self._text)
-    self._row.render()
+    self._row = self._gradio.Row()
     self._row.__enter__()
     self._column = self._gradio.Column(min_width=_WIDTH)
     self._column.__enter__()
@@ -217,7 +225,8 @@ def _similarity(models, words):
     tab.picture()
     tab.text(words.texts, lines=5)
     info = words.scale_help.format(learnt)
-    tab.slider(words.scale, min(low, learnt), max(high, learnt), learnt, step=0.1, info=info)
+    low, high = min(low, learnt), max(high, learnt)
+    tab.slider(words.scale, low, high, round(learnt, 2), step=0.01, info=info)
     tab.runs(lambda *x: shown.likenesses(comparing.similarity(model, *x, words=words), words=words))
 
 

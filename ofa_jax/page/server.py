@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import pathlib
 import re
 import signal
 import socket
@@ -55,7 +56,6 @@ _CLOSED = re.compile(
   re.IGNORECASE,
 )
 _UPLOADS = "/gradio_api/upload"
-_ADDRESS = re.compile(r"^\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 # Of Gradio's page: what refers to other places, for those who link to it.
 _REMOTE = re.compile(r'<(meta|link|script)\b[^>]*\b(content|href|src)="https?://[^>]*>', re.DOTALL)
 
@@ -180,13 +180,14 @@ class Guard:
   """Refuses what the page does not use, and keeps what it sends free of other places."""
 
   def __init__(self, app: Any, *, words: Words):
-    """Stands before an ASGI application.
+    """Stands before an ASGI application, within `closed_gradio`.
 
     Args:
       app: the application.
       words: of the page.
     """
     self._app = app
+    self._uploads = os.path.realpath(os.environ["GRADIO_TEMP_DIR"])
     code = "zh-CN" if words.code == "zh" else words.code
     self._lang = f'lang="{code}"'
     # Gradio's own texts follow the browser's language; these are to follow the page's.
@@ -211,8 +212,8 @@ class Guard:
       if body is None:
         await _refuse(send, 413, f"Expected at most {MAX_BODY} bytes.")
         return
-      if _names_addresses(body):
-        await _refuse(send, 400, "Expected uploaded pictures, found an address.")
+      if _names_others(body, self._uploads):
+        await _refuse(send, 400, "Expected an uploaded picture, found another place.")
         return
       receive = _again(body, receive)
     page = path == "/"
@@ -281,20 +282,29 @@ def _again(body: bytes, receive: Receive) -> Receive:
   return once_more
 
 
-def _names_addresses(body: bytes) -> bool:
-  """Whether a file in a request is an address, which Gradio would fetch."""
-  if b'"path"' not in body and b"\\u" not in body:
-    return False
+def _names_others(body: bytes, uploads: str) -> bool:
+  """Whether a request names a file that is not one of the uploads.
+
+  Gradio would copy a file of this machine among them, or fetch an address, and serve the copy: it
+  looks after that only in applications that are not mounted.
+  """
   try:
     waiting = [json.loads(body)]
   except (ValueError, RecursionError):
-    return False  # refused by Gradio
+    return bool(body)
   while waiting:
     value = waiting.pop()
     if isinstance(value, dict):
-      if isinstance(value.get("path"), str) and _ADDRESS.match(value["path"]):
+      path = value.get("path")
+      if path is not None and not _is_upload(path, uploads):
         return True
       waiting += value.values()
     elif isinstance(value, list):
       waiting += value
   return False
+
+
+def _is_upload(path: object, uploads: str) -> bool:
+  if not isinstance(path, str) or "\0" in path:
+    return False
+  return os.path.isabs(path) and pathlib.Path(os.path.realpath(path)).is_relative_to(uploads)

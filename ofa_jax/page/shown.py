@@ -33,7 +33,7 @@ footer {display: none !important}
 
 def fault(sentence: str) -> str:
   """What a person should know, read aloud by screen readers at once."""
-  return f'<p class="fault" role="alert">{_text(sentence)}</p>'
+  return f'<p class="said fault" role="alert">{_text(sentence)}</p>'
 
 
 def answer(said: Answer, *, words: Words) -> str:
@@ -97,7 +97,7 @@ def attention(drawn: np.ndarray, share: float, *, words: Words) -> str:
 
 def _status(content: str) -> str:
   """What screen readers read when it has changed."""
-  return f'<div role="status">{content}</div>'
+  return f'<div class="said" role="status">{content}</div>'
 
 
 def _note(sentence: str) -> str:

@@ -140,7 +140,7 @@ def test_faults_stand_in_the_place_of_results(upload, caplog):
 
   sentence = run(given.Fault("Please <i>{give}</i> $one."))
   assert sentence == (
-    '<p class="fault" role="alert">Please &lt;i&gt;&#123;give&#125;&lt;/i&gt; &#36;one.</p>'
+    '<p class="said fault" role="alert">Please &lt;i&gt;&#123;give&#125;&lt;/i&gt; &#36;one.</p>'
   )
   assert "The model cannot do this: Expected A, found B<" in run(
     ValueError("Expected A, found B\nC")

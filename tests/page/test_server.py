@@ -34,7 +34,9 @@ def closed():
   with server.closed_gradio():
     folder = os.environ["GRADIO_TEMP_DIR"]
     yield
-  assert dict(os.environ) == before and not os.path.exists(folder)
+  names = os.environ.keys() | before.keys()
+  assert {x for x in names if os.environ.get(x) != before.get(x)} <= {"PYTEST_CURRENT_TEST"}
+  assert not os.path.exists(folder)
 
 
 @pytest.fixture(scope="module", params=LANGUAGES.values(), ids=list(LANGUAGES))
@@ -91,7 +93,7 @@ def test_no_file_of_the_machine_is_served(client, secret, monkeypatch):
 
 
 def run(client, path, session):
-  """What the caption's tab says of a picture that a request names."""
+  """What the caption's tab says of a picture that a request names; or the answer that refuses."""
   picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
   config = client.get("/config").json()
   body = {"data": [picture], "fn_index": config["dependencies"][0]["id"], "session_hash": session}
@@ -113,17 +115,29 @@ def test_pictures_are_uploads_only(client, secret):
   assert client.get(f"/gradio_api/file={path}").content == content
   told = run(client, path, "a")
   assert told["success"] and "37 wide" in told["output"]["data"][0]
-  for name in (str(secret), str(secret.parent / "x.png"), "/etc/passwd", f"{path}/../../../etc/x"):
-    told = run(client, name, "b")
-    assert not told["success"] and "wide" not in json.dumps(told) and SECRET not in json.dumps(told)
-  for address in (
-    "http://127.0.0.1:1/x.png",
-    " HTTPS://example.org/x.png",
-    "ftp://x/y",
-    "file:///x",
-  ):
-    answer = run(client, address, "c")
-    assert answer.status_code == 400, address
+  others = (str(secret), str(secret.parent / "x.png"), "/etc/passwd", f"{path}/../../../etc/passwd",
+            "x.png", "http://127.0.0.1:1/x.png", " HTTPS://example.org/x.png", "ftp://x/y",
+            "file:///etc/passwd", f"{path}\0.png", 3)  # fmt: skip
+  for name in others:
+    assert run(client, name, "b").status_code == 400, name
+  os.symlink(secret.parent / "x.png", os.path.join(os.path.dirname(path), "link.png"))
+  assert run(client, os.path.join(os.path.dirname(path), "link.png"), "b").status_code == 400
+  body = json.dumps({"data": [{"path": "/etc/passwd"}]})
+  for content in (body.encode("utf-16"), body.replace("path", "p\\u0061th").encode(), b"{", b"["):
+    answer = client.post("/gradio_api/queue/join", content=content)
+    assert answer.status_code == 400, content
+  kept = [x for _, _, names in os.walk(os.environ["GRADIO_TEMP_DIR"]) for x in names]
+  assert sorted({*kept}) == ["link.png", "x.png"]
+
+
+def test_gradio_itself_takes_uploads_only(closed, secret):
+  """Where the page is mounted without the guard."""
+  Image.new("RGB", (37, 20)).save(secret.parent / "x.png")
+  page = layout.build(layout.Models(ofa=Model()), words=ENGLISH)
+  guard = server.application(page, words=ENGLISH).app
+  with TestClient(guard._app, base_url="http://127.0.0.1") as client:
+    told = run(client, str(secret.parent / "x.png"), "d")
+  assert not told["success"] and "wide" not in json.dumps(told)
 
 
 def test_what_is_too_large_or_not_of_the_page_is_refused(client, monkeypatch):
