@@ -5,7 +5,12 @@ Models are the micro ones of the goldens. A person's steps: give a picture, fill
 
 import contextlib
 import dataclasses
+import itertools
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.parse
@@ -18,8 +23,11 @@ from PIL import Image
 from ofa_jax import api, calibrations, demo, hub
 from ofa_jax.calibrations import Calibration
 from ofa_jax.convert.cnclip import table as convert
+from ofa_jax.inference.cnclip import CNCLIPModel
+from ofa_jax.inference.ofa import OFAModel
 from ofa_jax.page import layout, server, words
 from tests.cnclip_golden import micro_config, micro_state_dict
+from tests.compiling import QUICK
 from tests.ofa_directory import save_micro
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -266,3 +274,43 @@ def test_the_page_in_chinese_on_a_phone(models, photos, browser):
     assert visitor.run() == said.bad_picture
     assert visitor.page.evaluate("() => document.documentElement.scrollWidth") <= 390
     assert visitor.page.locator("html").get_attribute("lang") == "zh-CN"
+
+
+@pytest.mark.slow  # a process that imports JAX and Gradio, and loads a model: 10 seconds
+def test_the_command_serves_until_it_is_told_to_end(models, photos, tmp_path):
+  pytest.importorskip("gradio", reason="no gradio, which is of the extra [demo]")
+  places = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
+  command = [sys.executable, "-m", "ofa_jax.demo", f"--model={models.names[1]}", "--port=0"]
+  process = subprocess.Popen(
+    [*command, f"--images={photos}"], env=os.environ | QUICK | places, stdout=subprocess.PIPE,
+    text=True,
+  )  # fmt: skip
+  try:
+    lines = list(itertools.takewhile(lambda line: "The page is at" not in line, process.stdout))
+    assert any("3 of 3 pictures" in line for line in lines)
+    (folder,) = tmp_path.glob("ofa_jax-page-*")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0 and not folder.exists()
+  finally:
+    process.kill()
+
+
+def test_models_that_do_not_go_together(monkeypatch, tmp_path):
+  ofa, clip = (object.__new__(kind) for kind in (OFAModel, CNCLIPModel))
+  known = {"ofa": ofa, "clip": clip}
+  monkeypatch.setattr(api, "load_from_name", lambda name, *, precision: (known[name], None))
+  found = demo.load(["clip", "ofa"], images=None, precision="fp32")
+  assert (found.ofa, found.clip, found.library) == (ofa, clip, None)
+  with pytest.raises(ValueError, match="one OFA and one Chinese-CLIP in --model, found 2 and 1"):
+    demo.load(["ofa", "clip", "ofa"], images=None, precision="fp32")
+  with pytest.raises(ValueError, match="Expected a Chinese-CLIP in --model to search"):
+    demo.load(["ofa"], images=str(tmp_path), precision="fp32")
+
+
+def test_without_gradio_the_extra_is_named(monkeypatch):
+  monkeypatch.setitem(sys.modules, "gradio", None)
+  with (
+    pytest.raises(ValueError, match=r'found none. Install the extra: pip install -e ".\[demo\]"'),
+    server.closed_gradio(),
+  ):
+    raise AssertionError
