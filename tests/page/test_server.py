@@ -120,14 +120,16 @@ def test_pictures_are_uploads_only(client, secret):
             "file:///etc/passwd", f"{path}\0.png", 3)  # fmt: skip
   for name in others:
     assert run(client, name, "b").status_code == 400, name
-  os.symlink(secret.parent / "x.png", os.path.join(os.path.dirname(path), "link.png"))
-  assert run(client, os.path.join(os.path.dirname(path), "link.png"), "b").status_code == 400
+  link = os.path.join(os.path.dirname(path), "link.png")
+  os.symlink(secret.parent / "x.png", link)
+  assert run(client, link, "b").status_code == 400
+  os.unlink(link)
   body = json.dumps({"data": [{"path": "/etc/passwd"}]})
   for content in (body.encode("utf-16"), body.replace("path", "p\\u0061th").encode(), b"{", b"["):
     answer = client.post("/gradio_api/queue/join", content=content)
     assert answer.status_code == 400, content
   kept = [x for _, _, names in os.walk(os.environ["GRADIO_TEMP_DIR"]) for x in names]
-  assert sorted({*kept}) == ["link.png", "x.png"]
+  assert {*kept} == {"x.png"}
 
 
 def test_gradio_itself_takes_uploads_only(closed, secret):
