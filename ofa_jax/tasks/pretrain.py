@@ -13,7 +13,7 @@ the same proportions to the pairs.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -42,8 +42,8 @@ from ofa_jax.tasks.words import check_tokenizer
 from ofa_jax.tokenizers.special import PAD
 
 PAIRS, TEXT, PICTURE, DETECTION = STREAMS = ("pairs", "text", "image", "detection")
-ALONE = {TEXT: "infilling", PICTURE: "image_infilling", DETECTION: "detection"}
-NAMES = (*OBJECTIVES, *ALONE.values())
+ALONE = {TEXT: ("infilling",), PICTURE: ("image_infilling",), DETECTION: ("detection",)}
+NAMES = (*OBJECTIVES, *(name for names in ALONE.values() for name in names))
 
 
 class Present(NamedTuple):
@@ -262,10 +262,8 @@ class Pretrain(Task):
       logits = model(**taught.join(batches), num_patches=num_patches, rngs=key)
       for name, each, own in zip(names, batches, taught.part(logits, batches), strict=True):
         costs[name] = parts[name].cost(own, each.targets, batch[name])
-        if name == PAIRS:
-          named |= by_objective(own, each.targets, asked_apart(batch[name])["kind"])
-        else:
-          named |= _present(ALONE[name], costs[name]["nll"], costs[name]["accuracy"])
+        kinds = asked_apart(batch[name])["kind"] if name == PAIRS else None
+        named |= by_objective(own, each.targets, ALONE.get(name, OBJECTIVES), kinds=kinds)
     pairs = costs.pop(PAIRS)["loss"]
     others = [cost["loss"] for cost in costs.values()]
     metrics = {"pairs_loss": pairs}
@@ -296,24 +294,28 @@ class Pretrain(Task):
     return given._replace(inputs=inputs)
 
 
-def by_objective(logits: jax.Array, targets: jax.Array, kinds: jax.Array) -> dict[str, Present]:
-  """The mean cost and accuracy of the tokens of each of `OBJECTIVES`, by name.
+def by_objective(
+  logits: jax.Array, targets: jax.Array, names: Sequence[str], *, kinds: jax.Array | None = None
+) -> dict[str, Present]:
+  """The mean cost and accuracy of the tokens of each objective, by name; confidences do not count.
 
   Args:
     logits: float[B, T, V].
     targets: int32[B, T], padding where nothing is learnt.
-    kinds: int32[B], the objective of each row.
+    names: of the objectives.
+    kinds: int32[B], the number of each row's objective among them; None: all are of the first.
   """
   logits = jax.lax.stop_gradient(logits)
   own = jnp.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
   nll = jax.nn.logsumexp(logits, axis=-1) - own
   hit = jnp.argmax(logits, axis=-1) == targets
   told = {}
-  for number, name in enumerate(OBJECTIVES):
-    mine = (targets != PAD) & (kinds == number)[:, None]
-    told |= _present(name, losses.mean(nll, mine), losses.mean(hit, mine))
+  for number, name in enumerate(names):
+    mine = targets != PAD
+    if kinds is not None:
+      mine &= (kinds == number)[:, None]
+    told |= {
+      f"{name}/loss": Present(*losses.mean(nll, mine)),
+      f"{name}/accuracy": Present(*losses.mean(hit, mine)),
+    }
   return told
-
-
-def _present(name: str, nll: losses.Mean, accuracy: losses.Mean) -> dict[str, Present]:
-  return {f"{name}/loss": Present(*nll), f"{name}/accuracy": Present(*accuracy)}

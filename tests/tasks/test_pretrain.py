@@ -280,7 +280,8 @@ def test_faults_are_told(task):
 def test_every_objective_is_told_by_its_name_where_there_is_one():
   logits = jnp.zeros((4, 2, 5)).at[0, 0, 3].set(9.0)
   targets = jnp.array([[3, 2], [4, PAD], [4, 2], [PAD, PAD]])
-  told = pretrain.by_objective(logits, targets, jnp.array([0, 0, 5, 1]))
+  kinds = jnp.array([0, 0, 5, 1])
+  told = pretrain.by_objective(logits, targets, pretrain.OBJECTIVES, kinds=kinds)
   values = {name: float(mean.value) for name, mean in told.items()}
   assert values["matching_answer/loss"] == pytest.approx(np.log(5))
   whole = np.log(5) * 2 + np.log(np.exp(9) + 4) - 9
