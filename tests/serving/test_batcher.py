@@ -111,7 +111,7 @@ def test_a_fault_is_told_to_the_one_whose_it_is(double):
 
 
 def test_closing_finishes_what_is_there_and_takes_no_more(double):
-  batcher = blocked(double, wait=30.0)
+  batcher = blocked(double)
   left = batcher.submit("a", [1], deadline=NEVER)
   assert not batcher.close(within=0.01)
   with pytest.raises(Closed):
