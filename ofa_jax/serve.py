@@ -27,9 +27,7 @@ EXTRA = 'pip install -e ".[serve]"'
 
 def main() -> None:
   """The command."""
-  places = flags.DEFINE_multi(
-    cli_parsers.Path(),
-    flags.ArgumentSerializer(),
+  places = flags.DEFINE_multi_string(
     "model",
     None,
     "A released name, model directory, workdir, .pt or HF directory; may be given several times. "
@@ -82,7 +80,7 @@ def main() -> None:
     files = {"image": image_feats.value, "text": text_feats.value}
     files = {kind: path for kind, path in files.items() if path}
     models = []
-    for place in places.value:
+    for place in map(cli_parsers.expand, places.value):
       model, _ = api.load_from_name(place, precision=precision.value)
       options = {"files": files, "top_k": bounds.top_k, "remember": remember.value}
       models.append(served(name_of(place), model, **options))
