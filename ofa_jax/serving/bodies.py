@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_origin
 import orjson
 import pydantic
 from fastapi import Request
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
@@ -136,18 +137,17 @@ async def _form(request: Request, kind: type[Body], limits: Limits) -> dict[str,
   fields: dict[str, Any] = {}
   try:
     form = await request.form(max_files=limits.images + 1, max_fields=most, max_part_size=part)
-    async with form:
-      for name, value in form.multi_items():
-        value = await value.read() if isinstance(value, UploadFile) else value
-        if _is_list(kind, name):
-          fields.setdefault(name, []).append(value)
-        elif name in fields:
-          raise Refused(422, f"Expected one {shown(name, 40)}, found several.", reason="fields")
-        else:
-          fields[name] = value
-  except HTTPException as error:
-    text = f"Expected a form in the body, found: {shown(str(error.detail), 200)}"
-    raise Refused(error.status_code, text, reason="form") from None
+    for name, value in form.multi_items():
+      value = await value.read() if isinstance(value, UploadFile) else value
+      if _is_list(kind, name):
+        fields.setdefault(name, []).append(value)
+      elif name in fields:
+        raise Refused(422, f"Expected one {shown(name, 40)}, found several.", reason="fields")
+      else:
+        fields[name] = value
+  except (HTTPException, FormParserError) as error:
+    found = shown(str(getattr(error, "detail", error)), 200)
+    raise Refused(400, f"Expected a form in the body, found: {found}", reason="form") from None
   finally:
     await request.close()
   return fields

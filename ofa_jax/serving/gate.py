@@ -127,7 +127,7 @@ class Gate:
   async def _pass_on(self, scope: Message, body: bytes, receive: Receive, send: Send) -> None:
     """Has the request answered, unless its client hangs up before."""
     given = False
-    gone = asyncio.ensure_future(receive())
+    gone = asyncio.ensure_future(_hung_up(receive))
 
     async def replay() -> Message:
       nonlocal given
@@ -147,6 +147,13 @@ class Gate:
     finally:
       for task in (answer, gone):
         task.cancel()
+
+
+async def _hung_up(receive: Receive) -> Message:
+  """Returns when the client has."""
+  while (message := await receive())["type"] != "http.disconnect":
+    pass
+  return message
 
 
 async def _say(send: Send, refused: Refused) -> None:

@@ -194,8 +194,13 @@ class Answers:
   """An OFA: captions, answers, boxes, labels, texts in pictures, and what else it has."""
 
   def __init__(self, name: str, model: OFAModel):
-    """Serves a model from `load_from_name` under a name."""
+    """Serves a model from `load_from_name` under a name.
+
+    Of several questions about one picture, those of several clients among them, the picture's part
+    of the encoder is computed once.
+    """
     self.name, self.model = name, model
+    model.looks_once = True
 
   @property
   def draws(self) -> bool:

@@ -1,5 +1,6 @@
 """The service beside the API, on the micro models: the same answers, computed together."""
 
+import base64
 import concurrent.futures
 import io
 import json
@@ -212,13 +213,26 @@ def test_boxes_are_of_the_picture_that_was_sent(ofa, monkeypatch):
   assert (score, probability) == (-1.0, None)
 
 
-def test_several_questions_about_one_picture(client, ofa):
+def test_a_picture_with_several_questions_is_looked_at_once(client, ofa, monkeypatch):
+  """Its part of the encoder, that is; the answers are those to each question alone."""
   (picture,) = files(1)
-  image = Image.open(io.BytesIO(picture))
-  expected = ofa.answer([image] * 2, ["the dog", "what"])
-  fields = {"texts": ["the dog", "what"]}
+  questions = ["the dog", "what"]
+  ofa.looks_once = False
+  expected, scores = ofa.answer(
+    [Image.open(io.BytesIO(picture))] * 2, questions, return_scores=True
+  )
+  ofa.looks_once = True
+  look, looked = ofa._runner._look, []
+
+  def counted(weights, batch, *args, **options):
+    looked.append(len(batch["image"]))
+    return look(weights, batch, *args, **options)
+
+  monkeypatch.setattr(ofa._runner, "_look", counted)
+  fields = {"texts": questions}
   told = client.post("/v1/answer", files=uploads([picture]), data=fields).json()["results"]
-  assert [x["answer"] for x in told] == expected
+  assert [x["answer"] for x in told] == expected and looked == [1]
+  np.testing.assert_allclose([x["score"] for x in told], scores, rtol=1e-5)
   answer = client.post("/v1/answer", files=uploads([picture] * 3), data=fields)
   assert answer.status_code == 422 and "images for 2 rows, or one for all" in answer.text
   empty = client.post("/v1/answer", files=uploads([picture]), data={"texts": [" "]})
@@ -233,7 +247,7 @@ def test_models_are_called_by_their_names(client):
   assert answer.status_code == 422 and "Expected model: clip" in answer.json()["detail"]
   assert client.post("/v1/draw", json={"texts": ["a"]}).status_code == 404
   with pytest.raises(ValueError, match="different names, found a, a"):
-    Service([Answers("a", None)] * 2, limits=Limits(), most=1, wait=0)
+    Service([Answers("a", _NoModel())] * 2, limits=Limits(), most=1, wait=0)
 
 
 def test_a_model_that_draws_is_asked_for_pictures():
@@ -250,8 +264,6 @@ def test_a_model_that_draws_is_asked_for_pictures():
     many = httpx.post(url, json=body | {"samples": 5})
     more = httpx.post(url, json=body | {"top": 4})
   assert many.status_code == more.status_code == 422
-  import base64
-
   (first, second), _ = (x["images"] for x in results)
   values = [np.asarray(Image.open(io.BytesIO(base64.b64decode(x)))) for x in (first, second)]
   assert [x.shape for x in values] == [(4, 4, 3)] * 2
@@ -271,9 +283,9 @@ def test_all_kinds_are_compiled_at_the_start(clip, index):
   for kind, rows in model.first_rows(3):
     model.run(kind, rows)
   assert (clip[0]._encode_image._cache_size(), clip[0]._encode_text._cache_size()) == compiled
-  kinds = {(k.what, len(r)) for k, r in Answers("ofa", _NoModel).first_rows(2)}
+  kinds = {(k.what, len(r)) for k, r in Answers("ofa", _NoModel()).first_rows(2)}
   assert kinds == {(w, n) for w in ("caption", "vqa", "refcoco", "snli_ve") for n in (1, 2)}
-  assert len(list(Answers("ofa", _NoModel).first_rows(1))) == 1 + 3 * len(LENGTHS)
+  assert len(list(Answers("ofa", _NoModel()).first_rows(1))) == 1 + 3 * len(LENGTHS)
 
 
 class _NoModel:
