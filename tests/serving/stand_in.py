@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 import types
 
 import numpy as np
@@ -11,6 +12,14 @@ from ofa_jax.serving.models import CLIP
 from ofa_jax.serving.service import Service
 
 WIDTH = 3
+
+
+def until(true, *, seconds=20.0) -> None:
+  """Waits until a function says so."""
+  end = time.monotonic() + seconds
+  while not true():
+    assert time.monotonic() < end, "waited too long"
+    time.sleep(0.01)
 
 
 class Model:

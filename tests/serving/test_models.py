@@ -107,6 +107,14 @@ def test_many_clients_get_what_the_api_gives(client, clip):
     answer = client.post("/v1/features/images", files=uploads([pictures[i]]), headers=npy)
     return answer, expected["images"][i]
 
+  def counted():
+    text = client.get("/metrics").text
+    return np.array([
+      sum(map(float, re.findall(rf"^ofa_jax_batch_rows_{x}{{.*}} (\S+)$", text, re.MULTILINE)))
+      for x in ("count", "sum")
+    ])  # fmt: skip
+
+  before = counted()
   with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
     answers = list(pool.map(ask, range(REQUESTS)))
   for answer, features in answers:
@@ -116,11 +124,7 @@ def test_many_clients_get_what_the_api_gives(client, clip):
     else:
       found = np.load(io.BytesIO(answer.content), allow_pickle=False)
     np.testing.assert_allclose(found, features, **CLOSE)
-  counted = client.get("/metrics").text
-  batches, rows = (
-    sum(float(x) for x in re.findall(rf"^ofa_jax_batch_rows_{name}{{.*}} (\S+)$", counted, re.M))
-    for name in ("count", "sum")
-  )
+  batches, rows = counted() - before
   assert rows == REQUESTS and batches < REQUESTS / 2  # the clients are computed for together
 
 
