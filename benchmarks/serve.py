@@ -36,8 +36,8 @@ from flax import nnx
 from input_pipeline import cpu_model
 from PIL import Image
 
-from configs import quickstart
 from ofa_jax import api, hub, trees
+from ofa_jax.configs import quickstart
 from ofa_jax.models import cnclip
 
 GOAL = 2.0  # of "together" over "alone", of features, on a CPU
