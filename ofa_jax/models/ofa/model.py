@@ -173,7 +173,8 @@ class OFA(nnx.Module):
 
     Args:
       tokens: int32[B, T], filled up with 1.
-      image: float[B, h, w, 3], normalised; None: text only.
+      image: float[B, h, w, 3], normalised, or its feature map [B, h, w, C] as `encoder.image` makes
+        it; None: text only.
       image_mask: bool[B], False where a row has no image; None: all have one.
       num_patches: cells of the feature map that are kept in training, drawn for every image; in
         evaluation all are.
