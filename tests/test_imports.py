@@ -21,7 +21,7 @@ INFERENCE = {"inference", "api"}
 COMMANDS = {
   *("train", "evaluate", "extract_features", "retrieve", "zeroshot", "compile_ahead"),
   *("validate_data", "prepare_data", "calibrate", "first_state"),
-  *("serve",),
+  *("serve", "demo", "page"),
   *("generate", "cli", "cli_help", "cli_parsers", "__main__"),
 }
 SERVED = {"serving"}  # what the commands give to others
@@ -81,7 +81,7 @@ def test_heavy_libraries_stay_out(path):
   for name, at_import in imports(path):
     library = name.split(".")[0]
     if library in NEVER:
-      assert part(path) in {"convert", "demo", "__main__"} and not at_import, (
+      assert part(path) in {"convert", "page", "__main__"} and not at_import, (
         f"{path.name} imports {name}"
       )
     if part(path) in NUMPY:
