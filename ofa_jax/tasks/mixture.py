@@ -159,10 +159,16 @@ class Mixture(Task):
     """The metrics of tasks that go through the model together."""
     batches = [self.tasks[name].taught(batch[name]) for name in names]
     num_patches = self.tasks[names[0]].num_patches
-    logits = model(**taught.join(batches), num_patches=num_patches, rngs=rngs)
-    parts = zip(names, batches, taught.part(logits, batches), strict=True)
+    states = model.states(**taught.join(batches), num_patches=num_patches, rngs=rngs)
+    blocks = {name: self.tasks[name].vocab_blocks for name in names}
+    if set(blocks.values()) == {1}:  # one product for all
+      logits = taught.part(model.logits(states), batches)
+    else:
+      parts = zip(names, taught.part(states, batches), strict=True)
+      logits = [taught.logits(model, own, blocks=blocks[name]) for name, own in parts]
     return {
-      name: self.tasks[name].cost(own, each.targets, batch[name]) for name, each, own in parts
+      name: self.tasks[name].cost(own, each.targets, batch[name])
+      for name, each, own in zip(names, batches, logits, strict=True)
     }
 
   def _weights(self, rows: Mapping[str, int]) -> Mapping[str, float]:

@@ -36,6 +36,7 @@ from ofa_jax.tasks.answering import read
 from ofa_jax.tasks.caption import ANSWERING, Caption
 from ofa_jax.tasks.frozen import Frozen
 from ofa_jax.tasks.seq2seq import MAX_POSITIONS
+from ofa_jax.tasks.taught import logits
 from ofa_jax.tokenizers.special import BOS, EOS, PAD
 
 _TOLD = ("score", "advantage", "words", "punctuated", "distinct")  # of each sample, by the host
@@ -237,9 +238,12 @@ class SelfCritical(Caption):
     encoded = model.encode(batch["source"], **self.pictures(batch), rngs=encode_key)
     previous = jnp.pad(tokens[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=BOS)
     previous = jnp.where(previous == EOS, PAD, previous).reshape(-1, tokens.shape[2])
-    logits = model.decode(_for_each(encoded, tokens.shape[1]), previous, rngs=decode_key)
-    tokens = tokens.reshape(previous.shape)
-    return token_log_probs(logits, tokens, allowed_range=self.allowed_range)
+    states = model.hidden(_for_each(encoded, tokens.shape[1]), previous, rngs=decode_key)
+    return token_log_probs(
+      logits(model, states, blocks=self.vocab_blocks),
+      tokens.reshape(previous.shape),
+      allowed_range=self.allowed_range,
+    )
 
   def _judge(self, tokens: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
     """On the host: what samples int32[B, M, T] are worth beside uint8[B, N] of captions."""

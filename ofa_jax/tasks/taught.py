@@ -1,6 +1,7 @@
 """What a sequence-to-sequence model is given of a batch, and what it is to say."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ofa_jax.losses_vocabulary import InBlocks
+from ofa_jax.models.ofa import OFA
 from ofa_jax.tokenizers.special import PAD
 
 
@@ -31,6 +34,13 @@ def filled(ids: Sequence[int], length: int) -> np.ndarray:
   return array
 
 
+def cut(name: str, ids: Sequence[int], room: int, *, warn: bool) -> list[int]:
+  """The first `room` ids; says, perhaps, that a longer `task.{name}_length` would keep them all."""
+  if warn and len(ids) > room:
+    warnings.warn(f"Cut a {name} of {len(ids)} tokens to {room}; task.{name}_length would keep it")
+  return list(ids[:room])
+
+
 def twice(arrays: Any) -> Any:
   """Every row two times, one behind the other."""
   return jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), arrays)
@@ -45,6 +55,11 @@ def learnt_places(
   inside = (places <= last) & (places >= ignore_prefix)
   places = jnp.minimum(places, last)
   return places, jnp.where(inside, jnp.take_along_axis(targets, places, axis=1), PAD)
+
+
+def logits(model: OFA, states: jax.Array, *, blocks: int = 1) -> jax.Array | InBlocks:
+  """The logits float32[..., V] of a decoder's states [..., D], as a whole or in blocks of words."""
+  return model.logits(states) if blocks == 1 else InBlocks(states, model.table, blocks)
 
 
 def join(batches: Sequence[Taught]) -> dict[str, jax.Array]:
