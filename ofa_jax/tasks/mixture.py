@@ -20,6 +20,7 @@ import jax
 from ofa_jax import losses
 from ofa_jax.data.protocols import Rows
 from ofa_jax.data.tsv import IMAGE
+from ofa_jax.losses_vocabulary import InBlocks
 from ofa_jax.tasks import taught
 from ofa_jax.tasks.base import Batch, Task
 from ofa_jax.tasks.seq2seq import Seq2Seq
@@ -158,14 +159,13 @@ class Mixture(Task):
   ) -> dict[str, dict[str, losses.Mean]]:
     """The metrics of tasks that go through the model together."""
     batches = [self.tasks[name].taught(batch[name]) for name in names]
-    num_patches = self.tasks[names[0]].num_patches
-    states = model.states(**taught.join(batches), num_patches=num_patches, rngs=rngs)
-    blocks = {name: self.tasks[name].vocab_blocks for name in names}
-    if set(blocks.values()) == {1}:  # one product for all
-      logits = taught.part(model.logits(states), batches)
+    inputs, options = taught.join(batches), {"num_patches": self.tasks[names[0]].num_patches}
+    blocks = [self.tasks[name].vocab_blocks for name in names]
+    if max(blocks) == 1:  # one product for all
+      logits = taught.part(model(**inputs, **options, rngs=rngs), batches)
     else:
-      parts = zip(names, taught.part(states, batches), strict=True)
-      logits = [taught.logits(model, own, blocks=blocks[name]) for name, own in parts]
+      states = taught.part(model.states(**inputs, **options, rngs=rngs), batches)
+      logits = [InBlocks(own, model.table, n) for own, n in zip(states, blocks, strict=True)]
     return {
       name: self.tasks[name].cost(own, each.targets, batch[name])
       for name, each, own in zip(names, batches, logits, strict=True)

@@ -28,6 +28,7 @@ from ofa_jax.decode import answers
 from ofa_jax.decode.beam import Search
 from ofa_jax.losses import mean
 from ofa_jax.losses_policy import policy_gradient, token_log_probs
+from ofa_jax.losses_vocabulary import InBlocks
 from ofa_jax.models.layers import split_rngs
 from ofa_jax.models.ofa.encoder import Encoded
 from ofa_jax.scoring import rewards
@@ -36,7 +37,6 @@ from ofa_jax.tasks.answering import read
 from ofa_jax.tasks.caption import ANSWERING, Caption
 from ofa_jax.tasks.frozen import Frozen
 from ofa_jax.tasks.seq2seq import MAX_POSITIONS
-from ofa_jax.tasks.taught import logits
 from ofa_jax.tokenizers.special import BOS, EOS, PAD
 
 _TOLD = ("score", "advantage", "words", "punctuated", "distinct")  # of each sample, by the host
@@ -239,11 +239,11 @@ class SelfCritical(Caption):
     previous = jnp.pad(tokens[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=BOS)
     previous = jnp.where(previous == EOS, PAD, previous).reshape(-1, tokens.shape[2])
     states = model.hidden(_for_each(encoded, tokens.shape[1]), previous, rngs=decode_key)
-    return token_log_probs(
-      logits(model, states, blocks=self.vocab_blocks),
-      tokens.reshape(previous.shape),
-      allowed_range=self.allowed_range,
-    )
+    logits = InBlocks(states, model.table, self.vocab_blocks)
+    if self.vocab_blocks == 1:
+      logits = model.logits(states)
+    tokens = tokens.reshape(previous.shape)
+    return token_log_probs(logits, tokens, allowed_range=self.allowed_range)
 
   def _judge(self, tokens: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
     """On the host: what samples int32[B, M, T] are worth beside uint8[B, N] of captions."""

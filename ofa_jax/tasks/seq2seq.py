@@ -326,8 +326,8 @@ class Seq2Seq(Task):
   def loss(self, model, batch, *, rngs, chunks=1):
     del chunks
     taught = self.taught(batch)
-    states = model.states(**taught.inputs, num_patches=self.num_patches, rngs=rngs)
-    return self.cost(logits(model, states, blocks=self.vocab_blocks), taught.targets, batch)
+    options = {"blocks": self.vocab_blocks, "num_patches": self.num_patches, "rngs": rngs}
+    return self.cost(logits(model, taught.inputs, **options), taught.targets, batch)
 
   def taught(self, batch: Mapping[str, jax.Array]) -> Taught:
     """What the model is given of a batch, and what it is to say."""

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -57,9 +57,13 @@ def learnt_places(
   return places, jnp.where(inside, jnp.take_along_axis(targets, places, axis=1), PAD)
 
 
-def logits(model: OFA, states: jax.Array, *, blocks: int = 1) -> jax.Array | InBlocks:
-  """The logits float32[..., V] of a decoder's states [..., D], as a whole or in blocks of words."""
-  return model.logits(states) if blocks == 1 else InBlocks(states, model.table, blocks)
+def logits(
+  model: OFA, inputs: Mapping[str, jax.Array], *, blocks: int = 1, **options: Any
+) -> jax.Array | InBlocks:
+  """The logits float32[B, T, V] of a model's inputs, as a whole or in blocks of words."""
+  if blocks == 1:
+    return model(**inputs, **options)
+  return InBlocks(model.states(**inputs, **options), model.table, blocks)
 
 
 def join(batches: Sequence[Taught]) -> dict[str, jax.Array]:
