@@ -20,7 +20,6 @@ import jax
 from ofa_jax import losses
 from ofa_jax.data.protocols import Rows
 from ofa_jax.data.tsv import IMAGE
-from ofa_jax.losses_vocabulary import InBlocks
 from ofa_jax.tasks import taught
 from ofa_jax.tasks.base import Batch, Task
 from ofa_jax.tasks.seq2seq import Seq2Seq
@@ -159,13 +158,13 @@ class Mixture(Task):
   ) -> dict[str, dict[str, losses.Mean]]:
     """The metrics of tasks that go through the model together."""
     batches = [self.tasks[name].taught(batch[name]) for name in names]
-    inputs, options = taught.join(batches), {"num_patches": self.tasks[names[0]].num_patches}
-    blocks = [self.tasks[name].vocab_blocks for name in names]
-    if max(blocks) == 1:  # one product for all
-      logits = taught.part(model(**inputs, **options, rngs=rngs), batches)
-    else:
-      states = taught.part(model.states(**inputs, **options, rngs=rngs), batches)
-      logits = [InBlocks(own, model.table, n) for own, n in zip(states, blocks, strict=True)]
+    logits = taught.joint_logits(
+      model,
+      batches,
+      blocks=[self.tasks[name].vocab_blocks for name in names],
+      num_patches=self.tasks[names[0]].num_patches,
+      rngs=rngs,
+    )
     return {
       name: self.tasks[name].cost(own, each.targets, batch[name])
       for name, each, own in zip(names, batches, logits, strict=True)

@@ -91,6 +91,24 @@ def join(batches: Sequence[Taught]) -> dict[str, jax.Array]:
   return {name: deal([x[name] for x in inputs]) for name in inputs[0]}
 
 
+def joint_logits(
+  model: OFA, batches: Sequence[Taught], *, blocks: Sequence[int], **options: Any
+) -> list[jax.Array | InBlocks]:
+  """The logits of several batches that go through the model as one, float32[B, T, V] of each.
+
+  Args:
+    model: an OFA.
+    batches: as of `join`.
+    blocks: of each, those of the vocabulary; 1: its logits are whole.
+    options: more arguments of the model.
+  """
+  inputs = join(batches)
+  if max(blocks) == 1:  # one product for all
+    return part(model(**inputs, **options), batches)
+  states = part(model.states(**inputs, **options), batches)
+  return [InBlocks(own, model.table, number) for own, number in zip(states, blocks, strict=True)]
+
+
 def part(outputs: jax.Array, batches: Sequence[Taught]) -> list[jax.Array]:
   """The inverse of `join` for what came of it, [rows, N, ...]: of each batch [B, T, ...]."""
   sizes = [len(batch.targets) for batch in batches]
