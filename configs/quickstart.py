@@ -13,8 +13,9 @@ in Chinese-CLIP's own file formats. `ofa`: an OFA that captions drawn pictures o
 in OFA's, with a byte-level BPE of its own. `scst`: one that learnt for 200 steps goes on with the
 CIDEr-D of the captions that it writes itself. `world`: an OFA that learns captions, questions,
 boxes, entailment, digits and the filling in of texts at once, and is evaluated on each, also on
-pictures of combinations that it never saw. `world_scst`: its captions go on with CIDEr-D. The
-data is made once under OFA_JAX_DATA, or the user's cache folder.
+pictures of combinations that it never saw. `world_scst`: its captions, as they
+were after 500 steps, go on with CIDEr-D. The data is made once under OFA_JAX_DATA, or the user's
+cache folder.
 """
 
 import dataclasses
@@ -246,6 +247,7 @@ def world(folder: str | Path) -> Config:
     steps=1700,
     log_every=50,
     save_every=500,
+    keep=4,  # all of them: `world_scst` begins with the first
     optim=Optim(
       lr=1e-3,
       adam="fairseq",
@@ -261,16 +263,16 @@ def world(folder: str | Path) -> Config:
 
 
 def world_scst(folder: str | Path) -> Config:
-  """Self-critical training of the captions of a run of `world`, 300 steps.
+  """Self-critical training of the captions of a run of `world`, from its step 500, 300 steps.
 
-  A guard that keeps it near: --config.task.kl=0.05 --config.task.kl_model=runs/world.
+  A guard that keeps it near: --config.task.kl=0.05 --config.task.kl_model=runs/world@500.
   """
   config = world(folder)
   captions = config.task.tasks["caption"]
   return dataclasses.replace(
     config,
     name="quickstart: captions of the small world learnt from CIDEr-D",
-    init="runs/world",
+    init="runs/world@500",
     model=dataclasses.replace(config.model, freeze_resnet=True),
     task=self_critical(captions, sampling=Search(num_beams=5, max_length=14)),
     batch_size=16,
