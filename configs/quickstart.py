@@ -275,7 +275,7 @@ def world_scst(folder: str | Path) -> Config:
     init="runs/world@500",
     model=dataclasses.replace(config.model, freeze_resnet=True),
     task=self_critical(captions, sampling=Search(num_beams=5, max_length=14)),
-    batch_size=16,
+    batch_size=8,
     steps=300,
     log_every=25,
     save_every=300,

@@ -48,7 +48,13 @@ def config(shapes, tmp_path_factory):
     small,
     model=model,
     task=dataclasses.replace(
-      recipe.task, reward=letters, sampling=search, kl=0.1, kl_model=str(folder / "other"), **fields
+      recipe.task,
+      reward=letters,
+      sampling=search,
+      kl=0.1,
+      kl_model=str(folder / "other"),
+      vocab_blocks=3,
+      **fields,
     ),
     steps=STEPS,
     log_every=1,
@@ -88,8 +94,9 @@ def test_trained_validated_and_gone_on_with(config, trained, tmp_path):
   assert_bit_equal(final_state(workdir), final_state(tmp_path / "broken"))
 
 
-def test_one_device_is_two(config, trained):
-  history, _ = test_step.run(dataclasses.replace(config, evals=()), steps=STEPS, of=STEPS)
+def test_one_device_with_whole_logits_is_two_with_blocks_of_them(config, trained):
+  task = dataclasses.replace(config.task, vocab_blocks=1)
+  history, _ = test_step.run(dataclasses.replace(config, task=task), steps=STEPS, of=STEPS)
   rows = [row for row in log.read_metrics(trained[0]) if "train/loss" in row]
   two = [[row["train/loss"], row["train/grad_norm"]] for row in rows]
   np.testing.assert_allclose(two, history, rtol=1e-5)
