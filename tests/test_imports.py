@@ -15,7 +15,7 @@ NUMPY = {
   *("configs", "storage", "staging"),
 }
 GROUND = {"config", "validation", "trees", "numerics"}
-PURE = {"losses", "losses_policy", "host_calls", "models", "decode"}
+PURE = {"losses", "losses_policy", "losses_vocabulary", "host_calls", "models", "decode"}
 STORED = {"convert", "hub", "weights", "calibrations"}
 INFERENCE = {"inference", "api"}
 COMMANDS = {
