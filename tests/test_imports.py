@@ -15,14 +15,16 @@ NUMPY = {
   *("configs", "storage", "staging"),
 }
 GROUND = {"config", "validation", "trees", "numerics"}
-PURE = {"losses", "losses_policy", "host_calls", "models", "decode"}
+PURE = {"losses", "losses_policy", "losses_vocabulary", "host_calls", "models", "decode"}
 STORED = {"convert", "hub", "weights", "calibrations"}
 INFERENCE = {"inference", "api"}
 COMMANDS = {
   *("train", "evaluate", "extract_features", "retrieve", "zeroshot", "compile_ahead"),
-  *("validate_data", "prepare_data", "calibrate", "demo", "page"),
+  *("validate_data", "prepare_data", "calibrate", "first_state"),
+  *("serve", "demo", "page"),
   *("generate", "cli", "cli_help", "cli_parsers", "__main__"),
 }
+SERVED = {"serving"}  # what the commands give to others
 BELOW = {
   **dict.fromkeys(NUMPY, NUMPY),
   **dict.fromkeys(GROUND, GROUND | NUMPY),
@@ -31,6 +33,7 @@ BELOW = {
   **dict.fromkeys(STORED, STORED | PURE | GROUND | NUMPY | {"engine"}),
   "tasks": STORED | PURE | {"trees", "numerics"} | NUMPY,
   **dict.fromkeys(INFERENCE, INFERENCE | {"tasks", "engine"} | STORED | PURE | GROUND | NUMPY),
+  **dict.fromkeys(SERVED, INFERENCE | {"retrieve"} | GROUND | NUMPY),
   **dict.fromkeys(COMMANDS, None),  # anything
 }
 NEVER = {"torch", "tensorflow", "gradio", "torchvision", "cn_clip"}

@@ -183,7 +183,18 @@ class CNCLIPModel:
       image: N images as for `encode_image`.
       text: M token rows as for `encode_text`.
     """
-    features = [_normalize(x) for x in (self.encode_image(image), self.encode_text(text))]
+    return self.logits(self.encode_image(image), self.encode_text(text))
+
+  def logits(
+    self, image_features: np.ndarray, text_features: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (logits_per_image float[N, M], logits_per_text float[M, N]) of features.
+
+    Args:
+      image_features: float[N, E] from `encode_image`.
+      text_features: float[M, E] from `encode_text`.
+    """
+    features = [_normalize(x) for x in (image_features, text_features)]
     logits = np.exp(features[0].dtype.type(self.logit_scale)) * (features[0] @ features[1].T)
     return logits, logits.T
 
