@@ -211,7 +211,7 @@ def world(folder: str | Path) -> Config:
       augment="none",
     ),
     "infilling": Infilling(
-      **files("infilling"), source_length=24, target_length=20, search=Search(max_length=20)
+      **files("infilling"), source_length=28, target_length=20, search=Search(max_length=20)
     ),
   }
   evals = []
