@@ -38,6 +38,13 @@ class Models:
   library: Library | None = None
   names: Sequence[str] = ()
 
+  @property
+  def tabs(self) -> tuple[str, ...]:
+    """What there is a tab for."""
+    ofa = () if self.ofa is None else asking.tabs(self.ofa)
+    clip = () if self.clip is None else comparing.tabs(self.clip, self.library)
+    return (*ofa, *clip)
+
 
 def build(models: Models, *, words: Words) -> "gradio.Blocks":
   """The page with a tab for everything that the models can do."""
@@ -51,12 +58,8 @@ def build(models: Models, *, words: Words) -> "gradio.Blocks":
     named = ", ".join(f"`{_last(name)}`" for name in models.names)
     gradio.Markdown(f"# {words.title}\n\n{words.model.format(named)}")
     with gradio.Tabs():
-      if models.ofa is not None:
-        for name in asking.tabs(models.ofa):
-          _OFA_TABS[name](models.ofa, words)
-      if models.clip is not None:
-        for name in comparing.tabs(models.clip, models.library):
-          _CLIP_TABS[name](models, words)
+      for name in models.tabs:
+        _TABS[name](models, words)
   page.queue(max_size=64, api_open=False)
   # Else Gradio would let requests name any file of this machine where the page is mounted.
   page.has_launched = True
@@ -155,47 +158,47 @@ class _Tab:
     )
 
 
-def _caption(model, words):
+def _caption(models, words):
   with _Tab(words.caption, words.caption_help, words=words) as tab:
     tab.picture()
-    tab.runs(lambda *x: shown.answer(asking.caption(model, *x, words=words), words=words))
+    tab.runs(lambda *x: shown.answer(asking.caption(models.ofa, *x, words=words), words=words))
 
 
-def _question(model, words):
+def _question(models, words):
   with _Tab(words.question, words.question_help, words=words) as tab:
     tab.picture()
     tab.text(words.question_text, example=words.question_example)
     tab.text(words.answers, lines=3, info=words.answers_help)
-    tab.runs(lambda *x: shown.answer(asking.answer(model, *x, words=words), words=words))
+    tab.runs(lambda *x: shown.answer(asking.answer(models.ofa, *x, words=words), words=words))
 
 
-def _grounding(model, words):
+def _grounding(models, words):
   def ground(picture, phrase, most, least=asking.LEAST):
-    found = asking.ground(model, picture, phrase, most, least, words=words)
+    found = asking.ground(models.ofa, picture, phrase, most, least, words=words)
     return shown.boxes(found, least=least, words=words)
 
   with _Tab(words.grounding, words.grounding_help, words=words) as tab:
     tab.picture()
     tab.text(words.phrase, example=words.phrase_example)
     tab.slider(words.most_boxes, 1, asking.MOST_BOXES, 3, step=1)
-    if asking.is_calibrated(model, "refcoco"):
+    if asking.is_calibrated(models.ofa, "refcoco"):
       tab.slider(words.least, 0, 1, asking.LEAST, step=0.05, info=words.least_help)
     tab.runs(ground)
 
 
-def _entailment(model, words):
+def _entailment(models, words):
   with _Tab(words.entailment, words.entailment_help, words=words) as tab:
     tab.picture()
     tab.text(words.hypothesis, example=words.hypothesis_example)
     tab.text(words.premise, info=words.premise_help)
-    tab.runs(lambda *x: shown.answer(asking.entail(model, *x, words=words), words=words))
+    tab.runs(lambda *x: shown.answer(asking.entail(models.ofa, *x, words=words), words=words))
 
 
-def _classes(model, words):
+def _classes(models, words):
   with _Tab(words.classes, words.classes_help, words=words) as tab:
     tab.picture()
     tab.text(words.class_names, lines=5, info=words.class_example)
-    tab.runs(lambda *x: shown.answer(asking.classify(model, *x, words=words), words=words))
+    tab.runs(lambda *x: shown.answer(asking.classify(models.ofa, *x, words=words), words=words))
 
 
 def _search(models, words):
@@ -238,11 +241,13 @@ def _attention(models, words):
     )
 
 
-_OFA_TABS = {
+_TABS = {
   "caption": _caption,
   "vqa": _question,
   "refcoco": _grounding,
   "snli_ve": _entailment,
   "classify": _classes,
+  "search": _search,
+  "similarity": _similarity,
+  "attention": _attention,
 }
-_CLIP_TABS = {"search": _search, "similarity": _similarity, "attention": _attention}

@@ -87,9 +87,11 @@ def open_library(
     raise ValueError(f"Expected a folder of pictures in --images, found no local folder {root}")
   root = pathlib.Path(os.path.realpath(root))
   files = folder.image_files(root)
-  inside = [file for file in files if _is_inside(file, root)]
-  if len(inside) < len(files):
-    say(f"Left out {len(files) - len(inside)} links that lead out of {root}")
+  outside = sum(not _is_inside(file, root) for file in files)
+  if outside:
+    say(f"Left out {outside} pictures behind links that lead out of {root}")
+  # Each once, whatever links lead to it.
+  inside = list(dict.fromkeys(os.path.realpath(x) for x in files if _is_inside(x, root)))
   if not inside:
     raise ValueError(
       f"Expected pictures ({', '.join(folder.EXTENSIONS)}) in the folder {root}, found none"

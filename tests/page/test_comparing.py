@@ -43,6 +43,7 @@ def photos(tmp_path):
   shutil.copy(folder / "a.png", tmp_path / "outside" / "secret.png")
   os.symlink(tmp_path / "outside" / "secret.png", folder / "link.png")
   os.symlink(tmp_path / "outside", folder / "linked")
+  os.symlink("a.png", folder / "same.png")
   return folder
 
 
@@ -57,7 +58,7 @@ def test_a_folder_is_searched_and_nothing_beside_it(model, photos, cache, capsys
   found = library.open_library(model, photos, say=lines.append)
   names = ["a.png", "b.jpg", "more/c.png", "more/d.webp"]
   assert [os.path.relpath(file, photos) for file in found.files] == names
-  assert f"Left out 2 links that lead out of {photos}" in lines
+  assert f"Left out 2 pictures behind links that lead out of {photos}" in lines
   assert "4 of 5 pictures" in lines[-1] and "broken.png" in capsys.readouterr().out
   expected = features(model, found.files)
   np.testing.assert_allclose(found.vectors, expected, atol=1e-5)
