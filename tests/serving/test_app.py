@@ -317,3 +317,25 @@ def test_nothing_is_taken_before_it_is_ready_or_when_it_stops():
     assert answer.status_code == 503 and "being compiled" in answer.json()["detail"]
     made.ready = True
     assert client.post("/v1/features/texts", json=GOOD).status_code == 200
+
+
+def test_stopping_finishes_what_is_running():
+  model = stand_in.Model()
+  made = stand_in.service(model)
+  with (
+    stand_in.listening(made) as port,
+    httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+    concurrent.futures.ThreadPoolExecutor(2) as pool,
+  ):
+    running = [pool.submit(client.post, "/v1/features/texts", json={"texts": ["slow"]})]
+    assert model.begun.wait(20)
+    running.append(pool.submit(client.post, "/v1/features/texts", json={"texts": ["a"]}))
+    stand_in.until(lambda: made.active == 2)
+    made.stop()
+    refused = client.post("/v1/features/texts", json=GOOD)
+    assert refused.status_code == 503 and "stopping" in refused.json()["detail"]
+    assert client.get("/ready").status_code == 503 and client.get("/health").status_code == 200
+    model.go.set()
+    assert [answer.result(20).status_code for answer in running] == [200, 200]
+  with pytest.raises(httpx.ConnectError):
+    httpx.get(f"http://127.0.0.1:{port}/health")
