@@ -27,7 +27,7 @@ from ofa_jax.convert.family import Family, explain, guess, of_mixture
 from ofa_jax.convert.ofa import family as ofa_family
 from ofa_jax.convert.params import ModelConfig, Weights, place, placement
 from ofa_jax.convert.releases import Release
-from ofa_jax.engine import bucket_arrays, checkpoint, faults
+from ofa_jax.engine import bucket_arrays, checkpoint, faults, step_name
 from ofa_jax.engine.step import State
 from ofa_jax.files import at_home, room_for, written_whole
 from ofa_jax.models.abstract import abstract
@@ -138,7 +138,7 @@ def open_model(
     root = at_home(download_root or releases.ROOT)
     with room_for(root):
       path = fetch(str(name), root, source=source)
-  folder, which = checkpoint.split_step(str(path))
+  folder, which = step_name.split_step(str(path))
   if which is not None and storage.is_dir(folder):
     return _open_directory(storage.of(folder), which)
   if storage.is_dir(path):
