@@ -196,6 +196,7 @@ def world(folder: str | Path) -> Config:
       target_length=4,
       answer_length=2,
       augment="none",
+      page=12,
     ),
     "infilling": Infilling(
       **files("infilling"), source_length=40, target_length=24, search=Search(max_length=24)
