@@ -209,6 +209,7 @@ def world(folder: str | Path) -> Config:
       target_length=4,
       answer_length=2,
       augment="none",
+      page=12,
     ),
     "infilling": Infilling(
       **files("infilling"), source_length=28, target_length=20, search=Search(max_length=20)
