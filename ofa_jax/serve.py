@@ -40,6 +40,8 @@ def main() -> None:
   )
   image_feats = cli.define_path("image-feats", "Image features to search in, .jsonl or .npy.")
   text_feats = cli.define_path("text-feats", "Text features to search in, .jsonl or .npy.")
+  codec = cli.define_path("codec", "VQGAN that OFAs draw with; default: what their runs name.")
+  judge = cli.define_path("judge", "CLIP that chooses among what they draw; default: likewise.")
   precision = cli.define_precision()
   most = flags.DEFINE_integer("max-batch", 16, "Rows computed together.", lower_bound=1)
   wait = flags.DEFINE_float(
@@ -83,6 +85,7 @@ def main() -> None:
     for place in map(cli_parsers.expand, places.value):
       model, _ = api.load_from_name(place, precision=precision.value)
       options = {"files": files, "top_k": bounds.top_k, "remember": remember.value}
+      options |= {"codec": codec.value, "judge": judge.value}
       models.append(served(name_of(place), model, **options))
     if files and not any(isinstance(model, CLIP) for model in models):
       raise ValueError(f"Expected a Chinese-CLIP to search with in {', '.join(files.values())}")

@@ -21,7 +21,7 @@ INFERENCE = {"inference", "api"}
 COMMANDS = {
   *("train", "evaluate", "extract_features", "retrieve", "zeroshot", "compile_ahead"),
   *("validate_data", "prepare_data", "calibrate", "first_state"),
-  *("serve", "demo", "page"),
+  *("serve", "demo", "page", "score_images"),
   *("generate", "cli", "cli_help", "cli_parsers", "__main__"),
 }
 SERVED = {"serving"}  # what the commands give to others

@@ -193,19 +193,39 @@ class CLIP:
 class Answers:
   """An OFA: captions, answers, boxes, labels, texts in pictures, and what else it has."""
 
-  def __init__(self, name: str, model: OFAModel):
+  def __init__(
+    self, name: str, model: OFAModel, *, codec: str | None = None, judge: str | None = None
+  ):
     """Serves a model from `load_from_name` under a name.
 
     Of several questions about one picture, those of several clients among them, the picture's part
     of the encoder is computed once.
+
+    Args:
+      name: what clients call it.
+      model: from `load_from_name`.
+      codec, judge: what it draws with; None: what its own run names.
+
+    Raises:
+      ValueError: a codec or judge is given, and the model cannot draw with it.
     """
     self.name, self.model = name, model
     model.looks_once = True
+    self._helpers = {k: v for k, v in (("codec", codec), ("judge", judge)) if v is not None}
+    self.draws = self._can_draw()
 
-  @property
-  def draws(self) -> bool:
-    """Whether it makes pictures of texts."""
-    return hasattr(self.model, "draw")
+  def _can_draw(self) -> bool:
+    """Whether it has what makes pictures of texts, which is loaded here."""
+    painter = getattr(self.model, "painter", None)
+    try:
+      if painter is None:
+        raise ValueError(f"Expected a model that draws, found {self.model!r}")
+      painter(**self._helpers)
+    except ValueError:
+      if self._helpers:
+        raise
+      return False
+    return True
 
   def picture(self, data: bytes, number: int, *, limits: Limits, what: str) -> Picture:
     """Makes a picture ready for a task; Refused as `uploads.ready`."""
@@ -223,7 +243,7 @@ class Answers:
   def run(self, kind: Kind, rows: list) -> Sequence:
     """Answers to rows (picture, texts in the order of the kind's names); or pictures of texts."""
     if kind.what == "draw":
-      return self.model.draw(rows, **dict(kind.options))
+      return self.model.draw(rows, **dict(kind.options), **self._helpers)
     options = self._options(kind)
     pictures = [p.pixels for p, _ in rows] if kind.pictured else None
     columns = zip(*(texts for _, texts in rows), strict=True) if kind.texts else ()
@@ -287,6 +307,8 @@ def served(
   files: Mapping[str, str],
   top_k: int,
   remember: int = 4096,
+  codec: str | None = None,
+  judge: str | None = None,
 ) -> Served:
   """A loaded model under a name.
 
@@ -296,12 +318,13 @@ def served(
     files: of features for a Chinese-CLIP to search in, by their kind, "image" or "text".
     top_k: rows that a search tells, at most.
     remember: pictures whose features are kept; see `CLIP`.
+    codec, judge: what an OFA draws with; see `Answers`.
 
   Raises:
-    ValueError: a faulty file of features.
+    ValueError: a faulty file of features; an OFA that cannot draw with the codec.
   """
   if isinstance(model, OFAModel):
-    return Answers(name, model)
+    return Answers(name, model, codec=codec, judge=judge)
   width = model.config.embed_dim
   indices = [Index.open(path, kind=kind, width=width, top_k=top_k) for kind, path in files.items()]
   return CLIP(name, model, indices=indices, remember=remember)

@@ -164,6 +164,9 @@ def _asking(
 async def _draw(asked: Asked, body: bodies.Drawings) -> Answer:
   limits = asked.service.limits
   limits.count("samples", body.samples, limits.samples)
+  if body.samples & (body.samples - 1):  # each number is a program of its own
+    text = f"Expected samples 1, 2, 4, 8 and so on, found {body.samples}."
+    raise Refused(422, text, reason="count")
   if body.top > body.samples:
     text = f"Expected top of at most the {body.samples} samples, found {body.top}."
     raise Refused(422, text, reason="count")

@@ -9,20 +9,22 @@ import socket
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ofa_jax.serving.gate import Gate
 from ofa_jax.serving.service import Service
 
 CONNECTIONS = 1024
 _BEGINNING = 10.0  # seconds for the headers of a request
+_HEADERS = 1 << 18  # bytes of them, with what of the body comes along
 _LAST = 5  # seconds in which the last answers are to be taken
 
 
-class _Protocol(H11Protocol):
-  """Hangs up on who begins a request and does not go on."""
+class _Protocol(HttpToolsProtocol):
+  """Hangs up on who begins a request and does not go on, or not to an end."""
 
   _timer: asyncio.TimerHandle | None = None
+  _begun = 0  # bytes of a request whose headers are not complete
 
   def connection_made(self, transport: asyncio.Transport) -> None:
     super().connection_made(transport)
@@ -30,9 +32,13 @@ class _Protocol(H11Protocol):
 
   def data_received(self, data: bytes) -> None:
     super().data_received(data)
-    begun = self.cycle is not None and not self.cycle.response_complete
-    if begun:
+    if self.cycle is not None and not self.cycle.response_complete:
       self._stop_timer()
+      self._begun = 0
+      return
+    self._begun += len(data)
+    if self._begun > _HEADERS:
+      self.transport.close()
     elif self._timer is None:
       self._timer = self.loop.call_later(_BEGINNING, self.transport.close)
 

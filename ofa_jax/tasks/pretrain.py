@@ -24,6 +24,7 @@ from ofa_jax import losses
 from ofa_jax.data import boxes, images, prompts
 from ofa_jax.data.protocols import Rows
 from ofa_jax.data.tsv import IMAGE
+from ofa_jax.losses_vocabulary import InBlocks, costs
 from ofa_jax.models.layers import split_rngs
 from ofa_jax.tasks import taught
 from ofa_jax.tasks.base import Task
@@ -84,6 +85,7 @@ class Pretrain(Task):
     objects_length: tokens that objects are told in.
     max_words, max_target_words: of the pairs' texts, see `Pairs`.
     smoothing: of the labels.
+    vocab_blocks: parts of the vocabulary that have logits at a time, see `Seq2Seq`.
     ratio, mean: share of a text's words that is hidden, and words of a span.
     clip: whether a box that reaches over its picture's edge ends there; else its row is bad.
     box_size: pixels that the bins divide.
@@ -121,6 +123,7 @@ class Pretrain(Task):
   max_words: int = prompts.MAX_WORDS
   max_target_words: int = 30
   smoothing: float = 0.0
+  vocab_blocks: int = 1
   ratio: float = 0.3
   mean: float = 3.0
   clip: bool = False
@@ -134,8 +137,8 @@ class Pretrain(Task):
     shared = {
       name: getattr(self, name)
       for name in (
-        "tokenizer", "pixel_mean", "pixel_std", "smoothing", "clip", "box_size", "code_image_size",
-        "augment_by",
+        "tokenizer", "pixel_mean", "pixel_std", "smoothing", "vocab_blocks", "clip", "box_size",
+        "code_image_size", "augment_by",
       )
     }  # fmt: skip
     side, codes = 2 * self.code_image_size, (self.code_image_size // CODE_PIXELS) ** 2
@@ -255,17 +258,22 @@ class Pretrain(Task):
     """The sum of both means as "loss", each of them, and every objective's "name/loss"."""
     del chunks
     parts, groups = self.parts, self.groups()
-    costs, named = {}, {}
+    told, named = {}, {}
     for names, key in zip(groups, split_rngs(rngs, len(groups)), strict=True):
       batches = [self._taught(parts[name], batch[name]) for name in names]
-      num_patches = parts[names[0]].num_patches
-      logits = model(**taught.join(batches), num_patches=num_patches, rngs=key)
-      for name, each, own in zip(names, batches, taught.part(logits, batches), strict=True):
-        costs[name] = parts[name].cost(own, each.targets, batch[name])
+      logits = taught.joint_logits(
+        model,
+        batches,
+        blocks=[self.vocab_blocks] * len(names),
+        num_patches=parts[names[0]].num_patches,
+        rngs=key,
+      )
+      for name, each, own in zip(names, batches, logits, strict=True):
+        told[name] = parts[name].cost(own, each.targets, batch[name])
         kinds = asked_apart(batch[name])["kind"] if name == PAIRS else None
         named |= by_objective(own, each.targets, ALONE.get(name, OBJECTIVES), kinds=kinds)
-    pairs = costs.pop(PAIRS)["loss"]
-    others = [cost["loss"] for cost in costs.values()]
+    pairs = told.pop(PAIRS)["loss"]
+    others = [cost["loss"] for cost in told.values()]
     metrics = {"pairs_loss": pairs}
     if others:
       totals, counts = zip(*others, strict=True)
@@ -295,7 +303,11 @@ class Pretrain(Task):
 
 
 def by_objective(
-  logits: jax.Array, targets: jax.Array, names: Sequence[str], *, kinds: jax.Array | None = None
+  logits: jax.Array | InBlocks,
+  targets: jax.Array,
+  names: Sequence[str],
+  *,
+  kinds: jax.Array | None = None,
 ) -> dict[str, Present]:
   """The mean cost and accuracy of the tokens of each objective, by name; confidences do not count.
 
@@ -305,17 +317,14 @@ def by_objective(
     names: of the objectives.
     kinds: int32[B], the number of each row's objective among them; None: all are of the first.
   """
-  logits = jax.lax.stop_gradient(logits)
-  own = jnp.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
-  nll = jax.nn.logsumexp(logits, axis=-1) - own
-  hit = jnp.argmax(logits, axis=-1) == targets
+  each = costs(jax.lax.stop_gradient(logits), targets)
   told = {}
   for number, name in enumerate(names):
     mine = targets != PAD
     if kinds is not None:
       mine &= (kinds == number)[:, None]
     told |= {
-      f"{name}/loss": Present(*losses.mean(nll, mine)),
-      f"{name}/accuracy": Present(*losses.mean(hit, mine)),
+      f"{name}/loss": Present(*losses.mean(each.nll, mine)),
+      f"{name}/accuracy": Present(*losses.mean(each.hit, mine)),
     }
   return told

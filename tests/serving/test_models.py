@@ -257,22 +257,30 @@ def test_models_are_called_by_their_names(client):
 
 def test_a_model_that_draws_is_asked_for_pictures():
   class Drawing:
-    def draw(self, texts, *, samples, top):
+    def painter(self, *, codec=None):
+      if codec is None:
+        raise ValueError("Expected codec, found None")
+
+    def draw(self, texts, *, samples, top, codec):
+      assert codec == "vqgan"
       return [[np.full((4, 4, 3), samples * 10 + i, np.uint8) for i in range(top)] for _ in texts]
 
-  made = Service([Answers("ofa", Drawing())], limits=Limits(samples=4), most=2, wait=0)
+  assert not Answers("ofa", Drawing()).draws
+  with pytest.raises(ValueError, match="a model that draws"):
+    Answers("ofa", _NoModel(), codec="vqgan")
+  model = Answers("ofa", Drawing(), codec="vqgan")
+  made = Service([model], limits=Limits(samples=4), most=2, wait=0)
   made.compile(now=False)
   with stand_in.listening(made) as port:
     url = f"http://127.0.0.1:{port}/v1/draw"
-    body = {"texts": ["a", "b"], "samples": 3, "top": 2}
+    body = {"texts": ["a", "b"], "samples": 4, "top": 2}
     results = httpx.post(url, json=body).json()["results"]
-    many = httpx.post(url, json=body | {"samples": 5})
-    more = httpx.post(url, json=body | {"top": 4})
-  assert many.status_code == more.status_code == 422
+    faults = [httpx.post(url, json=body | x) for x in ({"samples": 8}, {"samples": 3}, {"top": 5})]
+  assert [fault.status_code for fault in faults] == [422] * 3
   (first, second), _ = (x["images"] for x in results)
   values = [np.asarray(Image.open(io.BytesIO(base64.b64decode(x)))) for x in (first, second)]
   assert [x.shape for x in values] == [(4, 4, 3)] * 2
-  assert [int(x[0, 0, 0]) for x in values] == [30, 31]
+  assert [int(x[0, 0, 0]) for x in values] == [40, 41]
 
 
 def test_all_kinds_are_compiled_at_the_start(clip, index):
