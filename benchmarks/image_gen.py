@@ -23,6 +23,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import platform
 import statistics
 import time
 
@@ -30,7 +31,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from input_pipeline import cpu_model
 
 from ofa_jax.ahead import flops
 from ofa_jax.decode import codes
@@ -72,7 +72,7 @@ def main() -> None:
   device = f"cpu-{threads}core" if args.platform == "cpu" else jax.devices()[0].device_kind
   report = {
     "device": device,
-    "cpu": cpu_model(),
+    "processor": f"{platform.machine()} {platform.processor()}".strip(),
     "load_average": os.getloadavg(),
     "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
     "model": f"OFA-{args.size}",
@@ -91,7 +91,7 @@ def main() -> None:
   if not args.no_uncached:
     report["without_cache"] = uncached(config, model, args)
     print(f"without cache: {json.dumps(report['without_cache'])}", flush=True)
-  if not args.no_codec:
+  if not (args.no_codec or args.quick):
     report["codec_seconds_a_picture"] = codec_seconds(args)
     print(f"codec: {report['codec_seconds_a_picture']} s a picture", flush=True)
   if not args.quick:
