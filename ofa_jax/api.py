@@ -21,12 +21,15 @@ import numpy as np
 from ofa_jax import hub, numerics
 from ofa_jax.config import PRECISIONS
 from ofa_jax.convert import releases
+from ofa_jax.convert.cnclip import family as cnclip_family
 from ofa_jax.convert.ofa import family as ofa_family
 from ofa_jax.data import given
 from ofa_jax.inference import devices
 from ofa_jax.inference.cnclip import CNCLIPModel, preprocess
 from ofa_jax.inference.ofa import OFAModel
 from ofa_jax.tokenizers.bert import CONTEXT_LENGTH, ChineseBertTokenizer
+
+_HERE = (cnclip_family.FAMILY, ofa_family.FAMILY)
 
 
 def available_models() -> list[str]:
@@ -91,6 +94,11 @@ def load_from_name(
   if sources and all(source.family is ofa_family.FAMILY for source in sources):
     model = OFAModel(*sources, precision=precision, image_size=image_size, devices=chosen)
     return model, model.preprocess
+  strange = [source.family.title for source in sources if source.family not in _HERE]
+  if strange:
+    raise ValueError(
+      f"Expected a Chinese-CLIP or OFAs, found {strange[0]}, which draws or judges what others mean"
+    )
   if len(sources) != 1 or image_size is not None:
     raise ValueError(
       f"Expected one Chinese-CLIP with its own image size, or OFAs; found {len(sources)} models, "

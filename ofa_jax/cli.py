@@ -34,6 +34,20 @@ def define_config(
     flag_values: where it is defined.
     argv: what will be parsed, if not `sys.argv`.
   """
+  define_distributed(flag_values=flag_values)
+  for kind, parser in cli_parsers.OF_FIELDS.items():
+    config_flags.register_flag_parser_for_type(kind, parser)
+  return config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Config file, with an optional argument: configs/quickstart.py[:ARG].",
+    flag_values=flag_values,
+    sys_argv=argv,
+  )
+
+
+def define_distributed(*, flag_values: flags.FlagValues = flags.FLAGS) -> None:
+  """The flags of commands that several processes may share: --distributed, --start-timeout."""
   flags.DEFINE_bool(
     "distributed",
     False,
@@ -42,21 +56,12 @@ def define_config(
     "JAX_PROCESS_ID need no flag, and decide.",
     flag_values=flag_values,
   )
-  for kind, parser in cli_parsers.OF_FIELDS.items():
-    config_flags.register_flag_parser_for_type(kind, parser)
   flags.DEFINE_integer(
     "start-timeout",
     300,
     "Seconds that the processes of a job wait for each other.",
     lower_bound=1,
     flag_values=flag_values,
-  )
-  return config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Config file, with an optional argument: configs/quickstart.py[:ARG].",
-    flag_values=flag_values,
-    sys_argv=argv,
   )
 
 
@@ -133,7 +138,7 @@ def run(
   argv: Sequence[str] | None = None,
   interrupted: str = "the same command starts anew",
 ) -> None:
-  """Parses flags, joins the cluster (commands with a --config) and runs `main`.
+  """Parses flags, joins the cluster (commands with --distributed) and runs `main`.
 
   What a person caused ends as one message and status 1, or `processes.AGAIN` where only a host or
   a network failed; Ctrl-C as one line and status 130. What fails in one process of a job ends all
@@ -254,7 +259,7 @@ def _start(main, unexpected):
     raise ValueError(f"Expected only flags (--name=value), found {' '.join(unexpected)}")
   if "stage" in flags.FLAGS and flags.FLAGS.stage:
     staging.stage_to(flags.FLAGS.stage)
-  if "config" in flags.FLAGS:
+  if "distributed" in flags.FLAGS:
     _join_cluster()
   with processes.one_fate():
     if "config" in flags.FLAGS:

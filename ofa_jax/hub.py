@@ -22,11 +22,9 @@ import orbax.checkpoint as ocp
 
 from ofa_jax import checksums, staging, storage, trees
 from ofa_jax.convert import json_files, limits, releases, torch_files
-from ofa_jax.convert.cnclip import family as cnclip_family
-from ofa_jax.convert.family import Family, explain, guess, of_mixture
-from ofa_jax.convert.ofa import family as ofa_family
+from ofa_jax.convert.families import FAMILIES, RELEASES, family_of, infer
+from ofa_jax.convert.family import Family, explain, of_mixture
 from ofa_jax.convert.params import ModelConfig, Weights, place, placement
-from ofa_jax.convert.releases import Release
 from ofa_jax.engine import bucket_arrays, checkpoint, faults
 from ofa_jax.engine.step import State
 from ofa_jax.files import at_home, room_for, written_whole
@@ -35,10 +33,6 @@ from ofa_jax.models.abstract import abstract
 FORMAT = 1
 TOKENIZER = "tokenizer"  # the folder of an OFA's in a workdir
 WEIGHTS = ("*.safetensors", "*.bin")  # of Hugging Face directories
-FAMILIES: tuple[Family, ...] = (cnclip_family.FAMILY, ofa_family.FAMILY)
-RELEASES: dict[str, Release] = {
-  name: release for family in FAMILIES for name, release in family.releases.items()
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,11 +84,6 @@ class Source:
     source = dataclasses.replace(self, files=staging.tokenizer_files(at_home(folder)))
     source.tokenizer  # noqa: B018 - read here, so that it is told here
     return source
-
-
-def family_of(config: ModelConfig) -> Family:
-  """The family that a config is of."""
-  return next(family for family in FAMILIES if isinstance(config, family.config))
 
 
 def config_of(name: str) -> ModelConfig:
@@ -417,7 +406,7 @@ def _open_torch(
   path: pathlib.Path, config: ModelConfig | None = None, *, ema: bool = False
 ) -> Source:
   if config is None:
-    family, config, settings = _infer(path, ema=ema)
+    family, config, settings = infer(path, ema=ema)
   else:
     family = family_of(config)
     settings = family.settings
@@ -433,16 +422,3 @@ def _open_torch(
   files = path.parent if beside else None
   beside = {"settings": settings, "files": files, "stored": lambda: [path]}
   return Source(config=config, load=load, form="torch", **beside)
-
-
-def _infer(path: pathlib.Path, *, ema: bool) -> tuple[Family, ModelConfig, dict[str, Any]]:
-  """The family, sizes and settings of a PyTorch file."""
-  tensors = torch_files.load_state_dict(path, ema=ema, verify=False)
-  for family in FAMILIES:
-    if family.wrote(tensors):
-      options = torch_files.load_options(path)
-      return family, *explain(path, family.infer, tensors, options)
-  raise ValueError(
-    f"{path}: expected the tensors of {' or '.join(f.title for f in FAMILIES)}, found "
-    + (guess(tensors) or f"{len(tensors)} others, first {list(tensors)[:3]}")
-  )

@@ -20,6 +20,7 @@ PAGES = sorted(
 SHARED = {
   "define_stage": ("stage",),
   "define_config": ("config", "distributed", "start-timeout"),
+  "define_distributed": ("distributed", "start-timeout"),
   "define_precision": ("precision",),
   "define_interrupted_status": ("interrupted-status",),
   "define_shard": ("shard",),

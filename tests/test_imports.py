@@ -20,7 +20,7 @@ STORED = {"convert", "hub", "weights", "calibrations"}
 INFERENCE = {"inference", "api"}
 COMMANDS = {
   *("train", "evaluate", "extract_features", "retrieve", "zeroshot", "compile_ahead"),
-  *("validate_data", "prepare_data", "calibrate"),
+  *("validate_data", "prepare_data", "calibrate", "score_images"),
   *("generate", "cli", "cli_help", "cli_parsers", "__main__"),
 }
 BELOW = {

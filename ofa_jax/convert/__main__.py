@@ -1,10 +1,13 @@
-r"""Converts PyTorch and Hugging Face weights of both families to a model directory, and back.
+r"""Converts PyTorch and Hugging Face weights to a model directory, and back.
 
   python -m ofa_jax.convert clip_cn_vit-b-16.pt models/ViT-B-16
   python -m ofa_jax.convert runs/muge muge.pt --to=torch
   python -m ofa_jax.convert models/ViT-B-16 hf/ViT-B-16 --to=hf --check
   python -m ofa_jax.convert ViT-B-16.pt start/ --bert=chinese-roberta-wwm-ext/
   python -m ofa_jax.convert vqa_base_best.pt models/vqa --ema
+  python -m ofa_jax.convert vqgan/last.ckpt models/vqgan
+  python -m ofa_jax.convert ViT-B-16.pt models/clip
+  python -m ofa_jax.convert pt_inception-2015-12-05-6726825d.pth models/inception
 
 IN is a released `.pt` or one that the originals' training wrote (fp32 or fp16, with or without
 optimizer, in FlashAttention's naming or the usual one), a Hugging Face directory of a
@@ -14,6 +17,10 @@ number of heads cannot be (heads are neither 64 wide nor ViT-H-14's 80), give th
 files with --model-config. An OFA's tokenizer is copied from the folder of its weights, or of
 --tokenizer: dict.txt, encoder.json, vocab.bpe; or dict.txt, vocab.txt; or vocab.json, merges.txt.
 Without one, what needs no text works.
+
+What text to image and its metrics need is converted so, too, each known by its tensors' names: the
+VQGAN (`last.ckpt`, with `model.yaml` beside it), OpenAI's CLIP (its TorchScript archive, a state
+dict, a Hugging Face directory of a CLIPModel), Inception v3 of torchvision and of pytorch-fid.
 """
 
 import argparse
@@ -25,6 +32,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
+from flax import nnx
 
 from ofa_jax import calibrations, checksums, cli, hub, trees, weights
 from ofa_jax.cli_parsers import expand
@@ -32,7 +40,10 @@ from ofa_jax.convert import torch_files
 from ofa_jax.convert.cnclip import family as cnclip_family
 from ofa_jax.convert.cnclip import model_config
 from ofa_jax.convert.cnclip import table as cnclip
+from ofa_jax.convert.openai_clip import family as openai_clip_family
 from ofa_jax.files import written_whole
+from ofa_jax.models.abstract import abstract
+from ofa_jax.models.openai_clip import OpenAICLIPConfig
 
 TARGETS = ("orbax", "torch", "hf")
 
@@ -100,6 +111,11 @@ def _write(out: pathlib.Path, source: hub.Source, params, rest, *, to: str) -> N
   if to == "torch":
     source.family.save_torch(out, source.config, arrays, settings=source.settings)
   else:
+    if source.family.huggingface is None:
+      raise ValueError(
+        f"Expected a model that Hugging Face's libraries know for --to=hf, found "
+        f"{source.family.title}; use --to=torch"
+      )
     source.family.huggingface.save(
       out, source.config, arrays, settings=source.settings, files=source.files
     )
@@ -108,25 +124,27 @@ def _write(out: pathlib.Path, source: hub.Source, params, rest, *, to: str) -> N
 
 def _check(path: str, out: str, source: hub.Source, *, to: str) -> list[str]:
   """Lines on the largest differences between our features and PyTorch's, on random inputs."""
-  if source.family is not cnclip_family.FAMILY:
-    return ["not checked: PyTorch's OFA needs fairseq, which this command does not run"]
   forms = {path: source.form, out: {"orbax": "directory", "hf": "huggingface"}.get(to, to)}
-  theirs = [p for p, form in forms.items() if form in ("torch", "huggingface")]
+  peers = {"torch": _cn_clip, "huggingface": _transformers}
+  if source.family is openai_clip_family.FAMILY:
+    del peers["torch"]  # the original is in no package
+  elif source.family is not cnclip_family.FAMILY:
+    return [f"not checked: this command runs no PyTorch model that is {source.family.title}"]
+  theirs = [p for p, form in forms.items() if form in peers]
   if not theirs:
-    return ["not checked: neither side is a whole PyTorch model"]
+    return ["not checked: neither side is a whole PyTorch model that this command runs"]
   rng = np.random.default_rng(0)
-  size = source.config.vision.image_size
+  size, text = source.config.vision.image_size, source.config.text
   image = rng.standard_normal((2, size, size, 3), np.float32)
-  shape = (2, source.settings["context_length"])
-  tokens = rng.integers(1, source.config.text.vocab_size, shape, np.int32)
-  from ofa_jax import api
-
+  shape = (2, source.settings.get("context_length", text.max_positions))
+  tokens = rng.integers(1, text.vocab_size - 1, shape, np.int32)
+  if source.family is openai_clip_family.FAMILY:
+    tokens[:, -1] = text.vocab_size - 1  # where a text ends
   own = [p for p, form in forms.items() if form in ("directory", "run")] or [out]
-  model = api.CNCLIPModel(hub.open_model(own[0], config=source.config))
-  ours = model.encode_image(image), model.encode_text(tokens)
+  ours = _features(hub.open_model(own[0], config=source.config), image, tokens)
   lines = []
   for other in theirs:
-    run = _cn_clip if forms[other] == "torch" else _transformers
+    run = peers[forms[other]]
     for kind, mine, reference in zip(
       ("image", "text"), ours, run(other, source.config, image, tokens), strict=True
     ):
@@ -136,6 +154,19 @@ def _check(path: str, out: str, source: hub.Source, *, to: str) -> list[str]:
         f"of {largest:.2e}"
       )
   return lines
+
+
+def _features(source: hub.Source, image: np.ndarray, tokens: np.ndarray) -> list[np.ndarray]:
+  """Our features of normalised images and of tokens."""
+  graph, _, _ = abstract(source.config)
+  weights = source.load()
+
+  def encode(weights, image, tokens):
+    model = nnx.merge(graph, *weights)
+    return model.encode_image(image), model.encode_text(tokens)
+
+  with jax.default_matmul_precision("highest"):
+    return [np.asarray(x) for x in jax.jit(encode)(weights, image, tokens)]
 
 
 def _cn_clip(path: str, config, image: np.ndarray, tokens: np.ndarray):
@@ -161,18 +192,24 @@ def _cn_clip(path: str, config, image: np.ndarray, tokens: np.ndarray):
 def _transformers(path: str, config, image: np.ndarray, tokens: np.ndarray):
   try:
     import torch
-    from transformers import ChineseCLIPModel
+    from transformers import ChineseCLIPModel, CLIPModel
   except ImportError as error:
     raise ValueError(f"--check needs PyTorch and transformers: {error}") from error
-  model = ChineseCLIPModel.from_pretrained(path, dtype=torch.float32).eval()
-  tokens = torch.from_numpy(tokens).long()
   image = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
+  tokens = torch.from_numpy(tokens).long()
+  english = isinstance(config, OpenAICLIPConfig)
+  options = {}
+  model = (
+    (CLIPModel if english else ChineseCLIPModel).from_pretrained(path, dtype=torch.float32).eval()
+  )
+  if not english:
+    options["attention_mask"] = (tokens != config.text.pad).long()
   with torch.no_grad():
-    text = model.text_model(tokens, attention_mask=(tokens != config.text.pad).long())
-    image = model.vision_model(image)
+    text = model.text_model(tokens, **options)
+    text = text.pooler_output if english else text.last_hidden_state[:, 0]
     features = (
-      model.visual_projection(image.pooler_output),
-      model.text_projection(text.last_hidden_state[:, 0]),
+      model.visual_projection(model.vision_model(image).pooler_output),
+      model.text_projection(text),
     )
   return [x.numpy() for x in features]
 
@@ -190,8 +227,9 @@ def main() -> None:
     "--to",
     choices=TARGETS,
     default="orbax",
-    help="orbax: a model directory of ofa_jax; torch: a .pt that cn_clip or OFA's fairseq loads; "
-    "hf: a directory that transformers.ChineseCLIPModel loads, or OFA-Sys' OFAModel",
+    help="orbax: a model directory of ofa_jax; torch: a file that the original loads (cn_clip, "
+    "OFA's fairseq, ...); hf: a directory that transformers.ChineseCLIPModel or CLIPModel loads, "
+    "or OFA-Sys' OFAModel",
   )
   parser.add_argument(
     "--model-config",

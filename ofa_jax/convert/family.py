@@ -77,6 +77,8 @@ class Family(Generic[C]):
     tokenizers: None: the family reads no text.
     complete: (tensors, sizes, seed=, say=) -> all tensors, for starting from a model that lacks
       some, of which `say` is told; None: it starts from the same model only.
+    beside: folder of a checkpoint -> options out of the files beside it, for `infer`; ValueError
+      for faulty ones. None: there are none.
     fitted: (source, sizes) -> a `hub.Source` for images or texts of other sizes, and a line on each
       change; None: its parameters do not depend on them.
   """
@@ -100,6 +102,7 @@ class Family(Generic[C]):
   huggingface: HuggingFace[C] | None = None
   tokenizers: Tokenizers[C] | None = None
   complete: Callable[..., dict[str, np.ndarray]] | None = None
+  beside: Callable[[pathlib.Path], dict[str, Any]] | None = None
   fitted: Callable[[Any, C], tuple[Any, list[str]]] | None = None
 
   def wrote(self, names: Iterable[str]) -> bool:
@@ -110,11 +113,10 @@ class Family(Generic[C]):
 # Models that are taken for ours or given by mistake, and what to do with them: (title, the marks of
 # its tensors, a hint). The first whose marks are all there is told.
 OTHERS: tuple[tuple[str, tuple[str, ...], str], ...] = (
-  ("a VQGAN", (r"quantize\.", r"encoder\.down\.\d+\.", r"decoder\.up\.\d+\."), ""),
   (
-    "an OpenAI CLIP",
-    (r"visual\.", r"transformer\.resblocks\.\d+\.", r"token_embedding\.weight$"),
-    "a Chinese-CLIP starts from it and a BERT: python -m ofa_jax.convert with --bert",
+    "a VQGAN of another kind",
+    (r"quantize\.", r"encoder\.down\.\d+\.", r"decoder\.up\.\d+\."),
+    "its codes come without Gumbel-softmax, which the one of text to image has",
   ),
   (
     "a CLIP of transformers",

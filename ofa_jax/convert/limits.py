@@ -13,7 +13,9 @@ from typing import Any
 _LARGEST = 1 << 24
 MAXIMA = {
   **dict.fromkeys(("layers", "encoder_layers", "decoder_layers"), 1000),
-  **dict.fromkeys(("stages",), 100),  # blocks of a ResNet, each of which is traced by itself
+  # Blocks of a ResNet and a VQGAN, each of which is traced by itself, and a VQGAN's levels.
+  **dict.fromkeys(("stages", "blocks", "attention"), 100),
+  **dict.fromkeys(("multipliers",), 1 << 10),
   **dict.fromkeys(("heads", "head_width", "patch_size"), 1 << 13),
   **dict.fromkeys(("image_size", "code_image_size", "orig_patch_image_size"), 1 << 14),
   **dict.fromkeys(("width", "embed_dim", "adapter", "prompt_hidden", "hidden"), 1 << 17),
@@ -23,10 +25,11 @@ MAXIMA = {
   "num_beams": 1 << 10,
   "max_images": 2,
 }
-_LENGTHS = {"stages": (3, 0)}  # of tuples of any length by their type; those of a ViT are none
+# Of tuples of any length by their type; the stages of a ViT are none.
+_LENGTHS = {"stages": (3, 0), "multipliers": range(1, 13), "attention": range(13)}
 _MAY_BE_ZERO = (
   *("num_codes", "num_bins", "pad", "adapter", "hidden", "prompt_hidden"),
-  *("encoder_prompt", "decoder_prompt", "no_repeat_ngram_size", "min_length"),
+  *("encoder_prompt", "decoder_prompt", "no_repeat_ngram_size", "min_length", "attention"),
 )
 
 
@@ -83,8 +86,9 @@ def _problems_of(name: str, key: str, value: Any, hint: Any) -> list[str]:
   if typing.get_origin(options[0]) is tuple:
     lengths = _LENGTHS.get(key) or (len(typing.get_args(options[0])),)
     if type(value) is not tuple or len(value) not in lengths:
-      return [f"{name} {_shown(value)}, expected {lengths[0]} numbers"]
-    key = "stages"
+      number = f"{lengths[0]} to {lengths[-1]}" if isinstance(lengths, range) else lengths[0]
+      return [f"{name} {_shown(value)}, expected {number} numbers"]
+    key = key if isinstance(lengths, range) else "stages"
     return [p for i, x in enumerate(value) for p in _problems_of(f"{name}[{i}]", key, x, int)]
   if options[0] is int:
     return _problems_of_number(name, key, value)

@@ -1,9 +1,9 @@
 r"""Renames and reshapes weights between PyTorch and here by one declarative table.
 
 A table is a sequence of rules `(torch name, our path, transform)`. The torch name is a regular
-expression of literal text and `(\d+)` groups; the path repeats a group as `\1`. An index behind the
-path writes into a part of the parameter: `[\1]` stacks numbered layers on the first axis, `[\1, :,
-0]` puts a query matrix where queries, keys and values share one kernel.
+expression of literal text and groups, `(\d+)` or `(\w+)`; the path repeats a group as `\1`. An
+index behind the path writes into a part of the parameter: `[\1]` stacks numbered layers on the
+first axis, `[\1, :, 0]` puts a query matrix where queries, keys and values share one kernel.
 
 Because the parameters' shapes say how many layers there are, the table is run from our side: it
 lists every tensor that the model needs, which makes both directions loops over that list and
@@ -61,6 +61,14 @@ FLAT = Transform(lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1))
 CONV = Transform(lambda x, shape: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
 
 
+def pointwise(inputs: int = 1) -> Transform:
+  """[outputs, inputs, 1, 1], a convolution of single pixels <-> the kernel of `linear`."""
+  to_ours, to_torch = linear(inputs)
+  return Transform(
+    lambda x, shape: to_ours(x[:, :, 0, 0], shape), lambda x: to_torch(x)[:, :, None, None]
+  )
+
+
 def patches(channels: int = 3) -> Transform:
   """[D, C, P, P], a convolution of square patches <-> [P * P * C, D], for flattened patches."""
 
@@ -77,6 +85,19 @@ def norm_rules(torch: str, ours: str, layer: str = "") -> tuple[Rule, ...]:
     (f"{torch}.weight", f"{ours}/scale{layer}", SAME),
     (f"{torch}.bias", f"{ours}/bias{layer}", SAME),
   )
+
+
+def conv_rules(torch: str, ours: str) -> tuple[Rule, ...]:
+  """The rules of a convolution with a bias."""
+  return ((f"{torch}.weight", f"{ours}/kernel", CONV), (f"{torch}.bias", f"{ours}/bias", SAME))
+
+
+def pointwise_rules(
+  torch: str, ours: str, *, inputs: int = 1, part: int | None = None
+) -> tuple[Rule, ...]:
+  """The rules of a convolution of single pixels with a bias; the arguments of `linear_rules`."""
+  (weight, kernel, _), bias = linear_rules(torch, ours, inputs=inputs, part=part)
+  return ((weight, kernel, pointwise(inputs)), bias)
 
 
 def batch_norm_rules(torch: str, ours: str) -> tuple[Rule, ...]:
@@ -256,7 +277,9 @@ def _expand(rule: Rule, path: str, shape: tuple[int, ...]) -> Iterable[Tensor]:
   """Yields the tensors by which one rule fills a parameter: none, one, or one for each layer."""
   pattern, template, transform = rule
   ours, _, index = template.partition("[")
-  match = re.fullmatch(re.sub(r"\\(\d)", r"(?P<g\1>\\d+)", ours), path)
+  kinds = re.findall(r"\((.*?)\)", pattern)
+  ours = re.sub(r"\\(\d)", lambda group: f"(?P<g{group[1]}>{kinds[int(group[1]) - 1]})", ours)
+  match = re.fullmatch(ours, path)
   if match is None:
     return
   groups = {int(name[1:]): value for name, value in match.groupdict().items()}

@@ -5,6 +5,7 @@ Tensors are described, not made: `torch_archive` makes them of the descriptions.
 """
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -211,6 +212,12 @@ def _tuple(items=()) -> tuple[Any, ...]:
   return tuple(items)
 
 
+def _path(*parts) -> str:
+  if not all(type(part) is str for part in parts):
+    raise TypeError
+  return "/".join(parts)
+
+
 def _namespace() -> argparse.Namespace:
   return argparse.Namespace()
 
@@ -264,6 +271,16 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
   "builtins.bytearray": _bytes,
   "builtins.set": _set,
   "builtins.complex": _complex,
+  # The options of PyTorch Lightning's checkpoints, and where they were written.
+  **dict.fromkeys(
+    (
+      "pytorch_lightning.utilities.parsing.AttributeDict",
+      "lightning_fabric.utilities.data.AttributeDict",
+      "lightning.fabric.utilities.data.AttributeDict",
+    ),
+    _dict,
+  ),
+  **dict.fromkeys(("pathlib.PosixPath", "pathlib.WindowsPath"), _path),
 }
 NAMES = frozenset(
   ("torch.Tensor", "torch.nn.parameter.Parameter", *(f"torch.{name}" for name in DTYPES))
@@ -274,6 +291,8 @@ NAMES = frozenset(
     *("per_channel_symmetric", "per_channel_affine_float_qparams"),
   )
 )
+# Classes that PyTorch Lightning's older checkpoints name their callbacks' states by; only names.
+CALLBACKS = re.compile(r"(pytorch_lightning|lightning\.pytorch)\.callbacks\.[\w.]{1,80}")
 SCRIPT_FUNCTIONS: dict[str, Callable[..., Any]] = {
   "torch.jit._pickle.restore_type_tag": lambda value, _: value,
   **{

@@ -135,6 +135,35 @@ def save_checkpoint(
     torch.save(content, file)
 
 
+def save_state_dict(
+  path: str | pathlib.Path,
+  state_dict: Mapping[str, np.ndarray],
+  *,
+  under: str | None = None,
+  described: Mapping[str, Any] | None = None,
+) -> None:
+  """Writes tensors by name, and nothing else that another reader would have to pass over.
+
+  Args:
+    path: the new file.
+    state_dict: arrays by name.
+    under: the key that the reader looks for, such as "state_dict"; None: the tensors alone.
+    described: JSON of what the tensors do not tell, which `load_options` gives back; only `under`
+      a key.
+
+  Raises:
+    ValueError: PyTorch is missing.
+  """
+  torch = _torch()
+  content = {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in state_dict.items()}
+  if under is not None:
+    content = {under: content}
+    if described is not None:
+      content[DESCRIBED] = json.dumps(described)
+  with open(path, "wb") as file:
+    torch.save(content, file)
+
+
 def save_fairseq(
   path: str | pathlib.Path, state_dict: Mapping[str, np.ndarray], *, options: Mapping[str, Any]
 ) -> None:

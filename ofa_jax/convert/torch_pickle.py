@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ofa_jax.convert.torch_constructors import (
+  CALLBACKS,
   FUNCTIONS,
   NAMES,
   SCRIPT_FUNCTIONS,
@@ -191,7 +192,7 @@ class _Machine:
       if kind not in STORAGES and kind not in ("Untyped", "_Untyped"):
         raise RefusedError(full)
       self.push(StorageType(STORAGES.get(kind, "")))
-    elif full in FUNCTIONS or full in NAMES:
+    elif full in FUNCTIONS or full in NAMES or CALLBACKS.fullmatch(full):
       self.push(Global(full))
     else:
       raise RefusedError(full[:100])

@@ -71,9 +71,9 @@ class Block(nnx.Module):
     self.ln_2 = LayerNorm(width, eps=EPS)
     self.mlp = Mlp(width, 4 * width, activation=quick_gelu, rngs=rngs)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps x [B, 1 + I, D] to the same shape."""
-    x = x + self.attn(self.ln_1(x))
+  def __call__(self, x: jax.Array, *, bias: jax.Array | None = None) -> jax.Array:
+    """Maps x [B, T, D] to the same shape; `bias` is added to the logits of attention."""
+    x = x + self.attn(self.ln_1(x), bias=bias)
     return x + self.mlp(self.ln_2(x))
 
 

@@ -21,20 +21,24 @@ class Frozen:
   Attributes:
     name: where it is stored, as `hub.open_model` takes it.
     config: its sizes.
+    precision: what its parameters are kept in, whatever the run's is, such as "fp32" of a codec
+      whose pictures bf16 would change; None: the run's.
   """
 
   name: str
   config: ModelConfig
+  precision: str | None = None
 
   @classmethod
-  def of(cls, name: str) -> "Frozen":
+  def of(cls, name: str, *, precision: str | None = None) -> "Frozen":
     """A model by its name; the sizes of a public one need no download."""
-    return cls(name=name, config=hub.config_of(name))
+    return cls(name=name, config=hub.config_of(name), precision=precision)
 
   def spec(self, mesh: jax.sharding.Mesh, *, precision: str) -> dict[str, Any]:
     """What `load` would give, as ShapeDtypeStructs with shardings; nothing is read."""
     _, params, rest = abstract(self.config)
-    shapes = {"params": jax.eval_shape(lambda x: numerics.cast(x, precision), params), "rest": rest}
+    kept = self.precision or precision
+    shapes = {"params": jax.eval_shape(lambda x: numerics.cast(x, kept), params), "rest": rest}
     whole = _whole(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
 
@@ -43,7 +47,8 @@ class Frozen:
 
     Args:
       mesh: where they go, whole.
-      precision: that of the run, in which the parameters are kept; statistics stay float32.
+      precision: that of the run, in which the parameters are kept if the model has none of its own;
+        statistics stay float32.
 
     Returns:
       "params" and "rest", nested dicts of arrays.
@@ -59,7 +64,7 @@ class Frozen:
         "\n  " + "\n  ".join(differences[:20])
       )
     params, rest = source.load(_whole(mesh))
-    return {"params": numerics.cast(params, precision), "rest": rest}
+    return {"params": numerics.cast(params, self.precision or precision), "rest": rest}
 
   def merge(self, weights: Any) -> nnx.Module:
     """The model with the weights of `load`; inside the step."""

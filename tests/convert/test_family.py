@@ -7,6 +7,7 @@ import pytest
 
 from ofa_jax import hub
 from ofa_jax.convert import family
+from tests import frozen_golden
 from tests.cnclip_golden import MICRO
 from tests.cnclip_golden import micro_state_dict as cnclip_tensors
 from tests.ofa_golden import micro_state_dict as ofa_tensors
@@ -30,15 +31,19 @@ def bart():
 
 
 OTHERS = {
-  **NAMES,
+  # Its codes are the nearest entries, not drawn ones.
+  "vqgan": [
+    name.replace("quantize.embed.", "quantize.embedding.")
+    for name in NAMES["vqgan"]
+    if not name.startswith("quantize.proj.")
+  ],
   "bert": bert(),
   "bert without a prefix": [name.removeprefix("bert.") for name in bert()],
   "bart": bart(),
   "image tower": [n for n in NAMES["openai_clip"] if n.startswith("visual.")],
 }
 TITLES = {
-  "openai_clip": "an OpenAI CLIP; a Chinese-CLIP starts from it",
-  "vqgan": "a VQGAN",
+  "vqgan": "a VQGAN of another kind; its codes come without Gumbel-softmax",
   "bert": "a BERT; a Chinese-CLIP starts from it",
   "bert without a prefix": "a BERT",
   "bart": "a BART or another Transformer of fairseq; an OFA starts training from it",
@@ -56,6 +61,11 @@ def test_ours_are_known_by_their_names():
     assert families(tensors) == ["cnclip"]
     assert families([f"module.{n.removeprefix('module.')}" for n in tensors]) == ["cnclip"]
   assert families(ofa_tensors()) == ["ofa"]
+  for name in ("openai_clip", "vqgan"):
+    assert families(NAMES[name]) == [name]
+  for name, (folder, _) in frozen_golden.LISTS.items():
+    kind = "inception" if folder == "fid_is" else folder
+    assert families(frozen_golden.golden_json(*frozen_golden.LISTS[name])["state_dict"]) == [kind]
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -64,7 +74,8 @@ def test_others_are_not_taken_for_ours(kind, tmp_path):
   torch.save({name: torch.zeros(1) for name in OTHERS[kind]}, tmp_path / "x.pt")
   with pytest.raises(ValueError) as raised:
     hub.open_model(tmp_path / "x.pt")
-  expected = f"expected the tensors of a Chinese-CLIP or an OFA, found {TITLES[kind]}"
+  ours = " or ".join(each.title for each in hub.FAMILIES)
+  expected = f"expected the tensors of {ours}, found {TITLES[kind]}"
   assert expected in str(raised.value)
 
 

@@ -13,10 +13,12 @@ from ofa_jax.data.images import (
   HALF_STD,
   BadImage,
   decode,
+  decode_cropped,
   normalize,
   random_crop_flip,
 )
 from tests.data.samples import encode, photograph
+from tests.frozen_golden import DIR, golden
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "cnclip" / "preprocess"
 CASES = json.loads((GOLDEN / "golden.json").read_text())["cases"]
@@ -152,3 +154,23 @@ def test_normalize_with_other_statistics():
   image = np.uint8([[0, 255, 51]])
   half = normalize(image, mean=HALF_MEAN, std=HALF_STD)
   np.testing.assert_allclose(half, [[-1, 1, -0.6]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [64, 224])
+def test_clips_pictures_are_the_originals(size):
+  """Every mode of a picture; of 224 pixels every eighth row and column is stored."""
+  arrays = golden("openai_clip", "preprocess")
+  folder = DIR / "openai_clip" / "images"
+  step = 1 if size == 64 else 8
+  for path in sorted(folder.iterdir()):
+    found = decode_cropped(path.read_bytes(), size=size)
+    assert (found.shape, found.dtype) == ((size, size, 3), np.uint8)
+    stored = arrays[f"{path.stem}.{size}.uint8"]
+    np.testing.assert_array_equal(found[::step, ::step], stored)
+    normal = np.moveaxis(normalize(found[::step, ::step]), -1, 0)
+    np.testing.assert_allclose(normal, arrays[f"{path.stem}.{size}"], rtol=0, atol=1e-6)
+
+
+def test_a_picture_that_would_become_too_large_is_told():
+  with pytest.raises(BadImage, match="more than the 89,000,000 allowed"):
+    decode_cropped(encode(Image.new("L", (9000, 1)), format="PNG"), size=224)

@@ -42,6 +42,16 @@ def test_the_promise_is_what_is_loaded(stored, precision):
   assert features.shape == (3, frozen.config.embed_dim)
 
 
+def test_a_model_may_have_a_precision_of_its_own(stored):
+  mesh = sharding.make_mesh((1, 1, 1), devices=jax.devices()[:1])
+  frozen = Frozen.of(stored, precision="fp32")
+  for tree in (
+    frozen.spec(mesh, precision="bf16"),
+    frozen.load(mesh, precision="bf16"),
+  ):
+    assert {x.dtype for x in jax.tree.leaves(tree)} == {jnp.dtype("float32")}
+
+
 def test_a_public_models_sizes_need_no_download(monkeypatch):
   monkeypatch.setattr(hub, "open_model", lambda name: pytest.fail("opened"))
   assert Frozen.of("ViT-B-16").config == model.config(*model.MODELS["ViT-B-16"])

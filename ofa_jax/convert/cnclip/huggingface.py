@@ -17,7 +17,7 @@ import safetensors.numpy
 from ofa_jax.convert import json_files, limits, rules, safetensors_files, torch_files
 from ofa_jax.convert.cnclip.table import BERT, IGNORED
 from ofa_jax.convert.params import Weights
-from ofa_jax.convert.rules import FLAT, SAME, Rule, linear, patches
+from ofa_jax.convert.rules import SAME, Rule, linear, linear_rules, norm_rules, patches
 from ofa_jax.data.images import CLIP_MEAN, CLIP_STD
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.bert import BertConfig
@@ -28,34 +28,35 @@ from ofa_jax.trees import flatten, unflatten
 
 MODEL_TYPE = "chinese_clip"
 
-_LAYER, _OURS = r"vision_model.encoder.layers.(\d+)", "visual/blocks"
-RULES: tuple[Rule, ...] = (
+
+def layer_rules(theirs: str, ours: str) -> tuple[Rule, ...]:
+  r"""The rules of the layers of a CLIP's tower; their name has the number as `(\d+)`."""
+  return (
+    *norm_rules(f"{theirs}.layer_norm1", f"{ours}/ln_1", r"[\1]"),
+    *linear_rules(f"{theirs}.self_attn.q_proj", f"{ours}/attn/qkv", r"[\1]", part=0),
+    *linear_rules(f"{theirs}.self_attn.k_proj", f"{ours}/attn/qkv", r"[\1]", part=1),
+    *linear_rules(f"{theirs}.self_attn.v_proj", f"{ours}/attn/qkv", r"[\1]", part=2),
+    *linear_rules(f"{theirs}.self_attn.out_proj", f"{ours}/attn/out", r"[\1]", inputs=2),
+    *norm_rules(f"{theirs}.layer_norm2", f"{ours}/ln_2", r"[\1]"),
+    *linear_rules(f"{theirs}.mlp.fc1", f"{ours}/mlp/up", r"[\1]"),
+    *linear_rules(f"{theirs}.mlp.fc2", f"{ours}/mlp/down", r"[\1]"),
+  )
+
+
+# The image tower of every CLIP of transformers, and what it shares with the text tower.
+VISION_RULES: tuple[Rule, ...] = (
   ("logit_scale", "logit_scale", SAME),
   ("text_projection.weight", "text_projection", linear()),
   ("visual_projection.weight", "visual/proj", linear()),
   ("vision_model.embeddings.class_embedding", "visual/class_embedding", SAME),
   ("vision_model.embeddings.patch_embedding.weight", "visual/conv1/kernel", patches()),
   ("vision_model.embeddings.position_embedding.weight", "visual/positional_embedding", SAME),
-  ("vision_model.pre_layrnorm.weight", "visual/ln_pre/scale", SAME),  # their spelling
-  ("vision_model.pre_layrnorm.bias", "visual/ln_pre/bias", SAME),
-  ("vision_model.post_layernorm.weight", "visual/ln_post/scale", SAME),
-  ("vision_model.post_layernorm.bias", "visual/ln_post/bias", SAME),
-  (rf"{_LAYER}.layer_norm1.weight", rf"{_OURS}/ln_1/scale[\1]", SAME),
-  (rf"{_LAYER}.layer_norm1.bias", rf"{_OURS}/ln_1/bias[\1]", SAME),
-  (rf"{_LAYER}.self_attn.q_proj.weight", rf"{_OURS}/attn/qkv/kernel[\1, :, 0]", linear()),
-  (rf"{_LAYER}.self_attn.k_proj.weight", rf"{_OURS}/attn/qkv/kernel[\1, :, 1]", linear()),
-  (rf"{_LAYER}.self_attn.v_proj.weight", rf"{_OURS}/attn/qkv/kernel[\1, :, 2]", linear()),
-  (rf"{_LAYER}.self_attn.q_proj.bias", rf"{_OURS}/attn/qkv/bias[\1, 0]", FLAT),
-  (rf"{_LAYER}.self_attn.k_proj.bias", rf"{_OURS}/attn/qkv/bias[\1, 1]", FLAT),
-  (rf"{_LAYER}.self_attn.v_proj.bias", rf"{_OURS}/attn/qkv/bias[\1, 2]", FLAT),
-  (rf"{_LAYER}.self_attn.out_proj.weight", rf"{_OURS}/attn/out/kernel[\1]", linear(2)),
-  (rf"{_LAYER}.self_attn.out_proj.bias", rf"{_OURS}/attn/out/bias[\1]", SAME),
-  (rf"{_LAYER}.layer_norm2.weight", rf"{_OURS}/ln_2/scale[\1]", SAME),
-  (rf"{_LAYER}.layer_norm2.bias", rf"{_OURS}/ln_2/bias[\1]", SAME),
-  (rf"{_LAYER}.mlp.fc1.weight", rf"{_OURS}/mlp/up/kernel[\1]", linear()),
-  (rf"{_LAYER}.mlp.fc1.bias", rf"{_OURS}/mlp/up/bias[\1]", SAME),
-  (rf"{_LAYER}.mlp.fc2.weight", rf"{_OURS}/mlp/down/kernel[\1]", linear()),
-  (rf"{_LAYER}.mlp.fc2.bias", rf"{_OURS}/mlp/down/bias[\1]", SAME),
+  *norm_rules("vision_model.pre_layrnorm", "visual/ln_pre"),  # their spelling
+  *norm_rules("vision_model.post_layernorm", "visual/ln_post"),
+  *layer_rules(r"vision_model.encoder.layers.(\d+)", "visual/blocks"),
+)
+RULES: tuple[Rule, ...] = (
+  *VISION_RULES,
   *((f"text_model.{name.removeprefix('bert.')}", path, change) for name, path, change in BERT),
 )
 

@@ -54,23 +54,28 @@ def from_json(described: Mapping[str, Any]) -> CNCLIPConfig:
     ValueError: fields are missing or unknown.
   """
   try:
-    vision, text = (
-      {k: v for k, v in limits.section(described, tower).items() if k != "_class"}
-      for tower in ("vision", "text")
-    )
-    if "patch_size" in vision:
-      vision = ViTConfig(**vision)
-    else:
-      vision = ResNetConfig(**{**vision, "layers": tuple(vision["layers"])})
     config = CNCLIPConfig(
-      vision=vision,
-      text=BertConfig(**text),
+      vision=vision_from_json(described),
+      text=BertConfig(**fields_of(described, "text")),
       embed_dim=described["embed_dim"],
       **{k: described[k] for k in ("name", "logit_scale", "logit_bias") if k in described},
     )
     return limits.check(config)
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(f"config.json does not describe a Chinese-CLIP: {error}") from error
+
+
+def vision_from_json(described: Mapping[str, Any]) -> ViTConfig | ResNetConfig:
+  """The image tower under "vision"; KeyError or TypeError where fields are missing or unknown."""
+  vision = fields_of(described, "vision")
+  if "patch_size" in vision:
+    return ViTConfig(**vision)
+  return ResNetConfig(**{**vision, "layers": tuple(vision["layers"])})
+
+
+def fields_of(described: Mapping[str, Any], tower: str) -> dict[str, Any]:
+  """The fields of a tower, of which a run also says the class; ValueError if it is no object."""
+  return {k: v for k, v in limits.section(described, tower).items() if k != "_class"}
 
 
 def read(paths: Iterable[str | pathlib.Path]) -> CNCLIPConfig:

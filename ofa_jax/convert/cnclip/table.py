@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ofa_jax import trees
-from ofa_jax.convert import rules
+from ofa_jax.convert import rules, tables
 from ofa_jax.convert.rules import (
   CONV,
   SAME,
@@ -24,7 +23,6 @@ from ofa_jax.convert.rules import (
   vit_block_rules,
 )
 from ofa_jax.models import cnclip
-from ofa_jax.models.abstract import abstract
 from ofa_jax.models.bert import BertConfig
 from ofa_jax.models.clip_resnet import REDUCTION, ResNetConfig
 from ofa_jax.models.cnclip import CNCLIPConfig
@@ -105,13 +103,8 @@ def from_torch(
   Raises:
     ValueError: all tensors that are missing, unexpected, or of another shape than the config's.
   """
-  params, rest = (
-    {path: x.shape for path, x in trees.flatten(tree).items()} for tree in abstract(config)[1:]
-  )
-  flat = rules.from_torch(
-    standard_names(state_dict), rules_of(config), shapes={**params, **rest}, ignored=IGNORED
-  )
-  return tuple(trees.unflatten({path: flat[path] for path in tree}) for tree in (params, rest))
+  tensors = standard_names(state_dict)
+  return tables.from_torch(tensors, config, table=rules_of(config), ignored=IGNORED)
 
 
 def to_torch(
@@ -127,9 +120,7 @@ def to_torch(
     Arrays by PyTorch name, with the dtype of the parameters. BatchNorm's counters, which we do not
     keep, are 0.
   """
-  flat = {**trees.flatten(params), **trees.flatten(rest)}
-  tensors = rules.to_torch(flat, rules_of(config))
-  return tensors | rules.counters(tensors)
+  return tables.to_torch((params, rest), table=rules_of(config))
 
 
 def infer_config(state_dict: Mapping[str, np.ndarray]) -> CNCLIPConfig:
@@ -142,7 +133,7 @@ def infer_config(state_dict: Mapping[str, np.ndarray]) -> CNCLIPConfig:
   """
   tensors = standard_names(state_dict)
   try:
-    vision = _infer_vit(tensors) if "visual.proj" in tensors else _infer_resnet(tensors)
+    vision = infer_vision(tensors)
     text = _infer_bert(tensors)
     embed_dim = tensors["text_projection"].shape[1]
   except KeyError as error:
@@ -176,6 +167,16 @@ def rules_of(config: CNCLIPConfig) -> tuple[Rule, ...]:
   """Returns the table of a model with these towers."""
   vision = VIT if isinstance(config.vision, ViTConfig) else RESNET
   return (*SHARED, *vision, *BERT)
+
+
+def infer_vision(tensors: Mapping[str, np.ndarray]) -> ViTConfig | ResNetConfig:
+  """Sizes of the image tower, which are those of OpenAI's CLIP, too.
+
+  Raises:
+    KeyError: a tensor is missing.
+    ValueError: a width is not made of heads as the released models have them.
+  """
+  return _infer_vit(tensors) if "visual.proj" in tensors else _infer_resnet(tensors)
 
 
 def _infer_vit(tensors: Mapping[str, np.ndarray]) -> ViTConfig:
