@@ -21,6 +21,7 @@ INFERENCE = {"inference", "api"}
 COMMANDS = {
   *("train", "evaluate", "extract_features", "retrieve", "zeroshot", "compile_ahead"),
   *("validate_data", "prepare_data", "calibrate", "score_images"),
+  *("tokenize_images", "draw_files", "jobs"),
   *("generate", "cli", "cli_help", "cli_parsers", "__main__"),
 }
 BELOW = {

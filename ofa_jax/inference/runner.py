@@ -6,7 +6,7 @@ which decodes its rows alone: no search waits for another device's.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,6 +42,7 @@ class Runner:
     config: sizes of the first model.
     colours: how it wants pixels normalised.
     num_params: scalars of all models.
+    mesh: the devices.
   """
 
   def __init__(
@@ -63,14 +64,14 @@ class Runner:
     if sources[0].settings["imagenet_normalization"]:
       self.colours = Colours(images.IMAGENET_MEAN, images.IMAGENET_STD)
     devices = list(devices or jax.local_devices())
-    self._mesh = sharding.make_mesh((len(devices), 1, 1), devices=devices)
+    self.mesh = sharding.make_mesh((len(devices), 1, 1), devices=devices)
     self._matmul = numerics.matmul_precision(precision)
-    weights = [source.load(sharding.replicated(self._mesh)) for source in sources]
+    weights = [source.load(sharding.replicated(self.mesh)) for source in sources]
     self.num_params = sum(trees.count(params) for params, _ in weights)
     self._weights = tuple((numerics.cast(params, precision), rest) for params, rest in weights)
     self._graphs = [abstract(source.config)[0] for source in sources]
     self._forward, self._generate, self._score = (
-      jax.jit(self._on_each_device(function), static_argnames="static")
+      self.compiled(function)
       for function in (self._forward_rows, self._generate_rows, self._score_rows)
     )
 
@@ -82,7 +83,7 @@ class Runner:
     length = rows["decoder"].shape[1]
     if "code_mask" not in rows:  # behind the last code there are no positions
       rows = {**rows, "decoder": widened(rows["decoder"], bucket(length, 8))}
-    return self._run(self._forward, rows)[:, :length]
+    return self.run(self._forward, rows)[:, :length]
 
   def generate(
     self, rows: Rows, *, search: beam.Search, trie: Trie | None = None, seed: int | None = None
@@ -98,7 +99,7 @@ class Runner:
     if "prompt" in rows:
       length += rows["prompt"].shape[1]
     room = MAX_POSITIONS // (search.num_beams * length)
-    return self._run(self._generate, rows, shared=shared, static=search, most=room)
+    return self.run(self._generate, rows, shared=shared, static=search, most=room)
 
   def score(self, rows: Rows, *, plan: candidates.Plan) -> np.ndarray:
     """Returns the scores float32[N, A] of all answers after the prompts "decoder".
@@ -111,11 +112,11 @@ class Runner:
     width = bucket(rows["decoder"].shape[1], 8)
     rows = {**rows, "decoder": widened(rows["decoder"], width)}
     room = MAX_POSITIONS // (plan.width * (width + len(plan.levels)))
-    return self._run(self._score, rows, shared={"plan": plan}, most=room)[:, : plan.num_answers]
+    return self.run(self._score, rows, shared={"plan": plan}, most=room)[:, : plan.num_answers]
 
   def _forward_rows(self, weights, rows, shared, static):
     del shared, static
-    models = self._models(weights)
+    models = self.models(weights)
     logits = [
       model.decode(self._encode(model, rows), rows["decoder"], code_mask=rows.get("code_mask"))
       for model in models
@@ -126,7 +127,7 @@ class Runner:
     return jax.nn.logsumexp(each, axis=0) - jnp.log(len(models))
 
   def _generate_rows(self, weights, rows, shared, static):
-    models = self._models(weights)
+    models = self.models(weights)
     return answers.generate(
       models,
       [self._encode(model, rows) for model in models],
@@ -141,12 +142,13 @@ class Runner:
 
   def _score_rows(self, weights, rows, shared, static):
     del static
-    (model,) = self._models(weights)
+    (model,) = self.models(weights)
     return candidates.score_answers(
       model, self._encode(model, rows), prompts=rows["decoder"], plan=shared["plan"]
     )
 
-  def _models(self, weights):
+  def models(self, weights: Sequence[Any]) -> list[Any]:
+    """The models with what a compiled function is given as their weights."""
     return [nnx.merge(graph, *x) for graph, x in zip(self._graphs, weights, strict=True)]
 
   def _encode(self, model, rows):
@@ -157,17 +159,32 @@ class Runner:
     }
     return model.encode(rows["source"], **pixels, image_mask=rows.get("image_mask"))
 
-  def _on_each_device(self, function):
-    """`function(weights, rows, shared, static)`, each device with its own rows."""
+  def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(weights, rows, shared, static)` for `run`, each device with its own rows."""
 
     def call(weights, rows, shared, *, static):
       each = functools.partial(function, static=static)
-      return answers.on_each_device(each, mesh=self._mesh)(weights, rows, shared)
+      return answers.on_each_device(each, mesh=self.mesh)(weights, rows, shared)
 
-    return call
+    return jax.jit(call, static_argnames="static")
 
-  def _run(self, function, rows, *, shared=None, static=None, most=MAX_BATCH):
-    """Calls a function batch by batch; the next is on its way while a result is copied back."""
+  def run(
+    self,
+    function: Callable[..., Any],
+    rows: Rows,
+    *,
+    shared: Mapping[str, Any] | None = None,
+    static: Any = None,
+    most: int = MAX_BATCH,
+  ) -> Any:
+    """Calls a function batch by batch; the next is on its way while a result is copied back.
+
+    Args:
+      function: from `compiled`.
+      rows: of `function`; "active" and "index", the rows' numbers, are added.
+      shared, static: as the function takes them.
+      most: rows that one device computes at once.
+    """
     number = len(rows["source"])
     length = rows["source"].shape[1]
     length = bucket(length, 16) if length <= 64 else -(-length // 64) * 64
@@ -178,7 +195,7 @@ class Runner:
       return batches.run(
         lambda batch: function(self._weights, batch, shared, static=static),
         rows,
-        mesh=self._mesh,
+        mesh=self.mesh,
         most=min(most, MAX_BATCH),
         filled=_filled,
       )
