@@ -15,7 +15,7 @@ from typing import Any
 from ofa_jax import files, hub, storage
 from ofa_jax.convert import json_files, releases
 from ofa_jax.decode.beam import Search
-from ofa_jax.engine import checkpoint
+from ofa_jax.engine import step_name
 
 NAME = "calibration.json"
 FORMAT = 1
@@ -93,7 +93,7 @@ def of_model(name: str | os.PathLike) -> dict[str, Calibration]:
   """
   if str(name) in hub.RELEASES:
     name = files.at_home(releases.ROOT) / str(name)
-  folder, _ = checkpoint.split_step(str(files.at_home(name)))
+  folder, _ = step_name.split_step(str(files.at_home(name)))
   if not storage.is_dir(folder):
     return {}
   if not storage.is_dir(storage.of(folder) / "checkpoints"):

@@ -86,11 +86,7 @@ def predict_file(
     "task": task,
     "options": dataclasses.asdict(options),
     "batch size": batch_size,
-    **(
-      {"calibration": dataclasses.asdict(calibration_of(model, task, options))}
-      if options.probabilities
-      else {}
-    ),
+    **_calibration(model, task, options),
     **(shard.work() if shard else {}),
   }
 

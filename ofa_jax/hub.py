@@ -25,7 +25,7 @@ from ofa_jax.convert import json_files, limits, releases, torch_files
 from ofa_jax.convert.families import FAMILIES, RELEASES, family_of, infer
 from ofa_jax.convert.family import Family, explain, of_mixture
 from ofa_jax.convert.params import ModelConfig, Weights, place, placement
-from ofa_jax.engine import bucket_arrays, checkpoint, faults
+from ofa_jax.engine import bucket_arrays, checkpoint, faults, step_name
 from ofa_jax.engine.step import State
 from ofa_jax.files import at_home, room_for, written_whole
 from ofa_jax.models.abstract import abstract
@@ -127,7 +127,7 @@ def open_model(
     root = at_home(download_root or releases.ROOT)
     with room_for(root):
       path = fetch(str(name), root, source=source)
-  folder, which = checkpoint.split_step(str(path))
+  folder, which = step_name.split_step(str(path))
   if which is not None and storage.is_dir(folder):
     return _open_directory(storage.of(folder), which)
   if storage.is_dir(path):

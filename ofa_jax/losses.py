@@ -23,13 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from ofa_jax import losses_vocabulary as vocabulary
+from ofa_jax.losses_vocabulary import InBlocks
 from ofa_jax.numerics import widened
 from ofa_jax.tokenizers.special import NUM_SPECIAL, PAD
 from ofa_jax.trees import BATCH_AXES
 
 LOSSES = ("softmax", "sigmoid")
 _MASKED = -1e9
-_LEAST = 1e-5  # of 1 - p in the encouraging loss
 
 
 class Mean(NamedTuple):
@@ -196,7 +197,7 @@ def resize_features(x: jax.Array, width: int) -> jax.Array:
 
 @jax.named_scope("loss")
 def label_smoothed(
-  logits: jax.Array,
+  logits: jax.Array | InBlocks,
   targets: jax.Array,
   *,
   smoothing: float = 0.0,
@@ -220,7 +221,8 @@ def label_smoothed(
   s_i = s / (allowed ids - 1).
 
   Args:
-    logits: float[B, T, V].
+    logits: float[B, T, V]. In blocks the loss and its gradient are the same; `log_end` and `rdrop`
+      need them as a whole.
     targets: int32[B, T]; `pad` costs nothing.
     smoothing: s.
     pad: the id of padding.
@@ -248,7 +250,12 @@ def label_smoothed(
   Returns:
     "loss", and over the tokens kept "nll", the loss without smoothing, and "accuracy", the share
     whose likeliest id is the target (fractions).
+
+  Raises:
+    ValueError: `log_end` or `rdrop` with logits in blocks.
   """
+  if isinstance(logits, InBlocks) and (log_end is not None or rdrop is not None):
+    raise ValueError("Expected whole logits with log_end or rdrop, found them in blocks")
   if ignore is not None:
     targets = jnp.where(targets == ignore, pad, targets)
   targets = jnp.where(jnp.arange(targets.shape[1]) < ignore_prefix, pad, targets)
@@ -258,27 +265,28 @@ def label_smoothed(
   if allowed_range is not None:
     ids = np.arange(logits.shape[-1])
     inside = (ids < NUM_SPECIAL) | ((ids >= allowed_range[0]) & (ids < allowed_range[1]))
-    allowed = jnp.broadcast_to(inside if allowed is None else allowed & inside, logits.shape)
+    allowed = inside if allowed is None else allowed & inside
   sentences = jnp.sum(jnp.any(keep, axis=1), dtype=jnp.float32)
 
-  nll, loss, lprobs = _per_token(logits, targets, conf, allowed, smoothing=smoothing)
+  nll, loss, hit, lprobs = vocabulary.costs(
+    logits, targets, conf=conf, allowed=allowed, smoothing=smoothing
+  )
   copies = 1 if rdrop is None else 2
   pairs = lambda x: x.reshape(-1, copies, *x.shape[1:])  # noqa: E731
   for share, at_work, sign in ((drop_worst, dropping, 1), (drop_best, dropping_best, -1)):
     if share:
-      few = _cheapest(sign * pairs(loss)[:, 0], pairs(keep)[:, 0], share=1 - share)
+      few = vocabulary.cheapest(sign * pairs(loss)[:, 0], pairs(keep)[:, 0], share=1 - share)
       keep &= jnp.repeat(few, copies, axis=0) | ~jnp.asarray(at_work)
   if log_end is not None:
-    loss += _bonus(lprobs, targets, allowed, smoothing=smoothing, log_end=log_end)
+    loss += vocabulary.bonus(lprobs, targets, allowed, smoothing=smoothing, log_end=log_end)
   if rdrop is not None:
     p, q = pairs(lprobs)[:, 0], pairs(lprobs)[:, 1]
     divergence = jnp.sum((jnp.exp(p) - jnp.exp(q)) * (p - q), axis=-1) / 2
     loss += jnp.repeat(rdrop / 2 * divergence, 2, axis=0)
-  hit = jnp.argmax(logits if allowed is None else jnp.where(allowed, logits, -jnp.inf), axis=-1)
   tokens = jnp.sum(keep, dtype=jnp.float32)
   total = lambda x: jnp.sum(jnp.where(keep, x, 0.0))  # noqa: E731
   count = sentences if sentence_avg else tokens
-  accuracy = mean(hit == targets, keep)
+  accuracy = mean(hit, keep)
   return {"loss": Mean(total(loss), count), "nll": Mean(total(nll), tokens), "accuracy": accuracy}
 
 
@@ -403,44 +411,6 @@ def _ring(rows, columns, shared, *, block: Callable, hops: int):
 
   (_, mine, theirs), _ = jax.lax.scan(body, (columns, mine, theirs), length=hops)
   return mine, onward(theirs)
-
-
-def _per_token(logits, targets, conf, allowed, *, smoothing):
-  """-lp[y] and the smoothed loss, float32[B, T], and lp, float32[B, T, V], 0 where not allowed."""
-  logits = widened(logits)
-  if allowed is not None:
-    logits = jnp.where(allowed, logits, -jnp.inf)
-  lprobs = jax.nn.log_softmax(logits)
-  if conf is not None:
-    lprobs = lprobs * widened(conf)[:, None, None]
-  nll = -jnp.take_along_axis(lprobs, targets[..., None], axis=-1).squeeze(-1)
-  share = smoothing / (logits.shape[-1] - 1)
-  if allowed is not None:
-    lprobs = jnp.where(allowed, lprobs, 0.0)
-    share = smoothing / (jnp.sum(allowed, axis=-1) - 1 + 1e-6)  # the original's epsilon
-  if not smoothing:
-    return nll, nll, lprobs
-  return nll, (1 - smoothing - share) * nll - share * jnp.sum(lprobs, axis=-1), lprobs
-
-
-def _bonus(lprobs, targets, allowed, *, smoothing, log_end):
-  """What the encouraging loss adds to each token's, float32[B, T]."""
-  p = jnp.exp(lprobs) if allowed is None else jnp.where(allowed, jnp.exp(lprobs), 0.0)
-  bonus = jnp.log(jnp.maximum(1 - p, _LEAST))
-  if log_end != 1:
-    line = (log_end - p) / (1 - log_end) + math.log(1 - log_end)
-    bonus = jnp.where(p > log_end, line, bonus)
-  own = jnp.take_along_axis(bonus, targets[..., None], axis=-1).squeeze(-1)
-  return (1 - smoothing) * own + smoothing * jnp.mean(bonus, axis=-1)
-
-
-def _cheapest(loss: jax.Array, keep: jax.Array, *, share: float) -> jax.Array:
-  """bool[B, T], True for the int(N * share) of the N kept tokens that cost least."""
-  flat = jnp.where(keep, jax.lax.stop_gradient(loss), jnp.inf).reshape(-1)
-  rank = jnp.argsort(jnp.argsort(flat))
-  # By table, because the product in float32 is not always that of Python.
-  numbers = jnp.asarray(np.floor(np.arange(flat.size + 1) * share), jnp.int32)
-  return (rank < numbers[jnp.sum(keep)]).reshape(keep.shape)
 
 
 def _num_shards() -> int:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax.losses import Mean
+from ofa_jax.losses_vocabulary import InBlocks, told
 from ofa_jax.numerics import widened
 from ofa_jax.tokenizers.special import NUM_SPECIAL, PAD
 
@@ -50,7 +51,7 @@ def policy_gradient(
 
 
 def token_log_probs(
-  logits: jax.Array, tokens: jax.Array, *, allowed_range: tuple[int, int] | None = None
+  logits: jax.Array | InBlocks, tokens: jax.Array, *, allowed_range: tuple[int, int] | None = None
 ) -> jax.Array:
   """The log-probability of each token, in at least float32 [N, T].
 
@@ -59,10 +60,14 @@ def token_log_probs(
     tokens: int32[N, T].
     allowed_range: (first, end): only these ids and the special ones have a probability.
   """
-  logits = widened(logits)
+  inside = None
   if allowed_range is not None:
     ids = np.arange(logits.shape[-1])
     inside = (ids < NUM_SPECIAL) | ((ids >= allowed_range[0]) & (ids < allowed_range[1]))
+  if isinstance(logits, InBlocks):
+    return told(logits, tokens, allowed=inside).own
+  logits = widened(logits)
+  if inside is not None:
     logits = jnp.where(inside, logits, -jnp.inf)
   own = jnp.take_along_axis(logits, tokens[..., None], axis=-1).squeeze(-1)
   return own - jax.nn.logsumexp(logits, axis=-1)

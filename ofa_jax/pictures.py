@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from ofa_jax import fonts
 
@@ -143,7 +143,11 @@ def _html(name: str, rows: Sequence[Sequence[Cell]]) -> bytes:
     cells = []
     for cell in row:
       style = f' style="border:4px solid {cell.frame}"' if cell.frame else ""
-      shown = "" if cell.image is None else f'<img{style} src="{_data_url(_with_boxes(cell))}">'
+      shown = (
+        ""
+        if cell.image is None
+        else f'<img{style} src="{data_url(with_boxes(cell.image, cell.boxes))}">'
+      )
       lines = [f'<p style="color:{c}">{html.escape(text)}</p>' for text, c in cell.lines]
       cells.append(f"<td>{shown}{''.join(lines)}</td>")
     body.append(f"<tr>{''.join(cells)}</tr>\n")
@@ -154,18 +158,34 @@ def _html(name: str, rows: Sequence[Sequence[Cell]]) -> bytes:
   ).encode()
 
 
-def _with_boxes(cell: Cell) -> np.ndarray:
-  image = Image.fromarray(cell.image)
-  pen = ImageDraw.Draw(image)
-  for box, colour in cell.boxes:
-    pen.rectangle(tuple(box), outline=colour, width=max(1, image.width // 90))
-  return np.asarray(image)
+def with_boxes(
+  image: np.ndarray, boxes: Sequence[tuple[Sequence[float], str]], *, numbered: bool = False
+) -> np.ndarray:
+  """A picture uint8[H, W, 3] with boxes x0, y0, x1, y1 in its pixels drawn, each in its colour.
+
+  Args:
+    image: the picture.
+    boxes: with their colours.
+    numbered: whether their numbers, from 1, are in their corners.
+  """
+  drawn = Image.fromarray(image)
+  pen = ImageDraw.Draw(drawn)
+  width = max(1, drawn.width // 90)
+  for number, (box, colour) in enumerate(boxes, 1):
+    pen.rectangle(tuple(box), outline=colour, width=width)
+    if numbered:
+      font = ImageFont.load_default(max(12, drawn.width // 24))
+      corner = (box[0] + 2 * width, box[1] + width)
+      edge = {"stroke_width": 2, "stroke_fill": "white"}
+      pen.text(corner, str(number), fill=colour, font=font, **edge)
+  return np.asarray(drawn)
 
 
-def _data_url(image: np.ndarray) -> str:
+def data_url(image: np.ndarray, *, kind: str = "png") -> str:
+  """A picture uint8[H, W, 3] as an address that holds all of it; `kind` is "png" or "jpeg"."""
   file = io.BytesIO()
-  Image.fromarray(image).save(file, format="png")
-  return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+  Image.fromarray(image).save(file, format=kind, quality=90)
+  return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _png(rows: Sequence[Sequence[Cell]], font: list[str]) -> bytes:
@@ -195,7 +215,7 @@ def _draw(ax, cell: Cell, font: list[str]) -> None:
   if cell.image is None:
     begin = 0.5 + len(lines) / 2 * _LINE / _SIDE
   else:
-    ax.imshow(_with_boxes(cell))
+    ax.imshow(with_boxes(cell.image, cell.boxes))
     begin = -_GAP / 2 / _SIDE
   # Not mathematics: a caption may have dollar signs.
   options = {"transform": ax.transAxes, "va": "top", "ha": "center", "parse_math": False}

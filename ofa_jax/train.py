@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from ofa_jax import cli, evaluate, host_calls, outputs, storage, weights
+from ofa_jax import cli, evaluate, first_state, host_calls, outputs, storage
 from ofa_jax.config import Config, epoch_end, is_due, mesh_sizes, to_dict
 from ofa_jax.data import pipeline
 from ofa_jax.data.streams import Streams, unnamed
@@ -84,11 +84,12 @@ def _open(config, workdir, notice, opened):
   opened.enter_context(faults.explained(workdir))
   checkpoints = opened.enter_context(checkpoint.Checkpoints(workdir, keep=config.keep))
   notes = [note] if note else []
-  state, origin = _first_state(program, checkpoints, steps=steps, warn=notes.append)
+  state, origin = first_state.find(program, checkpoints, steps=steps, warn=notes.append)
   start = int(state.step)
   if config.best_metric is not None:
     past = [row for row in log.read_metrics(workdir) if row["step"] <= start]
     checkpoints.best = Best(config.best_metric, config.best_mode, past)
+  checkpoints.remove_surplus()
   out = opened.enter_context(
     log.Log(
       workdir,
@@ -364,51 +365,6 @@ class _Run:
     advice = config.task.advise(self.out.history)
     if advice:
       self.out.line(advice, level="WARNING")
-
-
-def _first_state(program, checkpoints, *, steps, warn):
-  """The state to go on from, and a phrase that says where it came from."""
-  config = program.config
-  layout = {"abstract": program.abstract, "shardings": program.shardings}
-  state = checkpoints.restore_newest(**layout, warn=warn)
-  if state is not None:
-    return state, f"resumed from this workdir at step {int(state.step)}"
-  state = step.init(program)
-  if config.resume is not None:
-    return _resume(program, state, steps=steps)
-  if config.init is None:
-    return state, weights.from_scratch(config.model, seed=config.seed, warn=warn)
-  loaded = weights.load_weights(program, config.init, initial=state.params)
-  if loaded.changed:
-    warn(f"{config.init} is not the whole of this model: {'; '.join(loaded.changed)}")
-  fresh = ", ".join(["optimizer", *loaded.absent])
-  averages = step.averages_of(config, loaded.params, loaded.rest)
-  return dataclasses.replace(state, params=loaded.params, rest=loaded.rest, **averages), (
-    "; ".join([f"of {config.init}", *loaded.resized, f"fresh {fresh}"])
-  )
-
-
-def _resume(program, fresh, *, steps):
-  """The state of another run, with what is reset of it taken from a fresh one."""
-  config = program.config
-  workdir, which = checkpoint.split_step(config.resume)
-  with checkpoint.open_run(workdir) as checkpoints:
-    at = checkpoints.find(which)
-    fields = checkpoints.restore_parts(
-      at,
-      abstract=program.abstract,
-      shardings=program.shardings,
-      optimizer=not config.reset_optimizer,
-    )
-  if config.reset_step:
-    fields |= {"step": fresh.step, "bad": fresh.bad}
-  else:
-    fields["step"] = jax.device_put(np.int32(at), program.shardings.step)
-  optimizer = "fresh optimizer" if config.reset_optimizer else "its optimizer"
-  begin = "0, with data and schedule from their beginning" if config.reset_step else f"{at}"
-  return dataclasses.replace(fresh, **fields), (
-    f"of {workdir} at step {at}, {optimizer}; goes on at step {begin} of {steps}"
-  )
 
 
 def _stop_if_diverged(config: Config, metrics: Mapping[str, jax.Array]) -> None:

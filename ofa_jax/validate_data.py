@@ -91,7 +91,7 @@ def parts(config: Config) -> Iterator[Part]:
     if (evaluation.task, evaluation.split) in seen:
       continue
     seen.append((evaluation.task, evaluation.split))
-    name = evaluation.split if evaluation.task == task else f"{evaluation.name}:{evaluation.split}"
+    name = evaluation.split if evaluation.task == task else f"{evaluation.title}:{evaluation.split}"
     yield from _opened(name, lambda e=evaluation: _uncached(e.task).streams(e.split))
   for split in SPLITS[1:]:
     if (task, split) not in seen and hasattr(task, "streams") and _there(getattr(task, split, ())):

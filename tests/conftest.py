@@ -35,6 +35,7 @@ LONG = (
   "test_vqa_training.py",
   "test_ofa_training.py",
   "test_ofa_tasks.py",
+  "test_ofa_pretraining.py",
   "test_language_tasks.py",
   "test_stopping.py",
   "tasks/test_options.py",

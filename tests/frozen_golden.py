@@ -13,7 +13,7 @@ from flax import nnx
 
 from ofa_jax.convert import families
 from ofa_jax.models.abstract import abstract
-from tests.ofa_golden import golden, rule_weight
+from tests.ofa_golden import golden
 
 __all__ = ["golden"]
 
@@ -35,7 +35,9 @@ def golden_json(folder: str, name: str):
 
 def state_dict(name: str) -> dict[str, np.ndarray]:
   """The tensors of one of `LISTS`, by the rule of their names."""
-  rule = {"openai_clip": clip_weight, "fid_is": inception_weight}.get(LISTS[name][0], rule_weight)
+  rule = {"vqgan": vqgan_weight, "openai_clip": clip_weight, "fid_is": inception_weight}[
+    LISTS[name][0]
+  ]
   listed = golden_json(*LISTS[name])["state_dict"]
   return {key: rule(key, tuple(shape)) for key, (shape, _) in listed.items()}
 
@@ -50,6 +52,14 @@ def of_tensors(tensors: dict[str, np.ndarray]) -> nnx.Module:
   (family,) = [family for family in families.FAMILIES if family.wrote(tensors)]
   config, _ = family.infer(tensors, {})
   return nnx.merge(abstract(config)[0], *family.from_torch(tensors, config))
+
+
+def vqgan_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+  """A weight of the VQGAN."""
+  z = _noise(name, shape)
+  if len(shape) == 1:
+    return np.float32(0.1 * z if name.endswith("bias") else 1 + 0.1 * z)
+  return np.float32(z * np.prod(shape[1:]) ** -0.5)
 
 
 def clip_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -170,6 +170,10 @@ CASES = {
     ),
     status=0,
   ),
+  "nothing to serve": Case(["serve"], ("Expected --model=VALUE, found none",)),
+  "help of serve": Case(
+    ["serve", "-h"], ("--model=", "--host=", "--max-batch=", "--image-feats="), status=0
+  ),
   "help of calibrate": Case(["calibrate", "-h"], ("--checkpoint=", "--evals="), status=0),
   "help of evaluate": Case(
     ["evaluate", "--config=x", "--help"], ("--checkpoint=", "--config="), status=0

@@ -218,11 +218,14 @@ def test_links_lead_somewhere(page):
   assert not faults, "\n".join(faults)
 
 
-def test_pages_are_found_from_the_readme():
+def test_pages_are_found_from_the_readme_or_in_the_site():
   linked = {
     (ROOT / link).resolve() for link in re.findall(r"\]\(([^)#\s]+)", text_of(ROOT / "README.md"))
   }
-  assert {page for page in (ROOT / "docs").glob("*.md")} <= linked
+  listed = set(re.findall(r"^ +- (\w+\.md)$", text_of(ROOT / "mkdocs.yml"), re.MULTILINE))
+  pages = {page for page in (ROOT / "docs").glob("*.md")}
+  assert pages <= linked | {ROOT / "docs" / name for name in listed}
+  assert {page.name for page in pages} <= listed
 
 
 def test_extras_that_are_named_exist():

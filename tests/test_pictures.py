@@ -82,7 +82,9 @@ def test_boxes_are_drawn_on_the_picture():
   inside_y, inside_x = np.nonzero((page == 9).all(-1))
   width, height = np.ptp(inside_x) + 1, np.ptp(inside_y) + 1
   np.testing.assert_allclose([np.ptp(x) / width, np.ptp(y) / height], [2 / 3, 1 / 3], atol=0.05)
-  assert has(pictures._with_boxes(cell), COLOURS["RIGHT"]) and (cell.image == 9).all()
+  assert (
+    has(pictures.with_boxes(cell.image, cell.boxes), COLOURS["RIGHT"]) and (cell.image == 9).all()
+  )
 
 
 def test_an_answer_that_is_wrong_has_the_right_one_below():

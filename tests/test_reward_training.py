@@ -14,18 +14,16 @@ from ofa_jax.decode.beam import Search
 from ofa_jax.engine import log
 from ofa_jax.models.abstract import abstract
 from ofa_jax.train import _Run, train
-from tests import ofa_picture_files, tiny
+from tests import ofa_picture_files, rewarded, tiny
 from tests.engine import test_step
+from tests.rewarded import letters
+from tests.test_lost_processes import free_port
+from tests.test_processes import finish, start, start_cluster
 from tests.test_train import assert_bit_equal, final_state
 
 RECIPE = Path(__file__).parent.parent / "configs" / "ofa_caption.py"
 STEPS = 3
 pytestmark = pytest.mark.usefixtures("two_devices")
-
-
-def letters(texts, references):
-  """A reward of one's own: what no text is without."""
-  return [len(text) / 10 + text.count("a") for text in texts]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +48,13 @@ def config(shapes, tmp_path_factory):
     small,
     model=model,
     task=dataclasses.replace(
-      recipe.task, reward=letters, sampling=search, kl=0.1, kl_model=str(folder / "other"), **fields
+      recipe.task,
+      reward=letters,
+      sampling=search,
+      kl=0.1,
+      kl_model=str(folder / "other"),
+      vocab_blocks=3,
+      **fields,
     ),
     steps=STEPS,
     log_every=1,
@@ -59,7 +63,9 @@ def config(shapes, tmp_path_factory):
   )
 
 
-def test_trained_validated_and_gone_on_with(config, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+  """The workdir of the run on two devices, and its last metrics; further runs compile nothing."""
   compiled, compile_step = [], _Run._compile
 
   def once(run, *args):  # such programs are not in the cache
@@ -67,25 +73,76 @@ def test_trained_validated_and_gone_on_with(config, tmp_path, monkeypatch):
       compiled.append(compile_step(run, *args))
     return compiled[0]
 
-  monkeypatch.setattr(_Run, "_compile", once)
-  workdir = tmp_path / "run"
-  metrics = train(config, str(workdir))
+  workdir = tmp_path_factory.mktemp("trained") / "run"
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(_Run, "_compile", once)
+    yield workdir, train(config, str(workdir))
+
+
+def test_trained_validated_and_gone_on_with(config, trained, tmp_path):
+  workdir, metrics = trained
   assert {"valid/cider", "valid/exact"} < metrics.keys()
   rows = [row for row in log.read_metrics(workdir) if "train/loss" in row]
   assert len(rows) == STEPS
   for name in ("reward", "kl", "grad_norm", "words", "scoring_s_per_row"):
     assert all(row[f"train/{name}"] > 0 for row in rows), name
   assert "| Scoring Time: 0.0" in (workdir / "log.txt").read_text()
-  assert '"reward": "tests.test_reward_training.letters"' in (workdir / "config.json").read_text()
+  assert '"reward": "tests.rewarded.letters"' in (workdir / "config.json").read_text()
   shutil.copytree(workdir, tmp_path / "broken")
   shutil.rmtree(tmp_path / "broken" / "checkpoints" / str(STEPS))
   assert train(config, str(tmp_path / "broken")) == metrics
   assert_bit_equal(final_state(workdir), final_state(tmp_path / "broken"))
 
 
-@pytest.mark.slow  # two programs that are in no cache, half a minute each
-def test_eight_devices_are_one(config):
+def test_one_device_with_whole_logits_is_two_with_blocks_of_them(config, trained):
+  task = dataclasses.replace(config.task, vocab_blocks=1)
+  history, _ = test_step.run(dataclasses.replace(config, task=task), steps=STEPS, of=STEPS)
+  rows = [row for row in log.read_metrics(trained[0]) if "train/loss" in row]
+  two = [[row["train/loss"], row["train/grad_norm"]] for row in rows]
+  np.testing.assert_allclose(two, history, rtol=1e-5)
+
+
+@pytest.mark.slow  # a program that is in no cache, half a minute
+def test_eight_devices_are_two(config, trained):
   alone = dataclasses.replace(config, evals=())
-  history, _ = test_step.run(alone, steps=2, of=STEPS)
-  eight, _ = test_step.run(alone, steps=2, of=STEPS, mesh=test_step.make_mesh(devices=8))
-  np.testing.assert_allclose(eight, history, rtol=1e-5)
+  eight, _ = test_step.run(alone, steps=STEPS, of=STEPS, mesh=test_step.make_mesh(devices=8))
+  rows = [row for row in log.read_metrics(trained[0]) if "train/loss" in row]
+  two = [[row["train/loss"], row["train/grad_norm"]] for row in rows]
+  np.testing.assert_allclose(two, eight, rtol=1e-5)
+
+
+CONFIG = "tests/rewarded.py"
+
+
+@pytest.mark.slow  # three processes compile a program that is in no cache
+def test_two_processes_are_one(shapes, tmp_path):
+  exact = ("--config.precision=fp64",)
+  finish(start(shapes, tmp_path / "one", *exact, config=f"{CONFIG}:none"))
+  both = start_cluster(
+    shapes, tmp_path / "two", *exact, port=free_port(), num=2, config=f"{CONFIG}:none"
+  )
+  for process in both:
+    finish(process)
+  one, two = (log.read_metrics(tmp_path / name) for name in ("one", "two"))
+  assert len(one) == len(two) == 5
+  for name in ("loss", "grad_norm", "reward", "words", "distinct"):
+    values = [[row[f"train/{name}"] for row in rows] for rows in (two, one)]
+    np.testing.assert_allclose(*values, rtol=1e-9, err_msg=name)
+  assert len({row["train/reward"] for row in one}) > 1
+
+
+@pytest.mark.slow  # two processes compile a program that is in no cache
+@pytest.mark.parametrize("process", [1, 0])
+def test_a_reward_that_raises_in_one_process_ends_both_with_its_message(shapes, tmp_path, process):
+  both = start_cluster(
+    shapes, tmp_path, "--config.steps=1000", port=free_port(), num=2, config=f"{CONFIG}:{process}"
+  )
+  outputs = [each.communicate(timeout=300)[0] for each in both]
+  assert [each.returncode for each in both] == [1, 1], outputs
+  told = f"task.reward Letters raised KeyError for 8 texts: '{rewarded.MESSAGE}'"
+  for output in outputs:
+    last = output[output.rindex("error: ") :]
+    assert last.startswith(f"error: process {process} of 2: ") and told in last
+  assert told in (tmp_path / "log.txt").read_text()
+  rows = [row for row in log.read_metrics(tmp_path) if "train/loss" in row]
+  assert len(rows) == rewarded.UPDATES and all(np.isfinite(row["train/loss"]) for row in rows)

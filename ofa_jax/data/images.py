@@ -35,6 +35,14 @@ class BadImage(ValueError):  # noqa: N818 (a fault of the data, not of the progr
   """The bytes are not an image that may be decoded; the message says why."""
 
 
+class TooLarge(BadImage):
+  """The image has more than `MAX_PIXELS` pixels; `pixels` says how many."""
+
+  def __init__(self, width: int, height: int):
+    super().__init__(f"{width} x {height} pixels, more than the {MAX_PIXELS:,} allowed")
+    self.pixels = width * height
+
+
 def decode(encoded: bytes, *, size: int, exact: bool = True, rgb_first: bool = False) -> np.ndarray:
   """Decodes an image file and resizes it to a square.
 
@@ -180,4 +188,4 @@ def _decode_jpeg(encoded: bytes, size: int) -> np.ndarray | None:
 
 def _check_size(width: int, height: int) -> None:
   if width * height > MAX_PIXELS:
-    raise BadImage(f"{width} x {height} pixels, more than the {MAX_PIXELS:,} allowed")
+    raise TooLarge(width, height)

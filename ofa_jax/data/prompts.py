@@ -17,6 +17,12 @@ MAX_ARTICLE_WORDS = MAX_SENTENCE_WORDS = 512  # of Gigaword's articles, of each 
 
 CAPTION = " what does the image describe?"
 CAPTION_CHINESE = "图片描述了什么内容?"
+MATCHING = ' does the image describe " {} "?'
+ANSWER_MATCHING = ' what is the answer to question " {} ". is " {} "?'
+REGION = ' which region does the text " {} " describe?'
+REGION_CAPTION = "  what does the region describe? region:"  # before four bins; two spaces
+MIDDLE = " what is the image in the middle part?"
+OBJECTS = " what are the objects in the image?"
 WHOLE_TEXT = ' what is the complete text of "', ' "?'  # around a text with hidden words
 PICTURE = " what is the complete image? caption: "
 PICTURE_CHINESE = "完整的图片是什么? 描述: "  # ours: the original draws in English alone
@@ -60,14 +66,14 @@ def region(text: str, *, chinese: bool = False, max_words: int = MAX_WORDS) -> s
   text = _cut(text, pre_caption, max_words)
   if chinese:
     return f'这段文字" {text} "描述的是哪个区域？'
-  return f' which region does the text " {text} " describe?'
+  return REGION.format(text)
 
 
 def entailment(hypothesis: str, premise: str | None = None, *, max_words: int = MAX_WORDS) -> str:
   """Asks whether an image, and perhaps a text about it, imply another text."""
   hypothesis = _cut(hypothesis, pre_caption, max_words)
   if premise is None:
-    return f' does the image describe " {hypothesis} "?'
+    return MATCHING.format(hypothesis)
   premise = _cut(premise, pre_caption, max_words)
   return f' can image and text1 " {premise} " imply text2 " {hypothesis} "?'
 

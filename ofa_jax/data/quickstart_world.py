@@ -32,7 +32,7 @@ from ofa_jax.data.text import REFERENCES
 from ofa_jax.scoring.vqa import CONFIDENCE
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
-VERSION = 1  # a part of the folder's name: raise it with every change of what is written
+VERSION = 2  # a part of the folder's name: raise it with every change of what is written
 SIZE = 64  # pixels
 PICTURES = {"train": 16_000, "valid": 500, "novel": 500}
 SENTENCES = {"train": 8000, "valid": 250}
@@ -43,6 +43,15 @@ TASKS = ("caption", "vqa", "refcoco", "snli_ve")
 _FINER = 4  # drawn so many times larger, for smooth edges
 _VOCABULARY = 1024
 _UNSEEN = ("new", "old", "cheap", "heavy", "soft", "cold")  # what no picture tells
+# Ways to tell of a thing, from easy to hard.
+_FORMS = (
+  ("colour", "thing"),
+  ("shape",),
+  ("colour", "shape"),
+  ("colour", "thing", "place"),
+  ("shape", "place"),
+  ("colour", "shape", "place"),
+)
 _SIDES = (("left of", "right of"), ("above", "below"))
 
 
@@ -113,10 +122,9 @@ def question(scene: Sequence[Thing], about: Thing, rng: np.random.Generator) -> 
     case "where":
       return f"where is the {about.name}?", about.where
     case "there":
-      there = {t.name for t in scene}
-      others = [t.name for t in _like(about) if t.name not in there]
-      name = about.name if rng.random() < 0.5 else _one(others, rng)
-      return f"is there a {name}?", "yes" if name in there else "no"
+      told, false = _claims(scene, about, rng)
+      yes = rng.random() < 0.5
+      return f"is there {told if yes else false}?", "yes" if yes else "no"
     case _:
       kind = _one((about.colour, "", about.shape, _one(list(COLOURS), rng)), rng)
       number = sum(kind in ("", t.colour, t.shape) for t in scene)
@@ -137,25 +145,32 @@ def region(scene: Sequence[Thing], about: Thing, rng: np.random.Generator) -> st
 def hypothesis(scene: Sequence[Thing], about: Thing, rng: np.random.Generator) -> tuple[str, str]:
   """A text about a picture and whether this implies it, contradicts it, or neither."""
   label = _one(("entailment", "neutral", "contradiction"), rng)
-  if label == "entailment":
-    return f"the {about.name} is {about.where}", label
   if label == "neutral":
     return f"the {about.name} is {_one(_UNSEEN, rng)}", label
-  if rng.random() < 0.5:
-    there = {thing.name for thing in scene}
-    false = [t for t in _like(about) if t.place == about.place and t.name not in there]
-  else:
-    false = [t for t in _like(about) if t.name == about.name and t.place != about.place]
+  told, false = _claims(scene, about, rng)
+  return f"there is {told if label == 'entailment' else false}", label
+
+
+def _claims(scene: Sequence[Thing], about: Thing, rng: np.random.Generator) -> tuple[str, str]:
+  """What is there of a thing, and what is not there, by one, two or all that things have."""
+  form = _one(_FORMS, rng)
+  there = {_told(thing, form) for thing in scene}
   # What is new may not be told before either, or that it is false would be learnt.
-  told = _one([t for t in false if is_novel(about) or not is_novel(t)], rng)
-  return f"the {told.name} is {told.where}", label
+  others = [_told(t, form) for t in things() if is_novel(about) or not is_novel(t)]
+  return _told(about, form), _one([text for text in others if text not in there], rng)
+
+
+def _told(thing: Thing, form: Sequence[str]) -> str:
+  """Such as "a red thing", "a dot top left"."""
+  words = {"colour": thing.colour, "shape": thing.shape, "place": thing.where}
+  return " ".join(("a", *(words.get(x, x) for x in form)))
 
 
 def sentence(rng: np.random.Generator) -> str:
   """Two things beside each other, told from the one and from the other."""
-  one, other = (f"the {_one(list(COLOURS), rng)} {_one(list(SHAPES), rng)}" for _ in range(2))
+  one, other = (f"{_one(list(COLOURS), rng)} {_one(list(SHAPES), rng)}" for _ in range(2))
   side, opposite = _one(_SIDES, rng)[:: _one((1, -1), rng)]
-  return f"{one} is {side} {other} and {other} is {opposite} {one}"
+  return f"{one} {side} {other} and {other} {opposite} {one}"
 
 
 def draw(
@@ -251,11 +266,6 @@ def _write_digits(path: pathlib.Path) -> None:
       for i in np.flatnonzero(chosen)
     )
     write_lines(path / f"digits_{split}.tsv", rows)
-
-
-def _like(thing: Thing) -> list[Thing]:
-  """All that have its colour or its shape."""
-  return [t for t in things() if t.colour == thing.colour or t.shape == thing.shape]
 
 
 def _one(options: Sequence, rng: np.random.Generator):

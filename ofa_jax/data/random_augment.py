@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ofa_jax.data.draws import Uniform
+
 NAMES = (
   "Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness",
   "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate",
@@ -17,16 +19,18 @@ NAMES = (
 FILL = 128
 GREATEST = 10  # level
 
+_SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 _LUMA = np.array([0.114, 0.587, 0.299])  # of blue, green and red; it is given red, green and blue
 
 
 def random_augment(
   image: np.ndarray,
-  rng: np.random.Generator,
+  rng: Uniform,
   *,
   num: int = 2,
   level: int = 7,
   repaired: bool = False,
+  sparing: bool = False,
 ) -> np.ndarray:
   """Draws `num` operations of `NAMES`, one perhaps twice, and does each in half of the cases.
 
@@ -36,6 +40,8 @@ def random_augment(
     num: operations.
     level: how strong they are, up to `GREATEST`.
     repaired: whether `AutoContrast` does what its name says.
+    sparing: whether a sign is drawn for those operations alone that have one, as in the original;
+      it matters where draws are to be the same.
 
   Returns:
     uint8[H, W, 3].
@@ -43,7 +49,8 @@ def random_augment(
   for place in rng.integers(len(NAMES), size=num):
     if rng.random() <= 0.5:
       name = NAMES[place]
-      image = apply(name, image, *arguments(name, level, rng.random()), repaired=repaired)
+      draw = 0.0 if sparing and name not in _SIGNED else rng.random()
+      image = apply(name, image, *arguments(name, level, draw), repaired=repaired)
   return image
 
 

@@ -18,6 +18,7 @@ def mask_spans(
   ratio: float,
   lengths: Callable[[int], np.ndarray],
   permutation: Callable[[int], np.ndarray],
+  placed: Callable[[int], object] | None = None,
 ) -> list[int]:
   """Puts one `mask` in the place of each of some spans of whole words.
 
@@ -30,6 +31,7 @@ def mask_spans(
     ratio: share of the words that is hidden, rounded up.
     lengths: n -> int[n], the lengths of spans as they are drawn.
     permutation: n -> int[n], the numbers below n in a random order.
+    placed: is told how many spans of words there are, once their places are drawn.
   """
   tokens, starts = np.array(tokens), np.array(starts, int)
   hidden = math.ceil(starts.sum() * ratio)
@@ -48,6 +50,8 @@ def mask_spans(
     return _insert(tokens, inserted / len(tokens), mask, permutation)
   words = np.flatnonzero(starts)
   places = words[np.asarray(permutation(len(words)))[: len(spans)]]
+  if placed is not None:
+    placed(len(places))
   keep = np.ones(len(tokens), bool)
   tokens[places] = mask
   starts[-1] = _LONGEST + 1  # no span goes on over the end
@@ -62,12 +66,17 @@ def mask_spans(
 
 def draw_lengths(rng: np.random.Generator, *, mean: float = MEAN_LENGTH) -> Callable:
   """`lengths` for `mask_spans`: Poisson's, cut where they are rare."""
+  shares = length_shares(mean)
+  return lambda number: rng.choice(len(shares), number, p=shares)
+
+
+def length_shares(mean: float = MEAN_LENGTH) -> np.ndarray:
+  """The probabilities float64[N] of spans of 0, 1, ... words."""
   probabilities, value = [], math.exp(-mean)
   while len(probabilities) <= _LONGEST and (value >= _LEAST or len(probabilities) < mean):
     probabilities.append(value)
     value *= mean / len(probabilities)
-  shares = np.array(probabilities) / sum(probabilities)
-  return lambda number: rng.choice(len(shares), number, p=shares)
+  return np.array(probabilities) / sum(probabilities)
 
 
 def _insert(tokens, share, mask, permutation):

@@ -43,8 +43,12 @@ class Keep:
   def __init__(self, newest: int, best: Callable[[Iterable[int]], int | None]):
     self._newest, self._best = newest, best
 
+  def of(self, steps: Sequence[int]) -> set[int]:
+    """Those of these steps that stay."""
+    return {*sorted(steps)[-self._newest :], self._best(steps)} & {*steps}
+
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
     del context
     steps = [checkpoint.step for checkpoint in checkpoints]
-    stay = {*sorted(steps)[-self._newest :], self._best(steps)}
+    stay = self.of(steps)
     return [step in stay for step in steps]

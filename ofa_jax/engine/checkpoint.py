@@ -5,13 +5,11 @@ conversion read), `train` (optimizer and counters), and where there is a moving 
 of the parameters, and `ema_rest`, that of the statistics, which runs made before do not have.
 Nothing random and no data position is stored: both are functions of the step.
 
-The newest ones stay, and beside them the best one by a metric. `W@8`, `W@best`, `W@latest` and
-`W/checkpoints/8` name a step of the run in the folder W.
+The newest ones stay, and beside them the best one by a metric.
 """
 
 import contextlib
 import json
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,9 +24,9 @@ from ofa_jax import checksums, storage
 from ofa_jax.engine import bucket_arrays, faults, log
 from ofa_jax.engine.best import Best, Keep
 from ofa_jax.engine.step import State
+from ofa_jax.engine.step_name import BEST, LATEST
 from ofa_jax.engine.stored_step import ITEMS, OPTIONAL, Damaged, StoredStep
 
-LATEST, BEST = "latest", "best"
 _SMALL = 2**22  # bytes; one device hands them over in half a millisecond at 8 GB/s
 
 
@@ -50,11 +48,12 @@ class Checkpoints:
     self.workdir = bucket_arrays.path_of(workdir)
     self.best = best  # may be set later
     self._read_only = read_only
+    self._keep = Keep(keep, self.best_step)
     self._manager = ocp.CheckpointManager(
       self.workdir / "checkpoints",
       item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS},
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=Keep(keep, self.best_step),
+        preservation_policy=self._keep,
         enable_async_checkpointing=True,
         create=not read_only,
         read_only=read_only,
@@ -168,6 +167,16 @@ class Checkpoints:
     self._waiter.join()
     self._waiter = None
     return self._outcome
+
+  def remove_surplus(self) -> None:
+    """Removes those that need not stay, as every save does.
+
+    A run that was killed after its last save and before that has nothing more to save when it is
+    started again.
+    """
+    steps = self.steps()
+    for step in sorted({*steps} - self._keep.of(steps)):
+      self._manager.delete(step)
 
   def remove_partial(self) -> None:
     """Removes what a failed save has left, which takes room; nothing may be being saved."""
@@ -350,24 +359,6 @@ class Checkpoints:
           f"Others are at {', '.join(map(str, others))}: take one with {self.workdir}@{others[0]}"
         )
       raise Damaged(f"{error}. {advice}") from error
-
-
-def split_step(name: str) -> tuple[str, str | None]:
-  """The folder and the step that a name means: of "W@8" and "W/checkpoints/8" ("W", "8").
-
-  A local folder that is called so wins; a name without a step has None.
-  """
-  path = epath.Path(name)
-  if path.parent.name == "checkpoints" and path.name.isdigit():
-    return str(path.parent.parent), path.name
-  folder, at, step = name.rpartition("@")
-  if at and folder and (step.isdigit() or step in (BEST, LATEST)) and not _is_local(name):
-    return folder, step
-  return name, None
-
-
-def _is_local(name: str) -> bool:
-  return not storage.in_bucket(name) and os.path.exists(name)
 
 
 def open_run(workdir: str) -> Checkpoints:

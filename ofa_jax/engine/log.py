@@ -6,6 +6,7 @@ Only process 0 prints and writes; the other processes hold the same object and i
 import contextlib
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -164,8 +165,11 @@ class Log:
     """One row of `metrics.jsonl`; floats read back bit-equal.
 
     A row that is there already, from a run that was started again after its end, is not repeated.
+    Of a part of a batch, such as "train/caption/loss", NaN says that the batch had none of it: it
+    is left out.
     """
-    row = {"step": step, **{k: float(v) for k, v in values.items()}}
+    there = {k: float(v) for k, v in values.items() if k.count("/") < 2 or not math.isnan(v)}
+    row = {"step": step, **there}
     if not self._main or row in self._rows:
       return
     self._rows.append(row)

@@ -21,6 +21,7 @@ from ofa_jax.inference.devices import itself
 from ofa_jax.inference.identity import identity
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.cnclip import CNCLIPConfig
+from ofa_jax.models.vit import ViTConfig
 from ofa_jax.tasks.base import normalized
 
 MAX_BATCH = 256  # rows that one device computes at once
@@ -87,6 +88,7 @@ class CNCLIPModel:
     self._weights = numerics.cast(params, precision), rest
     self._graph, _, _ = abstract(source.config)
     self._encode_image = jax.jit(self._image_features)
+    self._attend = jax.jit(self._class_attention)
     self._encode_text = jax.jit(lambda weights, x: self._model(weights).encode_text(x))
 
   def __repr__(self) -> str:
@@ -106,6 +108,30 @@ class CNCLIPModel:
     Raises:
       ValueError: another shape or type.
     """
+    return self._run(self._encode_image, self._checked(image))
+
+  def class_attention(self, image: np.ndarray) -> np.ndarray:
+    """Returns how much a ViT's class token attends to each patch in the last layer.
+
+    Args:
+      image: as for `encode_image`.
+
+    Returns:
+      float32[N, H, G, G], see `models.vit.ViT.class_attention`.
+
+    Raises:
+      ValueError: another shape or type, or a ResNet, which has no class token.
+    """
+    sizes = self.config.vision
+    if not isinstance(sizes, ViTConfig):
+      raise ValueError(f"Expected a ViT, which has a class token, found {type(sizes).__name__}")
+    image = self._checked(image)
+    if not len(image):
+      grid = sizes.image_size // sizes.patch_size
+      return np.empty((0, sizes.width // sizes.head_width, grid, grid), np.float32)
+    return self._run(self._attend, image)
+
+  def _checked(self, image):
     image = given.as_array(image)
     shape = (self.image_size, self.image_size, 3)
     if image.ndim != 4 or image.shape[1:] != shape or image.dtype not in (np.uint8, np.float32):
@@ -123,7 +149,7 @@ class CNCLIPModel:
         )
     if self.precision == "fp64" and image.dtype == np.uint8:
       image = images.normalize(image)  # on a device its last digit could be another
-    return self._run(self._encode_image, image)
+    return image
 
   def encode_text(self, tokens: np.ndarray) -> np.ndarray:
     """Returns features float32[N, E], not normalised, of tokens int32[N, T].
@@ -157,7 +183,18 @@ class CNCLIPModel:
       image: N images as for `encode_image`.
       text: M token rows as for `encode_text`.
     """
-    features = [_normalize(x) for x in (self.encode_image(image), self.encode_text(text))]
+    return self.logits(self.encode_image(image), self.encode_text(text))
+
+  def logits(
+    self, image_features: np.ndarray, text_features: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (logits_per_image float[N, M], logits_per_text float[M, N]) of features.
+
+    Args:
+      image_features: float[N, E] from `encode_image`.
+      text_features: float[M, E] from `encode_text`.
+    """
+    features = [_normalize(x) for x in (image_features, text_features)]
     logits = np.exp(features[0].dtype.type(self.logit_scale)) * (features[0] @ features[1].T)
     return logits, logits.T
 
@@ -167,6 +204,10 @@ class CNCLIPModel:
   def _image_features(self, weights, image):
     image = normalized(image, mean=images.CLIP_MEAN, std=images.CLIP_STD)
     return self._model(weights).encode_image(image)
+
+  def _class_attention(self, weights, image):
+    image = normalized(image, mean=images.CLIP_MEAN, std=images.CLIP_STD)
+    return self._model(weights).visual.class_attention(image)
 
   def _run(self, encode, rows: np.ndarray) -> np.ndarray:
     """Encodes rows batch by batch."""

@@ -100,6 +100,15 @@ class OFAModel(Reading, Grounding, Drawing):
       f"vocab_size={self.config.vocab_size}, precision={self.precision!r}{more})"
     )
 
+  @property
+  def looks_once(self) -> bool:
+    """Whether equal pictures of a call are looked at once, see `Runner.looks_once`; may be set."""
+    return self._runner.looks_once
+
+  @looks_once.setter
+  def looks_once(self, value: bool) -> None:
+    self._runner.looks_once = value
+
   @functools.cached_property
   def tokenizer(self) -> OFATokenizer:
     return self._source.tokenizer

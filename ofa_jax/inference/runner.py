@@ -6,6 +6,7 @@ which decodes its rows alone: no search waits for another device's.
 """
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from ofa_jax.inference import batches
 from ofa_jax.inference.batches import bucket
 from ofa_jax.inference.inputs import Colours
 from ofa_jax.models.abstract import abstract
+from ofa_jax.models.ofa.encoder import COLOURS
 from ofa_jax.tasks.base import normalized
 from ofa_jax.tasks.choice import MAX_POSITIONS
 from ofa_jax.tokenizers.special import EOS, PAD
@@ -43,7 +45,12 @@ class Runner:
     colours: how it wants pixels normalised.
     num_params: scalars of all models.
     mesh: the devices.
+    looks_once: whether equal pictures of a call go through the image's part of the encoder once,
+      and not for each text anew; an ensemble never does. It is another program, whose last bits
+      may be others.
   """
+
+  looks_once = False
 
   def __init__(
     self,
@@ -70,10 +77,12 @@ class Runner:
     self.num_params = sum(trees.count(params) for params, _ in weights)
     self._weights = tuple((numerics.cast(params, precision), rest) for params, rest in weights)
     self._graphs = [abstract(source.config)[0] for source in sources]
-    self._forward, self._generate, self._score = (
+    self._forward, self._generate, self._score, self._look = (
       self.compiled(function)
-      for function in (self._forward_rows, self._generate_rows, self._score_rows)
-    )
+      for function in (
+        self._forward_rows, self._generate_rows, self._score_rows, self._look_at_rows
+      )
+    )  # fmt: skip
 
   def forward(self, rows: Rows) -> np.ndarray:
     """Returns logits float32[N, T, V] of what follows each of the "decoder" tokens.
@@ -147,17 +156,49 @@ class Runner:
       model, self._encode(model, rows), prompts=rows["decoder"], plan=shared["plan"]
     )
 
+  def _look_at_rows(self, weights, rows, shared, static):
+    """The feature maps of images."""
+    del shared, static
+    (model,) = self.models(weights)
+    return model.encoder.image(self._pixels(rows)["image"])
+
+  def _looked_at(self, rows):
+    """The rows with the feature maps of their images, each different one looked at once."""
+    images = rows.get("image")
+    if images is None or len(self._weights) > 1:
+      return rows
+    places = {}  # of the first with the same bytes
+    first = [
+      places.setdefault(hashlib.sha256(x.tobytes()).digest(), i) for i, x in enumerate(images)
+    ]
+    once = sorted(places.values())
+    if len(once) == len(images):
+      return rows
+    with jax.default_matmul_precision(self._matmul):
+      maps = batches.run(
+        lambda batch: self._look(self._weights, batch, {}, static=None),
+        {"image": images[once]},
+        mesh=self.mesh,
+        most=MAX_BATCH,
+      )
+    return {**rows, "image": maps[np.searchsorted(once, first)]}
+
   def models(self, weights: Sequence[Any]) -> list[Any]:
     """The models with what a compiled function is given as their weights."""
     return [nnx.merge(graph, *x) for graph, x in zip(self._graphs, weights, strict=True)]
 
   def _encode(self, model, rows):
-    pixels = {
+    return model.encode(rows["source"], **self._pixels(rows), image_mask=rows.get("image_mask"))
+
+  def _pixels(self, rows):
+    """The images of rows, normalised; feature maps as they are."""
+    return {
       name: normalized(rows[name], **self.colours._asdict())
+      if rows[name].shape[-1] == COLOURS
+      else rows[name]
       for name in ("image", "second_image")
       if name in rows
     }
-    return model.encode(rows["source"], **pixels, image_mask=rows.get("image_mask"))
 
   def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function(weights, rows, shared, static)` for `run`, each device with its own rows."""
@@ -185,6 +226,7 @@ class Runner:
       shared, static: as the function takes them.
       most: rows that one device computes at once.
     """
+    rows = self._looked_at(rows) if self.looks_once else rows
     number = len(rows["source"])
     length = rows["source"].shape[1]
     length = bucket(length, 16) if length <= 64 else -(-length // 64) * 64

@@ -87,15 +87,25 @@ def _xla_attention(
   rngs: jax.Array | None,
   dropout_rate: float,
 ) -> jax.Array:
+  weights = attention_weights(q, k, mask=mask, bias=bias).astype(q.dtype)
+  weights = dropout(weights, dropout_rate, rngs=rngs)
+  return jnp.einsum("bhts,bshk->bthk", weights, v)
+
+
+def attention_weights(
+  q: jax.Array, k: jax.Array, *, mask: jax.Array | None = None, bias: jax.Array | None = None
+) -> jax.Array:
+  """How much each query attends to each key, of at least float32 [B, H, T, S], one in sum over S.
+
+  Args: as of `attention`.
+  """
   logits = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=wide(q.dtype))
   logits = logits * q.shape[-1] ** -0.5
   if bias is not None:
     logits = logits + bias
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(logits).astype(q.dtype)
-  weights = dropout(weights, dropout_rate, rngs=rngs)
-  return jnp.einsum("bhts,bshk->bthk", weights, v)
+  return jax.nn.softmax(logits)
 
 
 def attention_choice(

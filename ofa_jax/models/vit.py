@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal
 
-from ofa_jax.models.attention import SelfAttention
+from ofa_jax.models.attention import SelfAttention, attention_weights
 from ofa_jax.models.layers import (
   LayerNorm,
   Linear,
@@ -130,6 +130,25 @@ class ViT(nnx.Module):
     x = scan_blocks(lambda block, x, _: block(x), self.blocks, x, scan=self.scan, separable=True)
     x = self.ln_post(x[:, 0])
     return jnp.matmul(x, self.proj[...], preferred_element_type=wide(x.dtype))
+
+  def class_attention(self, image: jax.Array) -> jax.Array:
+    """How much the class token, of which the features are made, attends to each patch at last.
+
+    Args:
+      image: float[B, S, S, 3], normalised.
+
+    Returns:
+      float32[B, H, G, G], of each head of the last layer its weights over the grid of patches. What
+      they lack to one in sum is the class token's attention to itself.
+    """
+    x = self.ln_pre(self.embed(image))
+    first, last = (jax.tree.map(lambda x, i=i: x[i], self.blocks) for i in (slice(-1), -1))
+    if len(jax.tree.leaves(first)[0]):
+      x = scan_blocks(lambda block, x, _: block(x), first, x, scan=self.scan, separable=True)
+    qkv = last.attn.qkv(last.ln_1(x))
+    weights = attention_weights(qkv[:, :1, 0], qkv[:, :, 1])[:, :, 0, 1:]
+    grid = image.shape[1] // self.patch_size
+    return weights.reshape(*weights.shape[:2], grid, grid)
 
   def embed(self, image: jax.Array, *, keep: jax.Array | None = None) -> jax.Array:
     """Maps image float[B, S, S, 3] to the class token and the patches, [B, 1 + I, D].

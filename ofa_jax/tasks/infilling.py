@@ -4,18 +4,21 @@ Some spans of words are one `<mask>` each, and the whole text is asked for. No r
 """
 
 import dataclasses
+import functools
 import json
 from typing import ClassVar
 
 import numpy as np
 
 from ofa_jax.data import prompts
-from ofa_jax.data.span_mask import draw_lengths, mask_spans
+from ofa_jax.data.draws import Drawn, Draws
+from ofa_jax.data.span_mask import mask_spans
 from ofa_jax.data.tsv import BadRow
 from ofa_jax.decode.beam import Search
 from ofa_jax.scoring.bleu import bleu
 from ofa_jax.tasks.answering import Answering
 from ofa_jax.tasks.seq2seq import Seq2Seq, cut
+from ofa_jax.tokenizers.ofa import OFATokenizer
 from ofa_jax.tokenizers.special import BOS, EOS, NUM_SPECIAL
 
 ANSWERING = Answering(
@@ -73,15 +76,7 @@ class Infilling(Seq2Seq):
   def hide(self, tokens: list[int], rng: np.random.Generator) -> list[int]:
     """The ids of a text with spans of its words hidden."""
     words = self.words
-    starts = [words.begins_word(token) for token in tokens]
-    hidden = mask_spans(
-      [BOS, *tokens, EOS],
-      [False, *starts, False],
-      mask=words.mask,
-      ratio=self.ratio,
-      lengths=draw_lengths(rng, mean=self.mean),
-      permutation=rng.permutation,
-    )[1:-1]
+    hidden = masked(tokens, words, Drawn(rng), ratio=self.ratio, mean=self.mean)
     if not self.random:
       return hidden
     other = rng.random(len(hidden)) < self.random
@@ -124,6 +119,29 @@ class Infilling(Seq2Seq):
       for i, text in self.texts(predictions).items()
     ]
     return {"predict.json": json.dumps(told, ensure_ascii=False).encode()}
+
+
+def masked(
+  tokens: list[int], words: OFATokenizer, draws: Draws, *, ratio: float, mean: float
+) -> list[int]:
+  """The ids of a text with spans of its words hidden, see `span_mask.mask_spans`.
+
+  Args:
+    tokens: of the text.
+    words: their tokenizer.
+    draws: of the spans.
+    ratio: share of the words that is hidden.
+    mean: words of a span.
+  """
+  return mask_spans(
+    [BOS, *tokens, EOS],
+    [False, *map(words.begins_word, tokens), False],
+    mask=words.mask,
+    ratio=ratio,
+    lengths=functools.partial(draws.lengths, mean=mean),
+    permutation=draws.permutation,
+    placed=draws.unused,
+  )[1:-1]
 
 
 def spelled(text: str) -> str:

@@ -158,11 +158,16 @@ class Mixture(Task):
   ) -> dict[str, dict[str, losses.Mean]]:
     """The metrics of tasks that go through the model together."""
     batches = [self.tasks[name].taught(batch[name]) for name in names]
-    num_patches = self.tasks[names[0]].num_patches
-    logits = model(**taught.join(batches), num_patches=num_patches, rngs=rngs)
-    parts = zip(names, batches, taught.part(logits, batches), strict=True)
+    logits = taught.joint_logits(
+      model,
+      batches,
+      blocks=[self.tasks[name].vocab_blocks for name in names],
+      num_patches=self.tasks[names[0]].num_patches,
+      rngs=rngs,
+    )
     return {
-      name: self.tasks[name].cost(own, each.targets, batch[name]) for name, each, own in parts
+      name: self.tasks[name].cost(own, each.targets, batch[name])
+      for name, each, own in zip(names, batches, logits, strict=True)
     }
 
   def _weights(self, rows: Mapping[str, int]) -> Mapping[str, float]:

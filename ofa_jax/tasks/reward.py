@@ -28,6 +28,7 @@ from ofa_jax.decode import answers
 from ofa_jax.decode.beam import Search
 from ofa_jax.losses import mean
 from ofa_jax.losses_policy import policy_gradient, token_log_probs
+from ofa_jax.losses_vocabulary import InBlocks
 from ofa_jax.models.layers import split_rngs
 from ofa_jax.models.ofa.encoder import Encoded
 from ofa_jax.scoring import rewards
@@ -220,7 +221,10 @@ class SelfCritical(Caption):
     encode_key, decode_key = split_rngs(rngs, 2)
     encoded = model.encode(batch["source"], **self.pictures(batch), rngs=encode_key)
     previous = previous_of(tokens)
-    logits = model.decode(for_each(encoded, tokens.shape[1]), previous, rngs=decode_key)
+    states = model.hidden(for_each(encoded, tokens.shape[1]), previous, rngs=decode_key)
+    logits = InBlocks(states, model.table, self.vocab_blocks)
+    if self.vocab_blocks == 1:
+      logits = model.logits(states)
     tokens = tokens.reshape(previous.shape)
     return token_log_probs(logits, tokens, allowed_range=self.allowed_range)
 

@@ -11,8 +11,7 @@ the jaxpr), and every bucket would be one more program.
 
 import dataclasses
 import json
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -27,11 +26,12 @@ from ofa_jax.data.tsv import IMAGE, Table
 from ofa_jax.decode import answers
 from ofa_jax.decode.beam import Hypotheses, Search
 from ofa_jax.decode.trie import Trie
+from ofa_jax.losses_vocabulary import InBlocks
 from ofa_jax.tasks import confidence
 from ofa_jax.tasks.answering import Answering, read
 from ofa_jax.tasks.base import Confidences, Predictions, Task, normalized, spec_of
 from ofa_jax.tasks.example_rows import Rows
-from ofa_jax.tasks.taught import Taught, filled, learnt_places, twice
+from ofa_jax.tasks.taught import Taught, cut, filled, learnt_places, logits, twice
 from ofa_jax.tasks.words import check_tokenizer, load_tokenizer, tokenizer_folder
 from ofa_jax.tokenizers.ofa import OFATokenizer, layout_files
 from ofa_jax.tokenizers.special import BOS, EOS, PAD
@@ -68,6 +68,9 @@ class Seq2Seq(Task):
     sentence_avg: the loss is a mean over rows, not over tokens.
     ignore_prefix, ignore_eos: the first so many tokens, or the ends, cost nothing.
     allowed_range: ids (first, end) that have a probability beside the special ones; None: all.
+    vocab_blocks: parts of the vocabulary that have logits at a time in the loss: the same numbers,
+      for less memory and one product of states and words more. Not with `log_end` or `rdrop`,
+      which need whole logits.
     search: how answers are generated in evaluations; lengths do not count the decoder's prompts.
     cache_dir, cache_bytes: folder and limit of the decode cache; None: off.
     temperatures: at which evaluations give the probability of each answer (`tasks/confidence.py`);
@@ -103,6 +106,7 @@ class Seq2Seq(Task):
   ignore_prefix: int = 0
   ignore_eos: bool = False
   allowed_range: tuple[int, int] | None = None
+  vocab_blocks: int = 1
   search: Search = dataclasses.field(default_factory=Search)
   cache_dir: str | None = None
   cache_bytes: int = DEFAULT_MAX_BYTES
@@ -287,6 +291,12 @@ class Seq2Seq(Task):
       )
     if any(not t > 0 for t in self.temperatures):
       faults.append(f"task.temperatures: expected numbers above 0, found {self.temperatures}")
+    whole = self.log_end is not None or self.rdrop is not None
+    if self.vocab_blocks < 1 or (whole and self.vocab_blocks > 1):
+      faults.append(
+        f"task.vocab_blocks: expected at least 1, and 1 with task.log_end or task.rdrop, which "
+        f"need whole logits, found {self.vocab_blocks}"
+      )
     if self.log_end is not None and not 0 < self.log_end <= 1:
       faults.append(f"task.log_end: expected None or 0 < log_end <= 1, found {self.log_end}")
     try:
@@ -319,8 +329,8 @@ class Seq2Seq(Task):
   def loss(self, model, batch, *, rngs, chunks=1):
     del chunks
     taught = self.taught(batch)
-    logits = model(**taught.inputs, num_patches=self.num_patches, rngs=rngs)
-    return self.cost(logits, taught.targets, batch)
+    options = {"blocks": self.vocab_blocks, "num_patches": self.num_patches, "rngs": rngs}
+    return self.cost(logits(model, taught.inputs, **options), taught.targets, batch)
 
   def taught(self, batch: Mapping[str, jax.Array]) -> Taught:
     """What the model is given of a batch, and what it is to say."""
@@ -338,7 +348,7 @@ class Seq2Seq(Task):
     return Taught(inputs, targets)
 
   def cost(
-    self, logits: jax.Array, targets: jax.Array, batch: Mapping[str, jax.Array]
+    self, logits: jax.Array | InBlocks, targets: jax.Array, batch: Mapping[str, jax.Array]
   ) -> dict[str, losses.Mean]:
     """The loss of logits float[B, T, V] for targets int32[B, T], both as of `taught`."""
     conf, allowed = batch.get("conf"), self.allowed(batch, vocab_size=logits.shape[-1])
@@ -434,10 +444,3 @@ class Seq2Seq(Task):
       "Data Time: {data_time:.3f}s | Batch Time: {batch_time:.3f}s | LR: {lr:.3e} | "
       "Global Batch Size: {batch_size}"
     ).format(**values)
-
-
-def cut(name: str, ids: Sequence[int], room: int, *, warn: bool) -> list[int]:
-  """The first `room` ids; says, perhaps, that a longer `task.{name}_length` would keep them all."""
-  if warn and len(ids) > room:
-    warnings.warn(f"Cut a {name} of {len(ids)} tokens to {room}; task.{name}_length would keep it")
-  return list(ids[:room])

@@ -1,13 +1,16 @@
 """What a sequence-to-sequence model is given of a batch, and what it is to say."""
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ofa_jax.losses_vocabulary import InBlocks
+from ofa_jax.models.ofa import OFA
 from ofa_jax.tokenizers.special import PAD
 
 
@@ -31,6 +34,13 @@ def filled(ids: Sequence[int], length: int) -> np.ndarray:
   return array
 
 
+def cut(name: str, ids: Sequence[int], room: int, *, warn: bool) -> list[int]:
+  """The first `room` ids; says, perhaps, that a longer `task.{name}_length` would keep them all."""
+  if warn and len(ids) > room:
+    warnings.warn(f"Cut a {name} of {len(ids)} tokens to {room}; task.{name}_length would keep it")
+  return list(ids[:room])
+
+
 def twice(arrays: Any) -> Any:
   """Every row two times, one behind the other."""
   return jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), arrays)
@@ -45,6 +55,15 @@ def learnt_places(
   inside = (places <= last) & (places >= ignore_prefix)
   places = jnp.minimum(places, last)
   return places, jnp.where(inside, jnp.take_along_axis(targets, places, axis=1), PAD)
+
+
+def logits(
+  model: OFA, inputs: Mapping[str, jax.Array], *, blocks: int = 1, **options: Any
+) -> jax.Array | InBlocks:
+  """The logits float32[B, T, V] of a model's inputs, as a whole or in blocks of words."""
+  if blocks == 1:
+    return model(**inputs, **options)
+  return InBlocks(model.states(**inputs, **options), model.table, blocks)
 
 
 def join(batches: Sequence[Taught]) -> dict[str, jax.Array]:
@@ -70,6 +89,24 @@ def join(batches: Sequence[Taught]) -> dict[str, jax.Array]:
         wide = ((0, 0), (0, longest - x[name].shape[1]))
         x[name] = jnp.pad(x[name], wide, constant_values=value)
   return {name: deal([x[name] for x in inputs]) for name in inputs[0]}
+
+
+def joint_logits(
+  model: OFA, batches: Sequence[Taught], *, blocks: Sequence[int], **options: Any
+) -> list[jax.Array | InBlocks]:
+  """The logits of several batches that go through the model as one, float32[B, T, V] of each.
+
+  Args:
+    model: an OFA.
+    batches: as of `join`.
+    blocks: of each, those of the vocabulary; 1: its logits are whole.
+    options: more arguments of the model.
+  """
+  inputs = join(batches)
+  if max(blocks) == 1:  # one product for all
+    return part(model(**inputs, **options), batches)
+  states = part(model.states(**inputs, **options), batches)
+  return [InBlocks(own, model.table, number) for own, number in zip(states, blocks, strict=True)]
 
 
 def part(outputs: jax.Array, batches: Sequence[Taught]) -> list[jax.Array]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from ofa_jax import storage
-from ofa_jax.engine import bucket_arrays, checkpoint, log
+from ofa_jax.engine import bucket_arrays, checkpoint, log, step_name
 from ofa_jax.engine.best import Best
 from tests import bucket_servers, tiny
 from tests.engine.test_checkpoint import assert_same, layout, numbered, program_of
@@ -30,7 +30,7 @@ def test_round_trip(bucket, program, services):
     assert checkpoints.steps() == [2, 3]
     assert checkpoints.has_ema(3)
     assert_same(state, checkpoints.restore(3, **layout(program)))
-  assert checkpoint.split_step(f"{bucket}@3") == (bucket, "3")
+  assert step_name.split_step(f"{bucket}@3") == (bucket, "3")
   at, params, _ = checkpoint.open_weights(bucket, **layout(program), which="2")
   assert at == 2
   assert_same(state.ema, params)

@@ -14,7 +14,7 @@ import pytest
 
 from ofa_jax import checksums, trees
 from ofa_jax.config import MeshShape
-from ofa_jax.engine import checkpoint, step
+from ofa_jax.engine import checkpoint, step, step_name
 from ofa_jax.engine.best import Best
 from tests import tiny
 from tests.engine.test_step import fresh, make_mesh
@@ -118,6 +118,21 @@ def test_only_the_newest_are_kept(digits, tmp_path):
   assert names >= {"2", "3"} and not names & {"0", "1"}
 
 
+def test_what_a_killed_save_left_too_many_goes_when_the_run_is_opened(digits, tmp_path):
+  state = fresh(program_of(digits))
+  with checkpoint.Checkpoints(tmp_path, keep=4) as checkpoints:
+    for i in range(4):
+      checkpoints.save(at(state, i))
+  best = Best("valid/loss", "min", [{"step": 1, "valid/loss": 0.0}])
+  with checkpoint.Checkpoints(tmp_path, keep=2, best=best) as checkpoints:
+    checkpoints.remove_surplus()
+    assert checkpoints.steps() == [1, 2, 3]
+    checkpoints.best = None
+    checkpoints.remove_surplus()
+    assert checkpoints.steps() == [2, 3]
+  assert {p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()} == {"2", "3"}
+
+
 def at(state, step):
   return dataclasses.replace(state, step=jnp.int32(step))
 
@@ -209,7 +224,7 @@ def test_a_run_that_fails_leaves_no_save_half_made(kept, tmp_path):
 
 
 def test_names_of_steps(tmp_path):
-  split = checkpoint.split_step
+  split = step_name.split_step
   assert split("runs/a@8") == ("runs/a", "8")
   assert split("runs/a@best") == ("runs/a", "best")
   assert split("runs/a/checkpoints/8") == split("runs/a/checkpoints/8/") == ("runs/a", "8")

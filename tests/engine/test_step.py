@@ -46,8 +46,9 @@ def run(config, *, steps=5, of=10, mesh=None, change=None, seen=lambda state: No
   frozen = config.task.frozen(program.mesh, precision=config.precision)
   bad = pipeline.BadRows(max_rate=0.0)
   history = []
+  sizes = config.task.batch_sizes(config.batch_size)
   with pipeline.train_batches(
-    rows, batch_size=config.batch_size, seed=config.seed, start=0, bad=bad
+    rows, batch_size=sizes, seed=config.seed, start=0, bad=bad
   ) as batches:
     for i in range(steps):
       batch = next(batches)

@@ -34,6 +34,7 @@ from ofa_jax.models.vit import random_patches
 from ofa_jax.models.vit_trunk import ViTTrunk
 
 TEXT, IMAGE, SECOND_IMAGE = 0, 1, 2  # rows of the table of types
+COLOURS = 3  # of an image; its feature map has more numbers in a cell
 
 
 class Encoded(NamedTuple):
@@ -186,7 +187,8 @@ class Encoder(nnx.Module):
     """Runs the trunk.
 
     Args:
-      image, num_patches, patch_ids, rngs: as for `OFA.encode`.
+      image: as for `OFA.encode`, or the trunk's feature map of it, [B, h, w, C].
+      num_patches, patch_ids, rngs: as for `OFA.encode`.
 
     Returns:
       Features [B, I, D], the position vectors [1 or B, I, D] of their cells, and the cells.
@@ -195,7 +197,7 @@ class Encoder(nnx.Module):
       ValueError: the image has more cells in a row or column than there are positions.
     """
     image_key, patch_key = split_rngs(rngs, 2)
-    x = self.image(image, rngs=image_key)
+    x = image if image.shape[-1] != COLOURS else self.image(image, rngs=image_key)
     B, height, width, _ = x.shape
     if max(height, width) > self.grid_size:
       raise ValueError(

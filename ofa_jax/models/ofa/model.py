@@ -145,19 +145,37 @@ class OFA(nnx.Module):
     The arguments are those of `encode` and `decode`; of `places` int32[B, N] only the logits behind
     these of the decoder's tokens are computed, float32[B, N, V].
     """
-    encode_key, decode_key = split_rngs(rngs, 2)
-    encoded = self.encode(
-      tokens,
-      image=image,
-      image_mask=image_mask,
-      num_patches=num_patches,
-      second_image=second_image,
-      rngs=encode_key,
+    return self.logits(
+      self.states(
+        tokens,
+        decoder_tokens,
+        image=image,
+        image_mask=image_mask,
+        code_mask=code_mask,
+        num_patches=num_patches,
+        places=places,
+        second_image=second_image,
+        rngs=rngs,
+      )
     )
+
+  def states(
+    self,
+    tokens: jax.Array,
+    decoder_tokens: jax.Array,
+    *,
+    code_mask: jax.Array | None = None,
+    places: jax.Array | None = None,
+    rngs: jax.Array | None = None,
+    **images: Any,
+  ) -> jax.Array:
+    """Returns what the logits are made of, [B, T, D], or [B, N, D]; the arguments are theirs."""
+    encode_key, decode_key = split_rngs(rngs, 2)
+    encoded = self.encode(tokens, **images, rngs=encode_key)
     hidden = self.hidden(encoded, decoder_tokens, code_mask=code_mask, rngs=decode_key)
     if places is not None:
       hidden = jnp.take_along_axis(hidden, places[..., None], axis=1)
-    return self.logits(hidden)
+    return hidden
 
   def encode(
     self,
@@ -174,7 +192,8 @@ class OFA(nnx.Module):
 
     Args:
       tokens: int32[B, T], filled up with 1.
-      image: float[B, h, w, 3], normalised; None: text only.
+      image: float[B, h, w, 3], normalised, or its feature map [B, h, w, C] as `encoder.image` makes
+        it; None: text only.
       image_mask: bool[B], False where a row has no image; None: all have one.
       num_patches: cells of the feature map that are kept in training, drawn for every image; in
         evaluation all are.
@@ -233,8 +252,19 @@ class OFA(nnx.Module):
   @jax.named_scope("linear")
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Maps the decoder's states [..., D] to logits float32[..., V] by the table of tokens."""
-    table = self.tokens.embedding[...]
-    return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=wide(hidden.dtype))
+    dtype = wide(hidden.dtype)
+    return jnp.einsum("...d,vd->...v", hidden, self.table, preferred_element_type=dtype)
+
+  @property
+  def table(self) -> jax.Array:
+    """The table of tokens [V, D], whole, which is tied to the output."""
+    return self.tokens.embedding[...]
+
+  @property
+  def code_table(self) -> jax.Array:
+    """The rows of `table` of the special tokens and the image codes, [4 + num_codes, D]."""
+    table, first = self.table, self.first_code
+    return jnp.concatenate([table[:NUM_SPECIAL], table[first : first + self.num_codes]])
 
   @jax.named_scope("linear")
   def code_logits(self, hidden: jax.Array) -> jax.Array:
@@ -243,9 +273,8 @@ class OFA(nnx.Module):
     They are those of `logits`, a seventh of them in the released models: `code_places` has where
     ids are found in them.
     """
-    table, first = self.tokens.embedding[...], self.first_code
-    table = jnp.concatenate([table[:NUM_SPECIAL], table[first : first + self.num_codes]])
-    return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=wide(hidden.dtype))
+    dtype = wide(hidden.dtype)
+    return jnp.einsum("...d,vd->...v", hidden, self.code_table, preferred_element_type=dtype)
 
   def code_places(self, ids: jax.Array) -> jax.Array:
     """Where ids int32[...] of special tokens and codes are in `code_logits`."""

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -13,7 +14,9 @@ from tests.cnclip_golden import (
   flatten,
   golden,
   golden_json,
+  images,
   micro_config,
+  micro_model,
   micro_state_dict,
 )
 
@@ -72,6 +75,20 @@ def test_transformers_computes_our_features(directory):
   assert error(found.image_embeds, arrays["image_features_norm"]) < 1e-4
   assert error(found.text_embeds, arrays["text_features_norm"]) < 1e-4
   assert error(found.logits_per_image, arrays["logits_per_image"]) < 1e-4
+
+
+def test_transformers_attends_to_the_same_patches(directory):
+  torch = pytest.importorskip("torch")
+  from transformers import ChineseCLIPModel
+
+  model = ChineseCLIPModel.from_pretrained(directory, attn_implementation="eager").eval()
+  arrays = golden("micro_vit", "forward")
+  with torch.no_grad():
+    theirs = model.vision_model(torch.from_numpy(arrays["images"]), output_attentions=True)
+  expected = theirs.attentions[-1][:, :, 0, 1:].reshape(-1, 3, 4, 4)
+  with jax.default_matmul_precision("highest"):
+    found = micro_model("micro_vit").visual.class_attention(images(arrays))
+  assert error(found, expected) < 1e-5
 
 
 def test_their_tokenizer_and_image_processor_are_configured(directory):
