@@ -23,6 +23,7 @@ from ofa_jax.data.tsv import IMAGE, BadRow
 from ofa_jax.decode import answers, codes
 from ofa_jax.decode.beam import Hypotheses, Search
 from ofa_jax.losses_policy import token_log_probs
+from ofa_jax.losses_vocabulary import InBlocks
 from ofa_jax.models.inception import WIDTH as POOLED
 from ofa_jax.models.inception import InceptionConfig
 from ofa_jax.models.layers import split_rngs
@@ -240,7 +241,10 @@ class ImageGen(Seq2Seq):
     encoded = model.encode(source, rngs=encode_key)
     hidden = model.hidden(encoded, previous, code_mask=True, rngs=decode_key)
     # What the original's range leaves without a probability is not computed either.
-    return self.cost(model.code_logits(hidden), model.code_places(taught.targets), batch)
+    logits = InBlocks(hidden, model.code_table, self.vocab_blocks)
+    if self.vocab_blocks == 1:
+      logits = model.code_logits(hidden)
+    return self.cost(logits, model.code_places(taught.targets), batch)
 
   def draw(
     self, model: Any, batch: Mapping[str, jax.Array], *, rngs: jax.Array, search: Search

@@ -260,6 +260,12 @@ class OFA(nnx.Module):
     """The table of tokens [V, D], whole, which is tied to the output."""
     return self.tokens.embedding[...]
 
+  @property
+  def code_table(self) -> jax.Array:
+    """The rows of `table` of the special tokens and the image codes, [4 + num_codes, D]."""
+    table, first = self.table, self.first_code
+    return jnp.concatenate([table[:NUM_SPECIAL], table[first : first + self.num_codes]])
+
   @jax.named_scope("linear")
   def code_logits(self, hidden: jax.Array) -> jax.Array:
     """Maps states [..., D] to the logits float32[..., 4 + num_codes] of special tokens and codes.
@@ -267,9 +273,8 @@ class OFA(nnx.Module):
     They are those of `logits`, a seventh of them in the released models: `code_places` has where
     ids are found in them.
     """
-    table, first = self.tokens.embedding[...], self.first_code
-    table = jnp.concatenate([table[:NUM_SPECIAL], table[first : first + self.num_codes]])
-    return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=wide(hidden.dtype))
+    dtype = wide(hidden.dtype)
+    return jnp.einsum("...d,vd->...v", hidden, self.code_table, preferred_element_type=dtype)
 
   def code_places(self, ids: jax.Array) -> jax.Array:
     """Where ids int32[...] of special tokens and codes are in `code_logits`."""
