@@ -13,9 +13,8 @@ in Chinese-CLIP's own file formats. `ofa`: an OFA that captions drawn pictures o
 in OFA's, with a byte-level BPE of its own. `scst`: one that learnt for 200 steps goes on with the
 CIDEr-D of the captions that it writes itself. `world`: an OFA that learns captions, questions,
 boxes, entailment, digits and the filling in of texts at once, and is evaluated on each, also on
-pictures of combinations that it never saw. `world_scst`: its captions, as they
-were after 500 steps, go on with CIDEr-D. The data is made once under OFA_JAX_DATA, or the user's
-cache folder.
+pictures of combinations that it never saw. `world_scst`: its captions, as they were after 500
+steps, go on with CIDEr-D. The data is made once under OFA_JAX_DATA, or the user's cache folder.
 """
 
 import dataclasses
@@ -250,7 +249,7 @@ def world(folder: str | Path) -> Config:
     steps=3000,
     log_every=50,
     save_every=500,
-    keep=4,  # all of them: `world_scst` begins with the first
+    keep=6,  # all of them: `world_scst` begins with the first
     optim=Optim(
       lr=7e-4,
       lr_scale=((r"resnet|image", 0.5),),  # at a higher one it loses the colours
@@ -284,6 +283,6 @@ def world_scst(folder: str | Path) -> Config:
     steps=300,
     log_every=25,
     save_every=300,
-    optim=dataclasses.replace(config.optim, lr=2e-5, warmup=20),
+    optim=dataclasses.replace(config.optim, lr=2e-5, lr_scale=(), warmup=20),
     evals=(Eval(name="valid", task=captions, every=300),),
   )
