@@ -261,7 +261,7 @@ def world(folder: str | Path) -> Config:
     steps=3000,
     log_every=50,
     save_every=500,
-    keep=4,  # all of them: `world_scst` begins with the first
+    keep=6,  # all of them: `world_scst` begins with the first
     optim=Optim(
       lr=7e-4,
       lr_scale=((r"resnet|image", 0.5),),  # at a higher one it loses the colours
@@ -295,7 +295,7 @@ def world_scst(folder: str | Path) -> Config:
     steps=300,
     log_every=25,
     save_every=300,
-    optim=dataclasses.replace(config.optim, lr=2e-5, warmup=20),
+    optim=dataclasses.replace(config.optim, lr=2e-5, lr_scale=(), warmup=20),
     evals=(Eval(name="valid", task=captions, every=300),),
   )
 
