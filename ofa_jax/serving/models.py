@@ -221,7 +221,7 @@ class Answers:
       if painter is None:
         raise ValueError(f"Expected a model that draws, found {self.model!r}")
       painter(**self._helpers)
-    except ValueError:
+    except (ValueError, OSError):  # OSError: what a run names is not there any more
       if self._helpers:
         raise
       return False
