@@ -253,12 +253,12 @@ def world(folder: str | Path) -> Config:
     ),
     task=Mixture(
       tasks=tasks,
-      # Captions, digits and words are learnt early; what relates a text to a picture wants rows.
-      shares={"caption": 2, "vqa": 4, "refcoco": 4, "snli_ve": 4, "digits": 1, "infilling": 1},
+      shares={"caption": 1, "vqa": 3, "refcoco": 2, "snli_ve": 2, "digits": 1, "infilling": 1},
       multiple=4,
     ),
-    batch_size=8,
-    steps=3000,
+    # What relates a text to a picture is learnt by many updates, however few rows each has.
+    batch_size=4,
+    steps=4500,
     log_every=50,
     save_every=500,
     keep=6,  # all of them: `world_scst` begins with the first

@@ -100,7 +100,7 @@ LOWERED = {
 }
 
 # Whose updates have so few rows that no more devices divide them; others are checked for 16.
-FEWER_DEVICES = {"quickstart.py": 8, "ofa_pretrain.py": 1}
+FEWER_DEVICES = {"quickstart.py": 4, "ofa_pretrain.py": 1}
 
 # Parameters of the released models; of ViT-B-32, which was not released, by its config.
 RELEASED = {

@@ -126,7 +126,7 @@ def question(scene: Sequence[Thing], about: Thing, rng: np.random.Generator) -> 
       yes = rng.random() < 0.5
       return f"is there {told if yes else false}?", "yes" if yes else "no"
     case _:
-      kind = _one((about.colour, "", about.shape, _one(list(COLOURS), rng)), rng)
+      kind = _one(("", about.colour, about.shape), rng)
       number = sum(kind in ("", t.colour, t.shape) for t in scene)
       asked = f"{SHAPES.get(kind, kind + ' things')}".strip()
       return f"how many {asked} are there?", DIGITS[number]
