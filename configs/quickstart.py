@@ -14,7 +14,7 @@ in Chinese-CLIP's own file formats. `ofa`: an OFA that captions drawn pictures o
 in OFA's, with a byte-level BPE of its own. `scst`: one that learnt for 200 steps goes on with the
 CIDEr-D of the captions that it writes itself. `world`: an OFA that learns captions, questions,
 boxes, entailment, digits and the filling in of texts at once, and is evaluated on each, also on
-pictures of combinations that it never saw. `world_scst`: its captions, as they were after 500
+pictures of combinations that it never saw. `world_scst`: its captions, as they were after 1000
 steps, go on with CIDEr-D. `draw`: an OFA that draws the pictures of that world from their captions,
 judged by what their pixels show. The data is made once under OFA_JAX_DATA, or the user's cache
 folder.
@@ -261,7 +261,7 @@ def world(folder: str | Path) -> Config:
     steps=4500,
     log_every=50,
     save_every=500,
-    keep=6,  # all of them: `world_scst` begins with the first
+    keep=9,  # all of them: `world_scst` begins with the second
     optim=Optim(
       lr=7e-4,
       lr_scale=((r"resnet|image", 0.5),),  # at a higher one it loses the colours
@@ -279,16 +279,16 @@ def world(folder: str | Path) -> Config:
 
 
 def world_scst(folder: str | Path) -> Config:
-  """Self-critical training of the captions of a run of `world`, from its step 500, 300 steps.
+  """Self-critical training of the captions of a run of `world`, from its step 1000, 300 steps.
 
-  A guard that keeps it near: --config.task.kl=0.05 --config.task.kl_model=runs/world@500.
+  A guard that keeps it near: --config.task.kl=0.05 --config.task.kl_model=runs/world@1000.
   """
   config = world(folder)
   captions = config.task.tasks["caption"]
   return dataclasses.replace(
     config,
     name="quickstart: captions of the small world learnt from CIDEr-D",
-    init="runs/world@500",
+    init="runs/world@1000",
     model=dataclasses.replace(config.model, freeze_resnet=True),
     task=self_critical(captions, sampling=Search(num_beams=5, max_length=14)),
     batch_size=8,
