@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import io
 import json
 import pathlib
 import shutil
@@ -102,6 +103,32 @@ def test_the_first_stage_is_learnt_and_drawn_from(fields, learnt, tmp_path):
   assert draw_files.draw_file(model, table, output=broken, **given) == 3
   for path in whole.iterdir():
     assert path.read_bytes() == (broken / path.name).read_bytes(), path.name
+
+
+def test_the_service_draws_what_the_api_draws(learnt):
+  pytest.importorskip("fastapi", reason="the extra serve is not installed")
+  httpx = pytest.importorskip("httpx", reason="the extra test is not installed")
+  from ofa_jax.serving.limits import Limits
+  from ofa_jax.serving.models import served
+  from ofa_jax.serving.service import Service
+  from tests.serving import stand_in
+
+  workdir, _ = learnt
+  model, _ = api.load_from_name(str(workdir))
+  captions = [said for said, _ in drawing_files.pictures(2, first=24)]
+  expected = model.draw(captions, samples=2, top=2)
+  made = Service(
+    [served("first", model, files={}, top_k=1)], limits=Limits(deadline=300), most=2, wait=0
+  )
+  made.compile(now=False)
+  with stand_in.listening(made) as port:
+    body = {"texts": captions, "samples": 2, "top": 2}
+    answer = httpx.post(f"http://127.0.0.1:{port}/v1/draw", json=body, timeout=300)
+  assert answer.status_code == 200, answer.text
+  for row, pictures in zip(answer.json()["results"], expected, strict=True):
+    for found, picture in zip(row["images"], pictures, strict=True):
+      with Image.open(io.BytesIO(base64.b64decode(found))) as image:
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(picture))
 
 
 def test_one_caption_is_drawn_by_the_command(learnt, tmp_path, capsys):
