@@ -4,7 +4,8 @@ r"""A page in the browser for one's own pictures: what an OFA says of them, what
   python -m ofa_jax.demo --model=ViT-B-16 --images=photos --language=zh
   python -m ofa_jax.demo --model=runs/shapes --model=runs/digits
 
-An OFA captions, answers, finds boxes, judges and classifies; a Chinese-CLIP compares texts with a
+An OFA captions, answers, finds boxes, judges, classifies, and draws where it learnt to (--codec
+names the VQGAN, if its run does not); a Chinese-CLIP compares texts with a
 picture, shows what it attends to, and searches the pictures of --images, whose features are
 computed once. The page is for this machine alone unless --host says otherwise. It loads nothing
 from other places, tells nobody of its use, and shows no file of this machine but the pictures of
@@ -18,20 +19,29 @@ from absl import flags
 from ofa_jax import api, cli
 from ofa_jax.engine import log
 from ofa_jax.inference.ofa import OFAModel
-from ofa_jax.page import layout, library, server
+from ofa_jax.page import asking, layout, library, server
 from ofa_jax.page.words import LANGUAGES
 
 
-def load(names: list[str], *, images: str | None, precision: str) -> layout.Models:
+def load(
+  names: list[str],
+  *,
+  images: str | None,
+  precision: str,
+  codec: str | None = None,
+  judge: str | None = None,
+) -> layout.Models:
   """Loads the models of the page and the features of the pictures.
 
   Args:
     names: an OFA, a Chinese-CLIP, or one of each.
     images: folder of pictures, or None.
     precision: as for `load_from_name`.
+    codec, judge: what the OFA draws with, as for `OFAModel.draw`.
 
   Raises:
-    ValueError: several models of a family; pictures without a Chinese-CLIP.
+    ValueError: several models of a family; pictures without a Chinese-CLIP; what does not suit the
+      OFA to draw with.
   """
   found = {"ofa": [], "clip": []}
   for name in names:
@@ -45,8 +55,12 @@ def load(names: list[str], *, images: str | None, precision: str) -> layout.Mode
   ofa, clip = (next(iter(models), None) for models in found.values())
   if images and clip is None:
     raise ValueError("Expected a Chinese-CLIP in --model to search --images with, found an OFA")
+  if ofa is None and (codec or judge):
+    raise ValueError("Expected an OFA in --model to draw with --codec and --judge, found none")
+  draws = ofa is not None and asking.can_draw(ofa, codec=codec, judge=judge)
   pictures = library.open_library(clip, images) if images else None
-  return layout.Models(ofa=ofa, clip=clip, library=pictures, names=names)
+  drawing = {"draws": draws, "codec": codec, "judge": judge}
+  return layout.Models(ofa=ofa, clip=clip, library=pictures, names=names, **drawing)
 
 
 def main() -> None:
@@ -59,6 +73,8 @@ def main() -> None:
     required=True,
   )
   images = cli.define_path("images", "Folder of pictures to search, with a Chinese-CLIP.")
+  codec = cli.define_path("codec", "VQGAN that makes pictures of the OFA's codes.")
+  judge = cli.define_path("judge", "CLIP or Chinese-CLIP that chooses among the OFA's pictures.")
   port = flags.DEFINE_integer(
     "port", 7860, "Of the page; 0: any that is free.", lower_bound=0, upper_bound=65535
   )
@@ -72,7 +88,13 @@ def main() -> None:
     log.quiet_libraries()
     words = LANGUAGES[language.value]
     with server.closed_gradio(), server.listen(host.value, port.value) as opened:
-      models = load(names.value, images=images.value, precision=precision.value)
+      models = load(
+        names.value,
+        images=images.value,
+        precision=precision.value,
+        codec=codec.value,
+        judge=judge.value,
+      )
       local = host.value in server.LOCAL
       page = layout.build(models, words=words)
       app = server.application(page, words=words, hosts=server.LOCAL if local else ("*",))

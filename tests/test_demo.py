@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import urllib.parse
 
 import jax
@@ -299,14 +300,17 @@ def test_the_command_serves_until_it_is_told_to_end(models, photos, tmp_path):
 
 def test_models_that_do_not_go_together(monkeypatch, tmp_path):
   ofa, clip = (object.__new__(kind) for kind in (OFAModel, CNCLIPModel))
+  ofa.config = types.SimpleNamespace(num_codes=0)
   known = {"ofa": ofa, "clip": clip}
   monkeypatch.setattr(api, "load_from_name", lambda name, *, precision: (known[name], None))
   found = demo.load(["clip", "ofa"], images=None, precision="fp32")
-  assert (found.ofa, found.clip, found.library) == (ofa, clip, None)
+  assert (found.ofa, found.clip, found.library) == (ofa, clip, None) and not found.draws
   with pytest.raises(ValueError, match="one OFA and one Chinese-CLIP in --model, found 2 and 1"):
     demo.load(["ofa", "clip", "ofa"], images=None, precision="fp32")
   with pytest.raises(ValueError, match="Expected a Chinese-CLIP in --model to search"):
     demo.load(["ofa"], images=str(tmp_path), precision="fp32")
+  with pytest.raises(ValueError, match="Expected an OFA in --model to draw"):
+    demo.load(["clip"], images=None, precision="fp32", codec="v")
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch):

@@ -19,6 +19,7 @@ from ofa_jax.tasks import refcoco
 # Colours that are told apart also by those who see few, dark enough on white (Okabe and Ito 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#b8a500")
 MOST_BOXES = len(COLOURS)
+MOST_SAMPLES, SAMPLES, DRAWN = 32, 8, 4  # pictures: drawn at most, drawn, and shown of these
 LEAST = 0.5  # probability of a box that is shown, unless a person says another
 
 _SMALLEST, _LARGEST = 448, 1024  # pixels of the longer side of what is drawn
@@ -54,10 +55,31 @@ class Found:
   probabilities: np.ndarray | None
 
 
-def tabs(model: OFAModel) -> tuple[str, ...]:
-  """What there is a tab for, by the names of `inference.predict.TASKS`."""
+def tabs(model: OFAModel, *, draws: bool = False) -> tuple[str, ...]:
+  """What there is a tab for, by the names of `inference.predict.TASKS`, and "image" to draw."""
   boxes = ("refcoco",) if model.config.num_bins else ()
-  return ("caption", "vqa", *boxes, "snli_ve", "classify")
+  return ("caption", "vqa", *boxes, "snli_ve", "classify", *(("image",) if draws else ()))
+
+
+def can_draw(model: OFAModel, *, codec: str | None, judge: str | None) -> bool:
+  """Whether there is what makes pictures of the model's codes, which is loaded here.
+
+  Args:
+    model: from `load_from_name`.
+    codec, judge: as for `OFAModel.draw`.
+
+  Raises:
+    ValueError: a codec or judge was asked for, and does not suit the model.
+  """
+  if not model.config.num_codes and codec is None and judge is None:
+    return False
+  try:
+    model.painter(codec, judge)
+  except ValueError:
+    if codec is None and judge is None:  # a model that draws, of which nobody has said with what
+      return False
+    raise
+  return True
 
 
 def is_calibrated(model: OFAModel, task: str, *, choosing: bool = False) -> bool:
@@ -132,6 +154,34 @@ def ground(
   texts = {"text": [phrase]}
   (told,), _ = predict.predict(model, "refcoco", [picture], texts, options=options)
   return Found(_drawn(picture, told.boxes), told.boxes, told.probabilities)
+
+
+def draw(
+  model: OFAModel,
+  text: str,
+  samples: float,
+  top: float,
+  seed: float,
+  *,
+  codec: str | None,
+  judge: str | None,
+  words: Words,
+) -> list[np.ndarray]:
+  """Draws pictures of a text, the best first, uint8[S, S, 3] each.
+
+  Args:
+    model: from `load_from_name`.
+    text: what they show.
+    samples: pictures that are drawn.
+    top: how many of these are shown.
+    seed: another one gives others.
+    codec, judge: as for `OFAModel.draw`.
+    words: of the page.
+  """
+  text = given.text(text, called=words.drawing_text, words=words)
+  asked = {"samples": int(samples), "top": min(int(top), int(samples)), "seed": int(seed or 0)}
+  (drawn,) = model.draw([text], codec=codec, judge=judge, **asked)
+  return [to_look_at(image) for image in drawn]
 
 
 def _ask(

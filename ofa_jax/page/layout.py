@@ -31,17 +31,22 @@ class Models:
     clip: a Chinese-CLIP, or None.
     library: the pictures that it searches, or None.
     names: of the models, as a person gave them.
+    draws: whether the OFA draws pictures.
+    codec, judge: what it draws with; None: what its run names.
   """
 
   ofa: OFAModel | None = None
   clip: api.CNCLIPModel | None = None
   library: Library | None = None
   names: Sequence[str] = ()
+  draws: bool = False
+  codec: str | None = None
+  judge: str | None = None
 
   @property
   def tabs(self) -> tuple[str, ...]:
     """What there is a tab for."""
-    ofa = () if self.ofa is None else asking.tabs(self.ofa)
+    ofa = () if self.ofa is None else asking.tabs(self.ofa, draws=self.draws)
     clip = () if self.clip is None else comparing.tabs(self.clip, self.library)
     return (*ofa, *clip)
 
@@ -201,6 +206,19 @@ def _classes(models, words):
     tab.runs(lambda *x: shown.answer(asking.classify(models.ofa, *x, words=words), words=words))
 
 
+def _drawing(models, words):
+  def draw(text, *numbers):
+    told = {"codec": models.codec, "judge": models.judge, "words": words}
+    return shown.drawings(asking.draw(models.ofa, text, *numbers, **told), text)
+
+  with _Tab(words.drawing, words.drawing_help, words=words) as tab:
+    tab.text(words.drawing_text, example=words.drawing_example)
+    tab.slider(words.samples, 1, asking.MOST_SAMPLES, asking.SAMPLES, step=1)
+    tab.slider(words.drawn, 1, asking.MOST_SAMPLES, asking.DRAWN, step=1)
+    tab.slider(words.seed, 0, 99, 0, step=1)
+    tab.runs(draw)
+
+
 def _search(models, words):
   import gradio
 
@@ -247,6 +265,7 @@ _TABS = {
   "refcoco": _grounding,
   "snli_ve": _entailment,
   "classify": _classes,
+  "image": _drawing,
   "search": _search,
   "similarity": _similarity,
   "attention": _attention,

@@ -89,6 +89,15 @@ def hits(found: Sequence[Hit], *, words: Words) -> str:
   return _status(f'<ol class="hits">{"".join(items)}</ol>')
 
 
+def drawings(found: Sequence[np.ndarray], text: str) -> str:
+  """Pictures of a text, the best first."""
+  items = []
+  for number, image in enumerate(found, 1):
+    what = f'alt="{_text(text)} ({number})"'
+    items.append(f'<li><img src="{pictures.data_url(image, kind="jpeg")}" {what}></li>')
+  return _status(f'<ol class="hits">{"".join(items)}</ol>')
+
+
 def attention(drawn: np.ndarray, share: float, *, words: Words) -> str:
   """The picture with the attention on it, and how much of it is on the picture."""
   line = _note(words.attention_far.format(100 * share))

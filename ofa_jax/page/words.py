@@ -47,6 +47,13 @@ class Words:
   classes_help: str
   class_names: str
   class_example: str
+  drawing: str
+  drawing_help: str
+  drawing_text: str
+  drawing_example: str
+  samples: str
+  drawn: str
+  seed: str
   search: str
   search_help: str
   by_text: str
@@ -126,6 +133,13 @@ ENGLISH = Words(
   classes_help="Chooses one of your classes for the picture.",
   class_names="Classes",
   class_example="One a line.",
+  drawing="Text to image",
+  drawing_help="Draws pictures of a text and shows the best of them. On CPUs this takes long.",
+  drawing_text="Text to draw",
+  drawing_example="a red boat on a lake",
+  samples="Pictures that are drawn",
+  drawn="Pictures that are shown, the best first",
+  seed="Seed: another one gives other pictures",
   search="Search",
   search_help="Searches the {:,} pictures of the folder, by words or by another picture.",
   by_text="Search by text",
@@ -198,6 +212,13 @@ CHINESE = Words(
   classes_help="从您给出的类别中为图片选出一个。",
   class_names="类别",
   class_example="每行一个。",
+  drawing="文生图",
+  drawing_help="按文字绘制多张图片，并展示其中最好的几张。在 CPU 上耗时较长。",
+  drawing_text="要绘制的文字",
+  drawing_example="a red boat on a lake",
+  samples="绘制的图片数量",
+  drawn="展示的图片数量（最好的在前）",
+  seed="随机种子：换一个得到另一组图片",
   search="图片搜索",
   search_help="用文字或另一张图片搜索文件夹中的 {:,} 张图片。",
   by_text="以文搜图",

@@ -51,6 +51,14 @@ class Model:
   def classify(self, images, classes, *, return_scores, return_probabilities=False):
     return self._answer(images=images, classes=classes, return_probabilities=return_probabilities)
 
+  def painter(self, codec, judge):
+    if codec != "vqgan":
+      raise ValueError("Expected codec")
+
+  def draw(self, texts, *, samples, top, seed, codec, judge):
+    self.asked = {"texts": texts, "samples": samples, "top": top, "seed": seed, "codec": codec}
+    return [[Image.new("RGB", (32, 32), (i, 0, 0)) for i in range(top)]]
+
   def ground_all(self, images, phrases, *, most, min_probability, search, seed):
     self.asked = {"phrases": phrases, "most": most, "min_probability": min_probability}
     return [self.says]
@@ -129,6 +137,26 @@ def test_a_phrase_is_absent_where_a_calibrated_model_is_not_sure_enough(upload):
   model = Model(Boxes(none.boxes, none.scores, None))
   found = asking.ground(model, upload, "a dog", 3, 0.6, words=CHINESE)
   assert CHINESE.no_box in shown.boxes(found, least=0.6, words=CHINESE)
+
+
+def test_pictures_are_drawn_where_there_is_a_codec():
+  model = Model()
+  model.config.num_codes = 0
+  assert not asking.can_draw(model, codec=None, judge=None)
+  model.config.num_codes = 8
+  assert not asking.can_draw(model, codec=None, judge=None)  # nobody has said with what
+  assert asking.can_draw(model, codec="vqgan", judge=None)
+  with pytest.raises(ValueError, match="Expected codec"):
+    asking.can_draw(model, codec="another", judge=None)
+  assert asking.tabs(model, draws=True)[-1] == "image"
+  told = {"codec": "vqgan", "judge": None, "words": ENGLISH}
+  found = asking.draw(model, " a boat ", 2, 4, 7, **told)
+  asked = {"texts": ["a boat"], "samples": 2, "top": 2, "seed": 7, "codec": "vqgan"}
+  assert model.asked == asked and [int(x[0, 0, 0]) for x in found] == [0, 1]
+  page = shown.drawings(found, "a <boat>")
+  assert page.count("<img") == 2 and 'alt="a &lt;boat&gt; (2)"' in page
+  with pytest.raises(given.Fault, match="Text to draw"):
+    asking.draw(model, "", 2, 4, 7, **told)
 
 
 def test_faults_stand_in_the_place_of_results(upload, caplog):

@@ -46,7 +46,8 @@ def words(request):
 
 @pytest.fixture(scope="module")
 def client(closed, words):
-  page = layout.build(layout.Models(ofa=Model(), names=["mi`cro"]), words=words)
+  models = layout.Models(ofa=Model(), names=["some/where/mi`cro"], draws=True)
+  page = layout.build(models, words=words)
   with TestClient(server.application(page, words=words), base_url="http://127.0.0.1") as client:
     yield client
 
@@ -54,6 +55,8 @@ def client(closed, words):
 def test_the_page_refers_to_no_other_place(client, words):
   answer = client.get("/")
   assert answer.status_code == 200 and words.title in answer.text
+  assert words.drawing in answer.text and "`micro`" in answer.text
+  assert "some/where" not in answer.text  # folders of the machine
   assert not re.findall(r"""<[^>]*\b(?:src|href|content)\s*=\s*["']?(?:https?:)?//""", answer.text)
   assert not re.findall(r"@import|url\(\s*['\"]?https?:", answer.text)
   code = {"en": "en", "zh": "zh-CN"}[words.code]
