@@ -36,7 +36,6 @@ LONG = (
   "test_ofa_training.py",
   "test_ofa_tasks.py",
   "test_ofa_pretraining.py",
-  "test_language_tasks.py",
   "test_stopping.py",
   "tasks/test_options.py",
   "engine/test_step.py",

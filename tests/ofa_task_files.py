@@ -1,4 +1,4 @@
-"""Tiny files of entailment, of GLUE and of summaries, in the original's formats.
+"""Tiny files of entailment, of GLUE, of summaries and of texts alone, in the original's formats.
 
 Each function writes the splits into a folder and returns the fields of the task that name them,
 with a tokenizer and sizes for a model that is as small.
@@ -67,6 +67,19 @@ def gigaword(folder: pathlib.Path) -> dict[str, object]:
       rows.append((said, f"man saw {thing}"))
     files[split] = _write(folder / f"gigaword_{split}.tsv", rows)
   return files | _sizes(folder, texts)
+
+
+def infilling(folder: pathlib.Path) -> dict[str, object]:
+  """Sentences about things, of which words will be hidden."""
+  files, asked = {}, []
+  for split, begin, count in _parts():
+    rows = []
+    for i in range(begin, begin + count):
+      said = f"the {THINGS[i % len(THINGS)]} is {NUMBERS[2 + i % 3]} times there"
+      asked.append(prompts.whole_text(f"<mask> {said}"))
+      rows.append((str(i), said))
+    files[split] = _write(folder / f"infilling_{split}.tsv", rows)
+  return files | _sizes(folder, asked)
 
 
 def _parts():

@@ -21,7 +21,7 @@ from ofa_jax.data.rows import Row
 from ofa_jax.data.tsv import Table
 from ofa_jax.tasks import confidence
 from tests import ofa_picture_files as pictures
-from tests.test_ofa_tasks import CASES, small
+from tests.ofa_task_cases import CASES, small
 
 SEED, SCALE = 0, 3  # of the parameters, whose answers then differ
 NAMES = {"refcoco": "refcoco/generated", "imagenet": "classify/chosen"}

@@ -11,7 +11,7 @@ from ofa_jax.data.tsv import BadRow
 from ofa_jax.tasks.gigaword import Gigaword
 from ofa_jax.validation import validate
 from tests import ofa_task_files, tiny
-from tests.ofa_files import write_bpe
+from tests.ofa_files import write_bpe, write_chinese
 from tests.tasks import golden_rows
 
 CASES = golden_rows.cases("gigaword")
@@ -20,6 +20,11 @@ CASES = golden_rows.cases("gigaword")
 @pytest.fixture(scope="module")
 def bpe(tmp_path_factory):
   return str(write_bpe(tmp_path_factory.mktemp("bpe")))
+
+
+@pytest.fixture(scope="module")
+def chinese(tmp_path_factory):
+  return str(write_chinese(tmp_path_factory.mktemp("chinese")))
 
 
 def of(name, bpe, folder, **changes):
@@ -47,6 +52,16 @@ def test_rows_are_the_originals(name, bpe, tmp_path):
   assert [rows.row(i)["summary"].lower() for i in range(2)] == [
     item["target_str"] for item in CASES[name]["items"]
   ]
+
+
+def test_chinese_rows_are_the_originals(chinese, tmp_path):
+  """The article comes first: of a long one what is asked is lost."""
+  task = dataclasses.replace(of("chinese", chinese, tmp_path), source_length=66)
+  golden_rows.check(task, CASES["chinese"])
+  asked = "请用一个句子简单总结上文："
+  whole = [item["source"][:-1] for item in CASES["chinese"]["items"]]
+  ends = [source[-13:] == task.encode(asked) for source in whole]
+  assert ends == [True, True, False] and len(whole[2]) == 65
 
 
 def test_noise_is_in_what_the_decoder_sees_alone(bpe, tmp_path):

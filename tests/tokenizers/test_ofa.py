@@ -221,6 +221,17 @@ def test_chinese_equals_transformers(chinese):
   assert len(lines) == 150
 
 
+def test_chinese_equals_the_original(chinese):
+  """Prompts, mixed and full-width texts, accents, Hangul, what the vocabulary lacks."""
+  tokenizer = OFATokenizer.from_directory(chinese)
+  stored = json.loads((GOLDEN / "tokenizer/chinese.json").read_text(encoding="utf-8"))
+  assert tokenizer.vocab_size == stored["vocab"]
+  for case in stored["items"]:
+    assert tokenizer.encode(case["text"]) == case["ids"], case["text"]
+    assert tokenizer.decode(case["ids"]) == case["decoded"], case["text"]
+  assert len(stored["items"]) > 10
+
+
 def test_ids_of_the_chinese_vocabulary(chinese):
   tokenizer = OFATokenizer.from_directory(chinese)
   assert (tokenizer.vocab_size, tokenizer.kind, tokenizer.mask) == (30325, "bert-chinese", 21132)

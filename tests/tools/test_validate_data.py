@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,17 @@ from PIL import Image
 
 from ofa_jax import evaluate, validate_data
 from ofa_jax.config import Eval
-from ofa_jax.configs import ofa_caption, ofa_glue, ofa_refcoco, ofa_snli_ve, ofa_vqa
+from ofa_jax.configs import (
+  ofa_caption,
+  ofa_gigaword,
+  ofa_glue,
+  ofa_imagenet,
+  ofa_muge,
+  ofa_ocr,
+  ofa_refcoco,
+  ofa_snli_ve,
+  ofa_vqa,
+)
 from ofa_jax.data.quickstart import digits as write_digits
 from tests import tiny
 
@@ -32,6 +43,9 @@ QUESTION = ["1", "1", "what?", "1.0|!+yes", "", IMAGE]
 REGION = ["1", "1", "cat", "1,2,3,4", IMAGE]
 ENTAILMENT = ["1", "1", IMAGE, "a cat", "a cat .", "neutral"]
 SENTENCE = ["1", "a cat", "1"]
+CLASS = [IMAGE, "1", "yes"]
+READ = ["1", IMAGE, "cat"]
+ARTICLE = ["a red cat", "cat"]
 
 
 def changed(row, at, value):
@@ -59,6 +73,18 @@ def changed(row, at, value):
     (ofa_snli_ve, ENTAILMENT, changed(ENTAILMENT, 4, ""), "the premise is empty"),
     (ofa_glue, SENTENCE, changed(SENTENCE, 2, "2"), "expected a label out of"),
     (ofa_glue, SENTENCE, changed(SENTENCE, 1, ""), "the sentence is empty"),
+    (ofa_imagenet, CLASS, changed(CLASS, 2, "cat"), "is not among those to choose from"),
+    (ofa_imagenet, CLASS, changed(CLASS, 2, ""), "there is no class to learn"),
+    (ofa_imagenet, CLASS, CLASS[:2], "expected 3 columns separated by tabs, found 2"),
+    (ofa_imagenet, CLASS, changed(CLASS, 0, TEXT), "not a JPEG, PNG, WEBP, GIF, BMP file"),
+    (ofa_ocr, READ, changed(READ, 2, " "), "there is no text to learn"),
+    (ofa_ocr, READ, changed(READ, 2, b"\xce\xc4"), "text is not UTF-8"),
+    (ofa_ocr, READ, changed(READ, 1, TRUNCATED), "cannot be decoded"),
+    (ofa_muge, CAPTION, changed(CAPTION, 2, "&&"), "the caption is empty"),
+    (ofa_muge, CAPTION, changed(CAPTION, 2, b"\xd6\xd0"), "caption is not UTF-8"),
+    (ofa_gigaword, ARTICLE, ["", "cat"], "the article is empty"),
+    (ofa_gigaword, ARTICLE, [b"\xd6\xd0", "cat"], "text is not UTF-8"),
+    (ofa_gigaword, ARTICLE, ["a red cat"], "expected 2 columns separated by tabs, found 1"),
   ],
 )
 def test_a_faulty_row(recipe, row, bad, reason, tokenizer, tmp_path, capsys):
@@ -70,7 +96,11 @@ def test_a_faulty_row(recipe, row, bad, reason, tokenizer, tmp_path, capsys):
   config = recipe.get_config()
   evaluate.set_tokenizer(config, tokenizer)
   fields = {"train": (str(faulty),), "valid": (str(good),), "test": (), "image_size": 32}
-  fields |= {ofa_caption: {"frequencies": None}, ofa_vqa: {"answers": str(answers)}}.get(recipe, {})
+  listed = {"answers": str(answers)}
+  fields |= {ofa_caption: {"frequencies": None}, ofa_vqa: listed, ofa_imagenet: listed}.get(
+    recipe, {}
+  )
+  fields |= {"image_size": 64} if recipe is ofa_ocr else {}
   for task in (config.task, *(evaluation.task for evaluation in config.evals)):
     for name, value in fields.items():
       setattr(task, name, value)
@@ -79,7 +109,7 @@ def test_a_faulty_row(recipe, row, bad, reason, tokenizer, tmp_path, capsys):
 
   told = capsys.readouterr()
   first, kind, last = told.out.splitlines()
-  assert first.startswith(f"{faulty}:2 ") and reason in first
+  assert re.match(rf"{re.escape(str(faulty))}:2[ :]", first) and reason in first
   assert kind.startswith("1 x ") and last == "4 rows checked, 1 faults"
   assert "train: 3 rows checked, 1 faulty" in told.err
   assert "valid: 1 rows checked, 0 faulty" in told.err
