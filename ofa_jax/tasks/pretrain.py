@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ofa_jax import losses
+from ofa_jax import losses_vocabulary as vocabulary
 from ofa_jax.data import boxes, images, prompts
 from ofa_jax.data.protocols import Rows
 from ofa_jax.data.tsv import IMAGE
-from ofa_jax.losses_vocabulary import InBlocks, costs
 from ofa_jax.models.layers import split_rngs
 from ofa_jax.tasks import taught
 from ofa_jax.tasks.base import Task
@@ -258,7 +258,7 @@ class Pretrain(Task):
     """The sum of both means as "loss", each of them, and every objective's "name/loss"."""
     del chunks
     parts, groups = self.parts, self.groups()
-    told, named = {}, {}
+    terms, named = {}, {}
     for names, key in zip(groups, split_rngs(rngs, len(groups)), strict=True):
       batches = [self._taught(parts[name], batch[name]) for name in names]
       logits = taught.joint_logits(
@@ -269,14 +269,14 @@ class Pretrain(Task):
         rngs=key,
       )
       for name, each, own in zip(names, batches, logits, strict=True):
-        told[name] = parts[name].cost(own, each.targets, batch[name])
-        kinds = asked_apart(batch[name])["kind"] if name == PAIRS else None
-        named |= by_objective(own, each.targets, ALONE.get(name, OBJECTIVES), kinds=kinds)
-    pairs = told.pop(PAIRS)["loss"]
-    others = [cost["loss"] for cost in told.values()]
-    metrics = {"pairs_loss": pairs}
-    if others:
-      totals, counts = zip(*others, strict=True)
+        rows = asked_apart(batch[name]) if name == PAIRS else batch[name]
+        cost = vocabulary.costs(own, each.targets, smoothing=self.smoothing)
+        keep = each.targets != PAD
+        terms[name] = losses.mean(cost.loss * rows["conf"][:, None], keep)
+        named |= by_objective(cost, keep, ALONE.get(name, OBJECTIVES), kinds=rows.get("kind"))
+    metrics = {"pairs_loss": terms.pop(PAIRS)}
+    if terms:
+      totals, counts = zip(*terms.values(), strict=True)
       metrics["others_loss"] = losses.Mean(sum(totals), sum(counts))
     return {"loss": losses.sum_of_means(*metrics.values()), **metrics, **named}
 
@@ -303,28 +303,22 @@ class Pretrain(Task):
 
 
 def by_objective(
-  logits: jax.Array | InBlocks,
-  targets: jax.Array,
-  names: Sequence[str],
-  *,
-  kinds: jax.Array | None = None,
+  cost: vocabulary.Costs, keep: jax.Array, names: Sequence[str], *, kinds: jax.Array | None = None
 ) -> dict[str, Present]:
   """The mean cost and accuracy of the tokens of each objective, by name; confidences do not count.
 
   Args:
-    logits: float[B, T, V].
-    targets: int32[B, T], padding where nothing is learnt.
+    cost: of tokens [B, T].
+    keep: bool[B, T], which of them are learnt.
     names: of the objectives.
     kinds: int32[B], the number of each row's objective among them; None: all are of the first.
   """
-  each = costs(jax.lax.stop_gradient(logits), targets)
+  nll = jax.lax.stop_gradient(cost.nll)
   told = {}
   for number, name in enumerate(names):
-    mine = targets != PAD
-    if kinds is not None:
-      mine &= (kinds == number)[:, None]
+    mine = keep if kinds is None else keep & (kinds == number)[:, None]
     told |= {
-      f"{name}/loss": Present(*losses.mean(each.nll, mine)),
-      f"{name}/accuracy": Present(*losses.mean(each.hit, mine)),
+      f"{name}/loss": Present(*losses.mean(nll, mine)),
+      f"{name}/accuracy": Present(*losses.mean(cost.hit, mine)),
     }
   return told

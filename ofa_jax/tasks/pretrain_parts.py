@@ -136,9 +136,6 @@ class Pairs(Part):
   def taught(self, batch):
     return super().taught(asked_apart(batch))
 
-  def cost(self, logits, targets, batch):
-    return super().cost(logits, targets, asked_apart(batch))
-
   def _whole(self, row, draws):
     """The middle of a picture, recoloured and bent."""
     image = crops.central(
