@@ -6,8 +6,8 @@ r"""The embedded defaults: small models of both families learn from nothing, wit
     --config.steps=200
   python -m ofa_jax.train --config=configs/quickstart.py:scst --workdir=runs/shapes_scst
   python -m ofa_jax.train --config=configs/quickstart.py:world --workdir=runs/world
-  python -m ofa_jax.train --config=configs/quickstart.py:draw --workdir=runs/draw
   python -m ofa_jax.train --config=configs/quickstart.py:world_scst --workdir=runs/world_scst
+  python -m ofa_jax.train --config=configs/quickstart.py:draw --workdir=runs/draw
 
 `digits`: a Chinese-CLIP on real images (scikit-learn's 1,797 scanned digits) with Chinese captions,
 in Chinese-CLIP's own file formats. `ofa`: an OFA that captions drawn pictures of coloured shapes,
