@@ -263,7 +263,11 @@ def test_samples_rewards_and_loss_are_the_originals(words, helpers):
   names = [name.removeprefix("grad:") for name in given if name.startswith("grad:")]
   assert len(names) == 13
   for name in names:
-    assert frozen_golden.error(tensors[name], given[f"grad:{name}"]) < 2e-5, name
+    expected = given[f"grad:{name}"]
+    if np.abs(expected).max() < 1e-6:  # rounding: a shift of all keys changes no weight
+      assert np.abs(tensors[name]).max() < 1e-6, name
+    else:
+      assert frozen_golden.error(tensors[name], expected) < 2e-5, name
   rows = tensors["encoder.embed_tokens.weight"][given["grad_rows:ids"]]
   assert frozen_golden.error(rows, given["grad_rows:encoder.embed_tokens.weight"]) < 2e-5
 
@@ -297,7 +301,8 @@ def test_pictures_of_files_are_judged_as_the_original_does(helpers):
   np.testing.assert_allclose(found, told["scores"], atol=3e-6)
 
 
-@pytest.mark.parametrize("judged_by", ["text", "image"])
+# Another program of the same two models.
+@pytest.mark.parametrize("judged_by", ["text", pytest.param("image", marks=pytest.mark.slow)])
 def test_the_ranking_is_the_originals(words, helpers, tmp_path, judged_by):
   """Of a row's samples, those that the original drew, through the evaluation itself."""
   told, given = image_gen_golden.told("validation"), image_gen_golden.arrays("validation")
