@@ -39,7 +39,7 @@ from ofa_jax.engine import log
 from ofa_jax.inference import judges
 from ofa_jax.models.inception import DIMS, WIDTH, InceptionConfig
 from ofa_jax.scoring import clip_scores, fid
-from ofa_jax.scoring.fid import Moments, Statistics
+from ofa_jax.scoring.fid import Moments
 
 METRICS = ("fid", "is", "cmmd", "clipsim")
 NAMES = {"torchvision": "fid_ofa", "pytorch_fid": "fid_pytorch_fid"}  # of FIDs, by the variant
@@ -110,7 +110,7 @@ def score(
   """
   opened = _open_models(plan)
   pictures = sources.open_images(fake)
-  stored = _stored(real) if "fid" in plan.metrics else None
+  stored = fid.load(real) if real is not None and real.endswith(".npz") else None
   references = None
   if real is not None and stored is None:
     references = sources.open_images(real)
@@ -173,10 +173,6 @@ def _open_models(plan: Plan) -> dict[str, hub.Source]:
       raise ValueError(f"{plan.clip}: expected a CLIP, found {source.family.title}")
     opened["clip"] = source
   return opened
-
-
-def _stored(real: str | None) -> Statistics | None:
-  return fid.load(real) if real is not None and os.fspath(real).endswith(".npz") else None
 
 
 def _check(plan, opened, *, pictures, references, stored, save):

@@ -22,9 +22,14 @@ COMMANDS = {
   *("train", "evaluate", "extract_features", "retrieve", "zeroshot", "compile_ahead"),
   *("validate_data", "prepare_data", "calibrate", "first_state"),
   *("serve", "demo", "page", "score_images"),
-  *("export",),
+  *(
+    "draw_files",
+    "jobs",
+    "tokenize_images",
+  ),
   *("generate", "cli", "cli_help", "cli_parsers", "__main__"),
 }
+COMMANDS |= {"export"}
 SERVED = {"serving"}  # what the commands give to others
 BELOW = {
   **dict.fromkeys(NUMPY, NUMPY),

@@ -11,6 +11,7 @@ strictness a comparison of names. Arrays are NumPy's; this file needs no PyTorch
 """
 
 import difflib
+import functools
 import itertools
 import math
 import re
@@ -277,9 +278,7 @@ def _expand(rule: Rule, path: str, shape: tuple[int, ...]) -> Iterable[Tensor]:
   """Yields the tensors by which one rule fills a parameter: none, one, or one for each layer."""
   pattern, template, transform = rule
   ours, _, index = template.partition("[")
-  kinds = re.findall(r"\((.*?)\)", pattern)
-  ours = re.sub(r"\\(\d)", lambda group: f"(?P<g{group[1]}>{kinds[int(group[1]) - 1]})", ours)
-  match = re.fullmatch(ours, path)
+  match = _pattern(pattern, ours).fullmatch(path)
   if match is None:
     return
   groups = {int(name[1:]): value for name, value in match.groupdict().items()}
@@ -294,6 +293,15 @@ def _expand(rule: Rule, path: str, shape: tuple[int, ...]) -> Iterable[Tensor]:
     number = itertools.count(1)
     name = re.sub(r"\(.*?\)", lambda _, number=number: groups[next(number)], pattern)
     yield Tensor(name, transform.to_torch(dummy[at]).shape, path, at, transform)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _pattern(torch: str, ours: str) -> re.Pattern[str]:
+  """What our paths of a rule look like, its groups as they are in the torch name."""
+  kinds = re.findall(r"\((.*?)\)", torch)
+  return re.compile(
+    re.sub(r"\\(\d)", lambda group: f"(?P<g{group[1]}>{kinds[int(group[1]) - 1]})", ours)
+  )
 
 
 def count_layers(names: Iterable[str], pattern: str) -> int:

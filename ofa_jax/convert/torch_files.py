@@ -155,7 +155,7 @@ def save_state_dict(
     ValueError: PyTorch is missing.
   """
   torch = _torch()
-  content = {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in state_dict.items()}
+  content = {name: torch.from_numpy(x) for name, x in state_dict.items()}
   if under is not None:
     content = {under: content}
     if described is not None:

@@ -24,6 +24,8 @@ _WORD_END = "</w>"
 _PATTERN = (
   r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
+# Of plain ASCII ftfy changes nothing but HTML's escapes.
+_PLAIN, _ESCAPE = regex.compile(r"[\t\n -~]*"), regex.compile(r"&#?[0-9A-Za-z]{1,24};")
 _CACHED = 100_000  # words whose pieces are kept
 
 
@@ -138,8 +140,7 @@ def clean(text: str) -> str:
   Raises:
     ValueError: it needs ftfy, which is not there.
   """
-  # Of plain ASCII ftfy changes nothing but HTML's escapes, which are undone below.
-  if not (text.isascii() and "&" not in text and all(c.isprintable() or c in "\t\n" for c in text)):
+  if not _PLAIN.fullmatch(text) or _ESCAPE.search(text):
     text = _repaired(text)
   text = html.unescape(html.unescape(text)).strip()
   return regex.sub(r"\s+", " ", text).strip().lower()
