@@ -12,11 +12,14 @@ import jax.numpy as jnp
 
 
 def cast(params: Any, precision: str) -> Any:
-  """Float32 parameters in the compute dtype; "bf16" leaves scalars (temperatures) in float32."""
+  """Float32 parameters in the compute dtype; narrow ones leave scalars (temperatures) in float32.
+
+  Besides the precisions of runs there is "fp16", which exports are made in.
+  """
   if precision == "fp32":
     return params
-  narrow = precision == "bf16"
-  dtype = jnp.bfloat16 if narrow else jnp.float64
+  narrow = precision != "fp64"
+  dtype = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "fp64": jnp.float64}[precision]
   return jax.tree.map(
     lambda p: p.astype(dtype) if p.dtype == jnp.float32 and (p.ndim or not narrow) else p, params
   )

@@ -1,0 +1,40 @@
+"""A program that is written out computes the same, in operations that converters know."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from ofa_jax.exporting.programs import written_out
+
+WEIGHTS = np.random.default_rng(0).normal(size=(3, 4, 4)).astype(np.float32)
+
+
+def function(x):
+  @jax.checkpoint
+  def layer(x, inputs):
+    w, i = inputs
+    y = jax.nn.gelu(x @ w, approximate=False) + jnp.broadcast_to(jnp.arange(4.0) * i, x.shape)
+    return jax.nn.relu(y), y.sum(-1)
+
+  x, sums = jax.lax.scan(jax.jit(layer), x, (jnp.asarray(WEIGHTS), jnp.arange(3)), reverse=True)
+  return x * x.shape[0], sums
+
+
+def test_the_values_are_the_same():
+  x = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
+  program = jax.make_jaxpr(function)(x)
+  found = written_out(program.jaxpr, program.consts, [x])
+  for ours, theirs in zip(function(x), found, strict=True):
+    np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-6)
+
+
+def test_loops_and_calls_are_gone():
+  spec = jax.ShapeDtypeStruct(export.symbolic_shape("N, 4"), jnp.float32)
+  program = jax.make_jaxpr(function)(spec)
+  assert "scan" in {eqn.primitive.name for eqn in program.eqns}
+  written = jax.make_jaxpr(lambda x: written_out(program.jaxpr, program.consts, [x]))(spec)
+  names = [eqn.primitive.name for eqn in written.eqns]
+  assert names.count("dot_general") == 3
+  assert not {"scan", "remat2", "checkpoint", "custom_jvp_call"} & set(names)
+  assert str(written.out_avals[1].shape) == "(3, N)"
