@@ -7,33 +7,43 @@ r"""The embedded defaults: small models of both families learn from nothing, wit
   python -m ofa_jax.train --config=configs/quickstart.py:scst --workdir=runs/shapes_scst
   python -m ofa_jax.train --config=configs/quickstart.py:world --workdir=runs/world
   python -m ofa_jax.train --config=configs/quickstart.py:world_scst --workdir=runs/world_scst
+  python -m ofa_jax.train --config=configs/quickstart.py:draw --workdir=runs/draw
 
 `digits`: a Chinese-CLIP on real images (scikit-learn's 1,797 scanned digits) with Chinese captions,
 in Chinese-CLIP's own file formats. `ofa`: an OFA that captions drawn pictures of coloured shapes,
 in OFA's, with a byte-level BPE of its own. `scst`: one that learnt for 200 steps goes on with the
 CIDEr-D of the captions that it writes itself. `world`: an OFA that learns captions, questions,
 boxes, entailment, digits and the filling in of texts at once, and is evaluated on each, also on
-pictures of combinations that it never saw. `world_scst`: its captions, as they
-were after 500 steps, go on with CIDEr-D. The data is made once under OFA_JAX_DATA, or the user's
-cache folder.
+pictures of combinations that it never saw. `world_scst`: its captions, as they were after 500
+steps, go on with CIDEr-D. `draw`: an OFA that draws the pictures of that world from their captions,
+judged by what their pixels show. The data is made once under OFA_JAX_DATA, or the user's cache
+folder.
 """
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
+
+from ofa_jax import hub
 from ofa_jax.config import Config, Eval, Optim
-from ofa_jax.data import quickstart, quickstart_ofa, quickstart_world
+from ofa_jax.data import quickstart, quickstart_draw, quickstart_ofa, quickstart_world
 from ofa_jax.data.images import HALF_MEAN, HALF_STD
 from ofa_jax.data.pairs import PairData
 from ofa_jax.decode.beam import Search
 from ofa_jax.models.bert import BertConfig
 from ofa_jax.models.cnclip import LOGIT_SCALE_BOUNDS, NO_DECAY, CNCLIPConfig
 from ofa_jax.models.ofa import OFAConfig
+from ofa_jax.models.ofa.config import CODE_PIXELS
+from ofa_jax.models.patches import PatchCodecConfig
 from ofa_jax.models.vit import ViTConfig
 from ofa_jax.tasks.caption import Caption
 from ofa_jax.tasks.contrastive import Contrastive
 from ofa_jax.tasks.image_classify import ImageClassify
+from ofa_jax.tasks.image_gen import ImageGen
 from ofa_jax.tasks.infilling import Infilling
 from ofa_jax.tasks.mixture import Mixture
 from ofa_jax.tasks.refcoco import RefCOCO
@@ -51,6 +61,7 @@ def get_config(family: str = "digits") -> Config:
     "scst": scst,
     "world": world,
     "world_scst": world_scst,
+    "draw": draw,
   }
   if family not in families:
     raise ValueError(f"Expected a quickstart out of {', '.join(families)}, found {family!r}")
@@ -287,3 +298,85 @@ def world_scst(folder: str | Path) -> Config:
     optim=dataclasses.replace(config.optim, lr=2e-5, warmup=20),
     evals=(Eval(name="valid", task=captions, every=300),),
   )
+
+
+def draw(folder: str | Path) -> Config:
+  """Captions to pictures: a mosaic of patches, one after the other."""
+  data = quickstart.make_once(
+    folder, f"draw-v{quickstart_draw.VERSION}", functools.partial(_write_draw, folder)
+  )
+  words, side = data / "tokenizer", quickstart_world.SIZE
+  number = quickstart_draw.WIDTH**2
+  task = ImageGen(
+    train=(str(data / "train.tsv"),),
+    valid=(str(data / "valid.tsv"),),
+    test=(str(data / "novel.tsv"),),
+    tokenizer=str(words),
+    image_size=side,
+    source_length=32,
+    target_length=number + 1,
+    codec=str(data / "codec"),
+    search=Search(
+      num_beams=1,
+      max_length=number,
+      min_length=number,
+      gen_code=True,
+      sample=True,
+      top_p=0.9,
+      temperature=0.7,
+    ),
+    scorer=quickstart_draw.Truth(),
+    page=24,
+  )
+  return Config(
+    name="quickstart: pictures drawn from captions",
+    model=OFAConfig(
+      width=128,
+      mlp=512,
+      encoder_layers=2,
+      decoder_layers=3,
+      heads=4,
+      stages=(1, 1, 1),
+      vocab_size=OFATokenizer.from_directory(words).vocab_size,
+      num_codes=quickstart_draw.NUM_CODES,
+      num_bins=0,
+      token_bucket_size=32,
+      image_bucket_size=8,
+      code_image_size=CODE_PIXELS * quickstart_draw.WIDTH,
+      orig_patch_image_size=64,
+      name="draw",
+    ),
+    task=task,
+    batch_size=32,
+    steps=2500,
+    log_every=50,
+    save_every=500,
+    optim=Optim(
+      lr=1e-3,
+      adam="fairseq",
+      b2=0.98,
+      weight_decay=0.01,
+      schedule="polynomial",
+      warmup=100,
+      clip_norm=1.0,
+      freeze=(r"^encoder/(image|image_proj|image_norm)/",),
+    ),
+    precision="fp32",  # what a CPU computes fastest
+    evals=(
+      Eval(name="valid", task=task, batch_size=128),
+      Eval(name="novel", task=task, split="test", batch_size=128),
+    ),
+  )
+
+
+def _write_draw(folder: str | Path, path: Path) -> None:
+  """The codes of the world's pictures, and the model that makes pictures of them."""
+  quickstart_draw.write(path, quickstart_world.world(folder))
+  table = np.load(path / "patches.npy")
+  codec = PatchCodecConfig(
+    image_size=quickstart_world.SIZE,
+    patch_size=quickstart_draw.PATCH,
+    num_codes=len(table),
+  )
+  params = {"patches": {"embedding": jnp.asarray(table.reshape(len(table), -1))}}
+  hub.save_directory(path / "codec", codec, params, {})

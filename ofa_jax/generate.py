@@ -7,8 +7,11 @@ r"""What an OFA says: captions, answers, boxes and labels, for one input or a fi
 Tasks: caption; vqa (questions); refcoco (phrases to boxes); snli_ve (hypotheses and perhaps
 premises to labels); classify; ocr and ocr_document (the texts in a picture, or in a long line of a
 document); text (prompts in your own words, with or without an image); and of texts alone cola,
-mnli, mrpc, qnli, qqp, rte, sst2 (labels), gigaword (articles to summaries) and infilling (texts in
-which <mask> hides words).
+mnli, mrpc, qnli, qqp, rte, sst2 (labels), gigaword (articles to summaries), infilling (texts in
+which <mask> hides words) and image (captions to pictures: PNG files in the folder --output).
+
+  python -m ofa_jax.generate --model=M --task=image --text="a red boat" --codec=V --judge=C \
+    --samples=24 --top=4 --output=D
 
 The input is the original's TSV of the task, or one with other `--columns`; or pictures in any form
 that training reads: a folder, a table (.csv, .tsv) whose columns go by name
@@ -21,7 +24,6 @@ jobs share the rows with --shard=0/4, --shard=1/4, ... beside the same flags; th
 with --shard=merge/4 makes of their files the one file, byte for byte.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -32,7 +34,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from ofa_jax import api, cli, partial, shards
+from ofa_jax import api, cli, draw_files, jobs, partial, shards
 from ofa_jax.data import answers, pipeline, sources
 from ofa_jax.data.given import picture
 from ofa_jax.data.protocols import TextImages
@@ -42,6 +44,9 @@ from ofa_jax.engine import log
 from ofa_jax.inference.ofa import OFAModel
 from ofa_jax.inference.predict import TASKS, Options, calibration_of, predict, told
 from ofa_jax.inference.rows import TEXTS, TaskRows
+from ofa_jax.tasks import image_gen
+
+DRAWS = image_gen.ANSWERING.name
 
 
 def predict_file(
@@ -74,8 +79,6 @@ def predict_file(
   """
   output = shard.place(output) if shard else output
   start, end = shard.rows(len(table), batch_size=batch_size) if shard else (0, len(table))
-  left = partial.place_of(output)
-  left.parent.mkdir(parents=True, exist_ok=True)
   work = {
     "input": partial.fingerprint(table.files),
     "columns": dict(table.columns),
@@ -94,33 +97,18 @@ def predict_file(
       for batch in read:
         yield _lines(model, task, table, batch, begin=start + begin, options=options, bad=bad)
 
-  done = 0
-  if partial.taken_up(left, work):
-    lines = left.read_bytes().splitlines(keepends=True)
-    done = sum(line.endswith(b"\n") for line in lines) // batch_size * batch_size
-    # What is there is taken up if today's first batch is the same.
-    if done:
-      with contextlib.closing(batches(0, pipeline.BadRows(1.0))) as first:
-        if next(first) != lines[:batch_size]:
-          print(f"Starting anew: the first rows of {left} would be others now")
-          done = 0
-    with open(left, "r+b") as file:
-      file.truncate(sum(map(len, lines[:done])))
-  bad = pipeline.BadRows(max_bad_rate, print)
-  bad.carry(sum("error" in json.loads(line) for line in lines[:done]) if done else 0, seen=done)
-  with (
-    partial.tidied(left),
-    open(left, "ab") as file,
-    cli.progress(task, total=end - start, done=done, unit="rows") as advance,
-  ):
-    for lines in batches(done, bad) if done < end - start else ():
-      file.writelines(lines)
-      file.flush()
-      advance(len(lines))
-  written = left.read_bytes().splitlines()
-  if shard is not None:
-    shards.note(output, work)
-  partial.finish(left, output)
+  written = jobs.write_lines(
+    output,
+    batches,
+    total=end - start,
+    batch_size=batch_size,
+    work=work,
+    title=task,
+    unit="rows",
+    max_bad_rate=max_bad_rate,
+    is_bad=lambda line: "error" in json.loads(line),
+    shard=shard,
+  )
   return sum("error" not in json.loads(line) for line in written)
 
 
@@ -172,7 +160,7 @@ def main() -> None:
     "A released name, model directory, workdir, .pt or HF directory; several: an ensemble.",
     required=True,
   )
-  task = flags.DEFINE_enum("task", None, list(TASKS), "What to do.", required=True)
+  task = flags.DEFINE_enum("task", None, [*TASKS, DRAWS], "What to do.", required=True)
   image = cli.define_path("image", "Image file, for one input.")
   text = flags.DEFINE_string("text", None, "Question, phrase, hypothesis or prompt, for one input.")
   text2 = flags.DEFINE_string("text2", None, "The other sentence, for one input (GLUE's tasks).")
@@ -218,9 +206,18 @@ def main() -> None:
   samples = flags.DEFINE_integer(
     "samples",
     None,
-    "Hypotheses that are drawn, not searched for (with --most-boxes).",
+    "Hypotheses that are drawn, not searched for (with --most-boxes); pictures (image: 24).",
     lower_bound=1,
   )
+  codec = flags.DEFINE_string("codec", None, "VQGAN that makes pictures (image).")
+  judge = flags.DEFINE_string(
+    "judge", None, "CLIP or Chinese-CLIP that chooses among pictures (image)."
+  )
+  top = flags.DEFINE_integer("top", 1, "Pictures of a caption that are kept.", lower_bound=1)
+  guidance = flags.DEFINE_float(
+    "guidance", 1.0, "Above 1 captions weigh more (image); not the original's."
+  )
+  top_k = flags.DEFINE_integer("top-k", 256, "Likeliest codes to draw from (image).")
   seed = flags.DEFINE_integer("seed", 0, "Of what is drawn.", lower_bound=0)
   searched = {
     "num_beams": flags.DEFINE_integer("num-beams", None, "Hypotheses; default: the task's."),
@@ -233,10 +230,36 @@ def main() -> None:
     ),
   }
 
+  def draw():
+    options = {
+      "samples": samples.value or image_gen.ANSWERING.search.num_beams,
+      "top": top.value,
+      "codec": codec.value,
+      "judge": judge.value,
+      "guidance": guidance.value,
+      "temperature": searched["temperature"].value or 1.0,
+      "top_k": top_k.value,
+      "seed": seed.value,
+    }
+    draw_files.command(
+      name.value,
+      text=text.value,
+      paths=input_.value,
+      columns=_columns(DRAWS, columns.value) if columns.value else {},
+      output=output.value,
+      options=options,
+      batch_size=batch_size.value,
+      max_bad_rate=max_bad_rate.value,
+      given={"precision": precision.value, "tokenizer": tokenizer.value},
+    )
+
   def command():
     log.quiet_libraries()
     of_boxes = {"min-probability": min_probability, "most-boxes": most_boxes, "samples": samples}
     given = [f"--{name}" for name, flag in of_boxes.items() if flag.value is not None]
+    if task.value == DRAWS:
+      draw()
+      return
     if given and task.value != "refcoco":
       raise ValueError(f"Expected {', '.join(given)} with --task=refcoco, found {task.value}")
     if samples.value and most_boxes.value is None:

@@ -98,8 +98,9 @@ def _scale(name: str, last: str, shape: tuple[int, ...]) -> float:
   if last == "positional_embedding":
     return 0.5
   if len(shape) == 4:
-    # The patches of a ViT have no gain, the convolutions of a ResNet that of ReLU.
-    return ((1 if shape[-1] == 16 else 2) / np.prod(shape[1:])) ** 0.5
+    # Only the convolutions of a ResNet have the gain of ReLU: not a ViT's patches, nor a VQGAN's.
+    gain = 2 if "embed_images." in name and shape[-1] != 16 else 1
+    return (gain / np.prod(shape[1:])) ** 0.5
   if len(shape) == 2:
     return (1 / shape[1]) ** 0.5
   if name == "decoder.layer_norm.weight":

@@ -67,6 +67,9 @@ SIZES = {
   ("ofa_pretrain.py", "tiny"): 33_488_336,
   ("ofa_pretrain.py", "base"): 182_238_536,
   ("ofa_pretrain.py", "large"): 472_977_152,
+  ("ofa_image_gen.py", None): 182_238_536,
+  ("ofa_image_gen.py", "large,test"): 472_977_152,
+  ("ofa_image_gen.py", "base,chinese"): 159_865_160,
 }
 
 # One of every file, the smaller ones, and every option that changes the program. The others are of
@@ -93,6 +96,7 @@ LOWERED = {
   ("ofa_ocr.py", "base,document"),
   ("ofa_muge.py", None),
   ("ofa_pretrain.py", "tiny"),
+  ("ofa_image_gen.py", None),
 }
 
 # Whose updates have so few rows that no more devices divide them; others are checked for 16.

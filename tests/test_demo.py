@@ -130,7 +130,8 @@ class Visitor:
 
   def fill(self, label, text):
     """Fills in a field of the open tab."""
-    begins = re.compile(f"^{re.escape(label)}")  # what is said about a field belongs to its name
+    # What is said about a field belongs to its name.
+    begins = re.compile(rf"^\s*{re.escape(label)}")
     self.page.get_by_label(begins).locator("visible=true").first.fill(text)
 
   def run(self, *, key=None):
@@ -142,7 +143,7 @@ class Visitor:
       button = self.page.get_by_role("button", name=self.said.run, exact=True)
       button.locator("visible=true").click()
     self.page.wait_for_function(f"before => ({SAID})() !== before && ({SAID})()", arg=before)
-    return self.seen(".said").first.inner_text()
+    return self.seen(".said").first.inner_text().strip()
 
   def seen(self, selector):
     return self.page.locator(selector).locator("visible=true")

@@ -22,6 +22,11 @@ COMMANDS = {
   *("train", "evaluate", "extract_features", "retrieve", "zeroshot", "compile_ahead"),
   *("validate_data", "prepare_data", "calibrate", "first_state"),
   *("serve", "demo", "page", "score_images"),
+  *(
+    "draw_files",
+    "jobs",
+    "tokenize_images",
+  ),
   *("generate", "cli", "cli_help", "cli_parsers", "__main__"),
 }
 SERVED = {"serving"}  # what the commands give to others

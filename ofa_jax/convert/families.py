@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from ofa_jax.convert import inception, torch_files, vqgan
+from ofa_jax.convert import inception, patches, torch_files, vqgan
 from ofa_jax.convert.cnclip import family as cnclip_family
 from ofa_jax.convert.family import Family, explain, guess
 from ofa_jax.convert.ofa import family as ofa_family
@@ -17,6 +17,7 @@ FAMILIES: tuple[Family, ...] = (
   openai_clip_family.FAMILY,
   vqgan.FAMILY,
   inception.FAMILY,
+  patches.FAMILY,
 )
 RELEASES: dict[str, Release] = {
   name: release for family in FAMILIES for name, release in family.releases.items()

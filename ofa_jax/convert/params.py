@@ -8,9 +8,12 @@ from ofa_jax.models.cnclip import CNCLIPConfig
 from ofa_jax.models.inception import InceptionConfig
 from ofa_jax.models.ofa.model import OFAConfig
 from ofa_jax.models.openai_clip import OpenAICLIPConfig
+from ofa_jax.models.patches import PatchCodecConfig
 from ofa_jax.models.vqgan import VQGANConfig
 
-ModelConfig = CNCLIPConfig | OFAConfig | OpenAICLIPConfig | VQGANConfig | InceptionConfig
+ModelConfig = (
+  CNCLIPConfig | OFAConfig | OpenAICLIPConfig | VQGANConfig | InceptionConfig | PatchCodecConfig
+)
 Weights = tuple[dict[str, Any], dict[str, Any]]  # nested dicts: parameters, running statistics
 
 

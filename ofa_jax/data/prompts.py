@@ -12,6 +12,7 @@ from ofa_jax.data.text import REFERENCES, known_words, pre_caption, pre_question
 
 MAX_WORDS = 80  # of the user's part in a prompt: the original's --max-src-length
 
+MAX_PICTURE_WORDS = 64  # of a caption that is drawn, in the original's scripts
 MAX_ARTICLE_WORDS = MAX_SENTENCE_WORDS = 512  # of Gigaword's articles, of each of GLUE's texts
 
 CAPTION = " what does the image describe?"
@@ -23,6 +24,8 @@ REGION_CAPTION = "  what does the region describe? region:"  # before four bins;
 MIDDLE = " what is the image in the middle part?"
 OBJECTS = " what are the objects in the image?"
 WHOLE_TEXT = ' what is the complete text of "', ' "?'  # around a text with hidden words
+PICTURE = " what is the complete image? caption: "
+PICTURE_CHINESE = "完整的图片是什么? 描述: "  # ours: the original draws in English alone
 READING = " what are the texts on the image?"
 READING_CHINESE = "图片上的文字是什么?"
 
@@ -46,6 +49,16 @@ def question(text: str, *, max_words: int = MAX_WORDS) -> str:
 def objects(names: str, *, most: int) -> str:
   """What stands behind a question: the names, "&&" between them, of objects that were seen."""
   return f" object: {' '.join(names.strip().split(REFERENCES)[:most])}"
+
+
+def picture(text: str, *, chinese: bool = False, max_words: int = MAX_PICTURE_WORDS) -> str:
+  """Asks for a picture of what a caption says; "" asks for any, which is what guidance leaves."""
+  text = _cut(text, _words, max_words)
+  return f"{PICTURE_CHINESE if chinese else PICTURE}{text}" if text else _untold(chinese)
+
+
+def _untold(chinese: bool) -> str:
+  return (PICTURE_CHINESE if chinese else PICTURE).rstrip()
 
 
 def region(text: str, *, chinese: bool = False, max_words: int = MAX_WORDS) -> str:
@@ -82,6 +95,11 @@ def whole_text(text: str) -> str:
 def sentences(template: str, *texts: str, max_words: int = MAX_SENTENCE_WORDS) -> str:
   """Asks about sentences, each in its place `{}` of a template of GLUE's: lower case, cut."""
   return template.format(*(_cut(text, pre_sentence, max_words) for text in texts))
+
+
+def _words(text: str, *, max_words: int) -> str:
+  """The first words as they are, letters and signs kept."""
+  return " ".join(text.split()[:max_words])
 
 
 def _cut(text: str, clean: Callable[..., str], max_words: int) -> str:

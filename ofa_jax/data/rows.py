@@ -5,6 +5,7 @@ size without decoding it, and the picture. Whatever must move with the pixels (b
 where they are.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -58,6 +59,10 @@ class Row(Mapping[str, str]):
   def image(self) -> Image.Image:
     """The stored picture, decoded whole, in RGB."""
     return self._picture(images.open_rgb)
+
+  def cropped(self, size: int) -> np.ndarray:
+    """uint8[size, size, 3]: the middle of the stored picture as OpenAI's CLIP is given it."""
+    return self._picture(functools.partial(images.decode_cropped, size=size))
 
   def square(self, rng: np.random.Generator | None) -> np.ndarray:
     """uint8[S, S, 3]: the whole picture squashed to the task's size, out of the decode cache.

@@ -26,6 +26,7 @@ from ofa_jax.decode.beam import Search
 from ofa_jax.decode.trie import Trie
 from ofa_jax.inference import inputs
 from ofa_jax.inference.devices import itself
+from ofa_jax.inference.drawing import Drawing
 from ofa_jax.inference.grounding import Grounding
 from ofa_jax.inference.identity import identity
 from ofa_jax.inference.inputs import Picture
@@ -38,7 +39,7 @@ from ofa_jax.tokenizers.ofa import OFATokenizer
 from ofa_jax.tokenizers.special import BOS
 
 
-class OFAModel(Reading, Grounding):
+class OFAModel(Reading, Grounding, Drawing):
   """An OFA, or several as an ensemble, on all local devices.
 
   Images are whatever `data.given.picture` takes (paths, Pillow images, arrays of 0 to 255 or of
@@ -89,6 +90,7 @@ class OFAModel(Reading, Grounding):
     own = sources[0].settings["generation"]
     self.searches["caption"] = dataclasses.replace(self.searches["caption"], **own)
     self._plan = functools.lru_cache(maxsize=8)(self._make_plan)
+    self._painter = functools.lru_cache(maxsize=2)(self._make_painter)
 
   def __repr__(self) -> str:
     more = f", models={self._num_models}" if self._num_models > 1 else ""

@@ -7,7 +7,7 @@ which decodes its rows alone: no search waits for another device's.
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +44,7 @@ class Runner:
     config: sizes of the first model.
     colours: how it wants pixels normalised.
     num_params: scalars of all models.
+    mesh: the devices.
     looks_once: whether equal pictures of a call go through the image's part of the encoder once,
       and not for each text anew; an ensemble never does. It is another program, whose last bits
       may be others.
@@ -70,14 +71,14 @@ class Runner:
     if sources[0].settings["imagenet_normalization"]:
       self.colours = Colours(images.IMAGENET_MEAN, images.IMAGENET_STD)
     devices = list(devices or jax.local_devices())
-    self._mesh = sharding.make_mesh((len(devices), 1, 1), devices=devices)
+    self.mesh = sharding.make_mesh((len(devices), 1, 1), devices=devices)
     self._matmul = numerics.matmul_precision(precision)
-    weights = [source.load(sharding.replicated(self._mesh)) for source in sources]
+    weights = [source.load(sharding.replicated(self.mesh)) for source in sources]
     self.num_params = sum(trees.count(params) for params, _ in weights)
     self._weights = tuple((numerics.cast(params, precision), rest) for params, rest in weights)
     self._graphs = [abstract(source.config)[0] for source in sources]
     self._forward, self._generate, self._score, self._look = (
-      jax.jit(self._on_each_device(function), static_argnames="static")
+      self.compiled(function)
       for function in (
         self._forward_rows, self._generate_rows, self._score_rows, self._look_at_rows
       )
@@ -91,7 +92,7 @@ class Runner:
     length = rows["decoder"].shape[1]
     if "code_mask" not in rows:  # behind the last code there are no positions
       rows = {**rows, "decoder": widened(rows["decoder"], bucket(length, 8))}
-    return self._run(self._forward, rows)[:, :length]
+    return self.run(self._forward, rows)[:, :length]
 
   def generate(
     self, rows: Rows, *, search: beam.Search, trie: Trie | None = None, seed: int | None = None
@@ -107,7 +108,7 @@ class Runner:
     if "prompt" in rows:
       length += rows["prompt"].shape[1]
     room = MAX_POSITIONS // (search.num_beams * length)
-    return self._run(self._generate, rows, shared=shared, static=search, most=room)
+    return self.run(self._generate, rows, shared=shared, static=search, most=room)
 
   def score(self, rows: Rows, *, plan: candidates.Plan) -> np.ndarray:
     """Returns the scores float32[N, A] of all answers after the prompts "decoder".
@@ -120,11 +121,11 @@ class Runner:
     width = bucket(rows["decoder"].shape[1], 8)
     rows = {**rows, "decoder": widened(rows["decoder"], width)}
     room = MAX_POSITIONS // (plan.width * (width + len(plan.levels)))
-    return self._run(self._score, rows, shared={"plan": plan}, most=room)[:, : plan.num_answers]
+    return self.run(self._score, rows, shared={"plan": plan}, most=room)[:, : plan.num_answers]
 
   def _forward_rows(self, weights, rows, shared, static):
     del shared, static
-    models = self._models(weights)
+    models = self.models(weights)
     logits = [
       model.decode(self._encode(model, rows), rows["decoder"], code_mask=rows.get("code_mask"))
       for model in models
@@ -135,7 +136,7 @@ class Runner:
     return jax.nn.logsumexp(each, axis=0) - jnp.log(len(models))
 
   def _generate_rows(self, weights, rows, shared, static):
-    models = self._models(weights)
+    models = self.models(weights)
     return answers.generate(
       models,
       [self._encode(model, rows) for model in models],
@@ -150,7 +151,7 @@ class Runner:
 
   def _score_rows(self, weights, rows, shared, static):
     del static
-    (model,) = self._models(weights)
+    (model,) = self.models(weights)
     return candidates.score_answers(
       model, self._encode(model, rows), prompts=rows["decoder"], plan=shared["plan"]
     )
@@ -158,7 +159,7 @@ class Runner:
   def _look_at_rows(self, weights, rows, shared, static):
     """The feature maps of images."""
     del shared, static
-    (model,) = self._models(weights)
+    (model,) = self.models(weights)
     return model.encoder.image(self._pixels(rows)["image"])
 
   def _looked_at(self, rows):
@@ -177,12 +178,13 @@ class Runner:
       maps = batches.run(
         lambda batch: self._look(self._weights, batch, {}, static=None),
         {"image": images[once]},
-        mesh=self._mesh,
+        mesh=self.mesh,
         most=MAX_BATCH,
       )
     return {**rows, "image": maps[np.searchsorted(once, first)]}
 
-  def _models(self, weights):
+  def models(self, weights: Sequence[Any]) -> list[Any]:
+    """The models with what a compiled function is given as their weights."""
     return [nnx.merge(graph, *x) for graph, x in zip(self._graphs, weights, strict=True)]
 
   def _encode(self, model, rows):
@@ -198,17 +200,32 @@ class Runner:
       if name in rows
     }
 
-  def _on_each_device(self, function):
-    """`function(weights, rows, shared, static)`, each device with its own rows."""
+  def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(weights, rows, shared, static)` for `run`, each device with its own rows."""
 
     def call(weights, rows, shared, *, static):
       each = functools.partial(function, static=static)
-      return answers.on_each_device(each, mesh=self._mesh)(weights, rows, shared)
+      return answers.on_each_device(each, mesh=self.mesh)(weights, rows, shared)
 
-    return call
+    return jax.jit(call, static_argnames="static")
 
-  def _run(self, function, rows, *, shared=None, static=None, most=MAX_BATCH):
-    """Calls a function batch by batch; the next is on its way while a result is copied back."""
+  def run(
+    self,
+    function: Callable[..., Any],
+    rows: Rows,
+    *,
+    shared: Mapping[str, Any] | None = None,
+    static: Any = None,
+    most: int = MAX_BATCH,
+  ) -> Any:
+    """Calls a function batch by batch; the next is on its way while a result is copied back.
+
+    Args:
+      function: from `compiled`.
+      rows: of `function`; "active" and "index", the rows' numbers, are added.
+      shared, static: as the function takes them.
+      most: rows that one device computes at once.
+    """
     rows = self._looked_at(rows) if self.looks_once else rows
     number = len(rows["source"])
     length = rows["source"].shape[1]
@@ -220,7 +237,7 @@ class Runner:
       return batches.run(
         lambda batch: function(self._weights, batch, shared, static=static),
         rows,
-        mesh=self._mesh,
+        mesh=self.mesh,
         most=min(most, MAX_BATCH),
         filled=_filled,
       )

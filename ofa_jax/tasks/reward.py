@@ -15,7 +15,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -75,24 +75,9 @@ class SelfCritical(Caption):
 
   def check(self, config):
     faults = super().check(config)
-    faults += [
-      f"task.{name}: expected {default!r}, as rewards take the place of right answers, found "
-      f"{getattr(self, name)!r}"
-      for name in _UNUSED
-      if getattr(self, name) != (default := type(self).__dataclass_fields__[name].default)
-    ]
-    if self.sampling.num_beams < 2:
-      faults.append(
-        "task.sampling.num_beams: expected at least 2, as each text is compared with the others of "
-        f"its row, found {self.sampling.num_beams}"
-      )
     if (length := self.sampling.max_length) >= MAX_POSITIONS:
       faults.append(f"task.sampling.max_length: expected below {MAX_POSITIONS}, found {length}")
-    if self.kl < 0:
-      faults.append(f"task.kl: expected a weight from 0, found {self.kl}")
-    if self.kl and self.kl_model is None:
-      faults.append("task.kl_model: expected the model to stay near to, found None; name init's")
-    return faults
+    return faults + check_rewarded(self)
 
   def frozen(self, mesh, *, precision, training=True, load=True):
     if not (training and self.kl):
@@ -129,8 +114,7 @@ class SelfCritical(Caption):
     del step
     keys = None
     if self.sampling.sample:  # by keys of their own, the same on any mesh
-      key = jax.random.key(jax.random.bits(rngs, dtype=jnp.uint32), impl="threefry2x32")
-      keys = answers.row_keys(key, jnp.arange(len(batch["source"])))
+      keys = sample_keys(rngs, len(batch["source"]))
     rows = {"batch": dict(batch), "keys": keys}
     samples = answers.on_each_device(self._sampled)(model, rows, None)
     batch = {**batch, **samples}
@@ -236,9 +220,8 @@ class SelfCritical(Caption):
     tokens = batch["samples"]
     encode_key, decode_key = split_rngs(rngs, 2)
     encoded = model.encode(batch["source"], **self.pictures(batch), rngs=encode_key)
-    previous = jnp.pad(tokens[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=BOS)
-    previous = jnp.where(previous == EOS, PAD, previous).reshape(-1, tokens.shape[2])
-    states = model.hidden(_for_each(encoded, tokens.shape[1]), previous, rngs=decode_key)
+    previous = previous_of(tokens)
+    states = model.hidden(for_each(encoded, tokens.shape[1]), previous, rngs=decode_key)
     logits = InBlocks(states, model.table, self.vocab_blocks)
     if self.vocab_blocks == 1:
       logits = model.logits(states)
@@ -286,7 +269,54 @@ class SelfCritical(Caption):
     return scores
 
 
-def _for_each(encoded: Encoded, samples: int) -> Encoded:
+class Rewarded(Protocol):
+  """What tasks that learn from rewards have in common.
+
+  Attributes:
+    sampling: how the model writes in training.
+    kl: weight of the divergence from `kl_model`.
+    kl_model: the model to stay near to.
+  """
+
+  sampling: Search
+  kl: float
+  kl_model: str | None
+
+
+def check_rewarded(task: Rewarded) -> list[str]:
+  """Faults of a task that learns from rewards, one line each."""
+  known = type(task).__dataclass_fields__
+  faults = [
+    f"task.{name}: expected {default!r}, as rewards take the place of right answers, found "
+    f"{getattr(task, name)!r}"
+    for name in _UNUSED
+    if getattr(task, name) != (default := known[name].default)
+  ]
+  if task.sampling.num_beams < 2:
+    faults.append(
+      "task.sampling.num_beams: expected at least 2, as each sample is compared with the others of "
+      f"its row, found {task.sampling.num_beams}"
+    )
+  if task.kl < 0:
+    faults.append(f"task.kl: expected a weight from 0, found {task.kl}")
+  if task.kl and task.kl_model is None:
+    faults.append("task.kl_model: expected the model to stay near to, found None; name init's")
+  return faults
+
+
+def sample_keys(rngs: jax.Array, rows: int) -> jax.Array:
+  """PRNG keys [rows] of a batch in training, the same on any mesh."""
+  key = jax.random.key(jax.random.bits(rngs, dtype=jnp.uint32), impl="threefry2x32")
+  return answers.row_keys(key, jnp.arange(rows))
+
+
+def previous_of(tokens: jax.Array) -> jax.Array:
+  """What the decoder sees of samples int32[B, M, T] before each token, int32[B * M, T]."""
+  previous = jnp.pad(tokens[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=BOS)
+  return jnp.where(previous == EOS, PAD, previous).reshape(-1, tokens.shape[2])
+
+
+def for_each(encoded: Encoded, samples: int) -> Encoded:
   """The encoded inputs for so many samples of each, which stand behind one another."""
 
   def repeat(x):

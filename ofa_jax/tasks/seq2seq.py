@@ -49,6 +49,7 @@ class Seq2Seq(Task):
     answering: what is asked and how answers are told; None where the task says it otherwise.
     prompts: whether examples have a "prompt", which the decoder is given before the answer.
     target_ends: False where the answer is learnt without the end after it.
+    most_targets: the largest `target_length`.
     train, valid, test: TSV files of each split.
     columns: places of `fields` in the files, from 0 (the original's --selected-cols).
     tokenizer: folder of the tokenizer's files, or a model that has them, as `hub.open_model` takes
@@ -81,6 +82,7 @@ class Seq2Seq(Task):
   answering: ClassVar[Answering | None] = None
   prompts: ClassVar[bool] = False
   target_ends: ClassVar[bool] = True
+  most_targets: ClassVar[int] = MAX_POSITIONS
 
   train: tuple[str, ...] = ()
   valid: tuple[str, ...] = ()
@@ -273,9 +275,10 @@ class Seq2Seq(Task):
       faults.append(
         f"task.image_size: expected 1 to {16 * cells} (the model's cells), found {self.image_size}"
       )
-    for field, low in (("source_length", 3), ("target_length", 2)):
-      if not low <= (length := getattr(self, field)) <= MAX_POSITIONS:
-        faults.append(f"task.{field}: expected {low} to {MAX_POSITIONS}, found {length}")
+    lengths = (("source_length", 3, MAX_POSITIONS), ("target_length", 2, self.most_targets))
+    for field, low, high in lengths:
+      if not low <= (length := getattr(self, field)) <= high:
+        faults.append(f"task.{field}: expected {low} to {high}, found {length}")
     for field in ("smoothing", "drop_worst", "drop_best"):
       if not 0 <= (share := getattr(self, field)) < 1:
         faults.append(f"task.{field}: expected a share from 0 to below 1, found {share}")

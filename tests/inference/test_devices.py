@@ -31,7 +31,7 @@ def test_devices_go_by_torchs_names():
 def test_models_are_asked_as_torchs_are(tmp_path):
   model, preprocess = ofa_jax.load_from_name(save_micro(tmp_path), "cpu:2")
   assert model.eval().to("cuda").float() is model
-  assert model._runner._mesh.devices.ravel().tolist() == [jax.local_devices()[2]]
+  assert model._runner.mesh.devices.ravel().tolist() == [jax.local_devices()[2]]
   assert preprocess is model.preprocess
   assert api.CNCLIPModel.to is api.CNCLIPModel.eval is devices.itself
   assert ofa_jax.image_transform(64).keywords == {"size": 64}

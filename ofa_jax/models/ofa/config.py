@@ -154,6 +154,11 @@ class OFAConfig:
     return self.code_image_size // CODE_PIXELS
 
   @property
+  def first_code(self) -> int:
+    """The id of image code 0; the codes stand before the coordinates."""
+    return self.vocab_size - self.num_bins - self.num_codes
+
+  @property
   def channels(self) -> int:
     """Of the feature map of an image."""
     return CHANNELS if self.vit is None else self.vit.width

@@ -72,6 +72,30 @@ class Cache:
     """N, the positions that there is room for; without the prompt's."""
     return self.bias.shape[-1]
 
+  def first(self, length: int, *, of: "Cache | None" = None) -> "Cache":
+    """Returns the cache of the first N positions alone, for steps among them.
+
+    Args:
+      length: N.
+      of: one of fewer positions, whose keys and values it has; None: its own.
+    """
+    source, prefix = of or self, self.mask.shape[2] - self.length
+
+    def fit(x, fill=0):
+      x = x[:, :, : prefix + length]
+      more = [(0, 0)] * x.ndim
+      more[2] = (0, prefix + length - x.shape[2])
+      return jnp.pad(x, more, constant_values=fill)
+
+    return dataclasses.replace(
+      self,
+      keys=tuple(map(fit, source.keys)),
+      values=tuple(map(fit, source.values)),
+      mask=fit(source.mask, True),
+      bias=self.bias[:, :, :length, :length],
+      cross_bias=self.cross_bias[:, :, :length],
+    )
+
   def reorder(self, parents: jax.Array) -> "Cache":
     """Returns the cache of hypotheses that continue `parents` int32[B, M'] of the old ones."""
     rows = jnp.arange(parents.shape[0])[:, None]

@@ -18,7 +18,7 @@ from ofa_jax.models.ofa.decoder import Cache, Decoder
 from ofa_jax.models.ofa.encoder import Encoded, Encoder
 from ofa_jax.models.ofa.layers import INIT, read
 from ofa_jax.numerics import wide, widened
-from ofa_jax.tokenizers.special import PAD
+from ofa_jax.tokenizers.special import NUM_SPECIAL, PAD
 
 # What each way of tuning few parameters leaves as it is, rows for `Optim.freeze`. The original's
 # adapters train the whole model but the words; with a prompt only it, and adapters, are trained.
@@ -120,6 +120,7 @@ class OFA(nnx.Module):
     """Makes the parameters: matrices and tables N(0, 0.02), also the row of padding."""
     if config.problems:
       raise ValueError("OFAConfig: " + "; ".join(config.problems))
+    self.first_code, self.num_codes = config.first_code, config.num_codes
     self.tokens = Embed(config.vocab_size, config.width, init=INIT, pad=PAD, rngs=rngs)
     self.encoder = Encoder(config, scan=scan, rngs=rngs)
     self.decoder = Decoder(config, scan=scan, rngs=rngs)
@@ -259,6 +260,25 @@ class OFA(nnx.Module):
     """The table of tokens [V, D], whole, which is tied to the output."""
     return self.tokens.embedding[...]
 
+  @jax.named_scope("linear")
+  def code_logits(self, hidden: jax.Array) -> jax.Array:
+    """Maps states [..., D] to the logits float32[..., 4 + num_codes] of special tokens and codes.
+
+    They are those of `logits`, a seventh of them in the released models: `code_places` has where
+    ids are found in them.
+    """
+    table, first = self.tokens.embedding[...], self.first_code
+    table = jnp.concatenate([table[:NUM_SPECIAL], table[first : first + self.num_codes]])
+    return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=wide(hidden.dtype))
+
+  def code_places(self, ids: jax.Array) -> jax.Array:
+    """Where ids int32[...] of special tokens and codes are in `code_logits`."""
+    return jnp.where(ids < NUM_SPECIAL, ids, ids - self.first_code + NUM_SPECIAL)
+
+  def code_ids(self, places: jax.Array) -> jax.Array:
+    """The ids int32[...] that are found at these places of `code_logits`."""
+    return jnp.where(places < NUM_SPECIAL, places, places - NUM_SPECIAL + self.first_code)
+
   def classify(
     self, encoded: Encoded, tokens: jax.Array, *, rngs: jax.Array | None = None
   ) -> jax.Array:
@@ -305,6 +325,13 @@ class OFA(nnx.Module):
     """
     x, cache = self.step_hidden(cache, tokens, position)
     return self.logits(x), cache
+
+  def code_step(
+    self, cache: Cache, tokens: jax.Array, position: jax.Array
+  ) -> tuple[jax.Array, Cache]:
+    """As `step`, with the logits of `code_logits`."""
+    x, cache = self.step_hidden(cache, tokens, position)
+    return self.code_logits(x), cache
 
   def step_hidden(
     self, cache: Cache, tokens: jax.Array, position: jax.Array

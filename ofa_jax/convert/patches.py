@@ -1,0 +1,74 @@
+"""Tables of patches for `hub`: a codec of small worlds, which no other program has."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ofa_jax.convert import limits, rules, tables, torch_files
+from ofa_jax.convert.family import Family
+from ofa_jax.convert.params import Weights
+from ofa_jax.convert.rules import SAME, Rule
+from ofa_jax.models.patches import COLOURS, PatchCodecConfig
+
+RULES: tuple[Rule, ...] = (("patches.weight", "patches/embedding", SAME),)
+
+
+def from_torch(tensors: Mapping[str, np.ndarray], config: PatchCodecConfig) -> Weights:
+  """Makes weights of tensors by name; ValueError as `tables.from_torch`."""
+  return tables.from_torch(rules.plain_names(tensors), config, table=RULES, ignored=())
+
+
+def infer(
+  tensors: Mapping[str, np.ndarray], options: Mapping[str, Any]
+) -> tuple[PatchCodecConfig, dict[str, Any]]:
+  """Reads the sizes off the table; ValueError where it is none."""
+  del options
+  table = rules.plain_names(tensors)["patches.weight"]
+  if table.ndim != 2:
+    raise ValueError(f"Expected a table of patches, found {table.shape}")
+  side = round((table.shape[1] / COLOURS) ** 0.5)
+  if side * side * COLOURS != table.shape[1]:
+    raise ValueError(f"Expected square patches of {COLOURS} colours, found {table.shape}")
+  config = PatchCodecConfig(image_size=8 * side, patch_size=side, num_codes=len(table))
+  return limits.check(config), {}
+
+
+def from_json(described: Mapping[str, Any]) -> PatchCodecConfig:
+  """Makes a config of its own fields; ValueError where they are missing, unknown or impossible."""
+  names = [field.name for field in dataclasses.fields(PatchCodecConfig)]
+  try:
+    return limits.check(PatchCodecConfig(**{name: described[name] for name in names}))
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f"config.json does not describe a table of patches: {error}") from error
+
+
+def save_torch(
+  path: pathlib.Path,
+  config: PatchCodecConfig,
+  weights: Weights,
+  *,
+  settings: Mapping[str, Any],
+) -> None:
+  """Writes the table as a state dict."""
+  del config, settings
+  torch_files.save_state_dict(path, tables.to_torch(weights, table=RULES))
+
+
+FAMILY = Family(
+  name="patches",
+  title="a table of patches",
+  paper="the quickstart of this package",
+  config=PatchCodecConfig,
+  marks=(r"^patches\.weight$",),
+  settings={},
+  read_settings=lambda described: {},
+  to_json=dataclasses.asdict,
+  from_json=from_json,
+  infer=infer,
+  from_torch=from_torch,
+  save_torch=save_torch,
+  image_size=lambda config, settings: config.image_size,
+)
