@@ -42,6 +42,16 @@ def state_dict(name: str) -> dict[str, np.ndarray]:
   return {key: rule(key, tuple(shape)) for key, (shape, _) in listed.items()}
 
 
+def shapes_of(name: str) -> dict[str, np.ndarray]:
+  """Tensors of one of `LISTS` that have a shape and no memory."""
+  listed = golden_json(*LISTS[name])["state_dict"]
+  dtypes = {"int64": np.int64}
+  return {
+    key: np.broadcast_to(dtypes.get(dtype, np.float32)(0), shape)
+    for key, (shape, dtype) in listed.items()
+  }
+
+
 def model(name: str) -> nnx.Module:
   """The model of one of `LISTS`."""
   return of_tensors(state_dict(name))

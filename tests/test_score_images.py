@@ -25,7 +25,7 @@ from ofa_jax.score_images import Plan, score
 from ofa_jax.scoring import clip_scores, fid
 from ofa_jax.scoring.fid import Moments
 from tests.compiling import QUICK
-from tests.frozen_golden import DIR, golden_json, state_dict
+from tests.frozen_golden import DIR, golden_json, shapes_of, state_dict
 
 SETS = DIR / "fid_is"
 END_TO_END = golden_json("fid_is", "metrics")["end_to_end"]
@@ -60,7 +60,8 @@ def captioned(tmp_path_factory):
   return folder, captions
 
 
-@pytest.mark.parametrize("dims", [64, pytest.param(192, marks=pytest.mark.slow)])  # 10 s each
+@pytest.mark.slow  # two models of 100 MB are written and read, 10 s each
+@pytest.mark.parametrize("dims", [64, 192])
 def test_distances_of_folders_are_the_originals(dims, stored):
   """Both variants at once, over two batches, the second one padded."""
   plan = Plan(
@@ -220,9 +221,19 @@ def test_whole_batches_only():
   assert score_images._compared(Plan(metrics=("fid",)), 300) == 300
 
 
-def test_what_is_missing_is_told_before_anything_runs(stored, captioned, tmp_path):
+def test_what_is_missing_is_told_before_anything_runs(tmp_path):
+  """And before weights are read: these models have none."""
+
+  def described(name):
+    tensors = shapes_of(name)
+    (family,) = [family for family in families.FAMILIES if family.wrote(tensors)]
+    content = {"family": family.name, "format": 1, **family.to_json(family.infer(tensors, {})[0])}
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").write_text(json.dumps(content))
+    return str(tmp_path / name)
+
   fake, real = str(SETS / "set_a"), str(SETS / "set_b")
-  torchvision, clip = stored("torchvision"), stored("clip")
+  torchvision, pytorch_fid, clip = map(described, ("torchvision", "pytorch_fid", "clip"))
   one, none = tmp_path / "one", tmp_path / "none"
   one.mkdir(), none.mkdir()
   (one / "0.png").write_bytes((SETS / "set_a" / "0.png").read_bytes())
@@ -237,7 +248,7 @@ def test_what_is_missing_is_told_before_anything_runs(stored, captioned, tmp_pat
     (Plan(metrics=("fid",)), {"real": real}, "--inception for fid, found none"),
     (Plan(metrics=("fid",), inceptions=(clip,)), {}, "an Inception v3, found an OpenAI CLIP"),
     (Plan(metrics=("fid",), inceptions=(torchvision,) * 2), {}, "of a variant, found torchvision"),
-    (Plan(metrics=("is",), inceptions=(stored("pytorch_fid"),)), {}, "torchvision's Inception v3"),
+    (Plan(metrics=("is",), inceptions=(pytorch_fid,)), {}, "torchvision's Inception v3"),
     (Plan(metrics=("cmmd",)), {}, "--clip for cmmd, found none"),
     (Plan(metrics=("cmmd",), clip=torchvision), {}, "a CLIP, found an Inception v3"),
     (Plan(metrics=("cmmd",), clip=clip), {}, "--real with pictures for cmmd"),

@@ -15,7 +15,7 @@ from ofa_jax.convert.openai_clip import table as clip
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.inception import InceptionConfig
 from tests import cnclip_golden
-from tests.frozen_golden import LISTS, golden_json, state_dict
+from tests.frozen_golden import LISTS, golden_json, shapes_of, state_dict
 
 torch = pytest.importorskip("torch")
 
@@ -32,16 +32,6 @@ EXTRA = {
 }
 
 
-def shapes_of(name):
-  """Tensors of one of `LISTS` that have a shape and no memory."""
-  listed = golden_json(*LISTS[name])["state_dict"]
-  dtypes = {"int64": np.int64}
-  return {
-    key: np.broadcast_to(dtypes.get(dtype, np.float32)(0), shape)
-    for key, (shape, dtype) in listed.items()
-  }
-
-
 @pytest.mark.parametrize("name", LISTS)
 def test_every_tensor_of_every_size_is_used(name):
   tensors = shapes_of(name)
@@ -50,16 +40,17 @@ def test_every_tensor_of_every_size_is_used(name):
   config, _ = family.infer(tensors, {})
   table, ignored = TABLES[kind]
   table = table or clip.rules_of(config)
-  shapes = {p: x.shape for tree in abstract(config)[1:] for p, x in trees.flatten(tree).items()}
+  _, params, rest = abstract(config)
+  shapes = {p: x.shape for tree in (params, rest) for p, x in trees.flatten(tree).items()}
   extra = {key: np.zeros(1, np.float32) for key in EXTRA.get(kind, ())}
   if name == "pytorch_fid":  # as older files are
     tensors = {k: x for k, x in tensors.items() if "num_batches" not in k}
   used = rules.match({**tensors, **extra}, table, shapes=shapes, ignored=ignored)
   left = tensors.keys() - {tensor.name for tensor in used}
   assert all(n.startswith("AuxLogits.") or n.endswith(".num_batches_tracked") for n in left)
-  params = trees.count(abstract(config)[1])
-  total = golden_json(*LISTS[name]).get("n_params", params)
-  assert params + sum(tensors[n].size for n in left if n.endswith(("weight", "bias"))) == total
+  number = trees.count(params)
+  total = golden_json(*LISTS[name]).get("n_params", number)
+  assert number + sum(tensors[n].size for n in left if n.endswith(("weight", "bias"))) == total
   if name == "clip":
     with pytest.raises(ValueError, match=r"1 differences.*\n.*unexpected: more"):
       rules.match({**tensors, "more": np.zeros(1)}, table, shapes=shapes, ignored=ignored)
