@@ -112,7 +112,7 @@ def test_weights_that_are_not_those_of_the_config_are_listed(directory):
   "described, message",
   [
     ({"family": "cnclip", "format": 2}, "expected format 1, found 2"),
-    ({"model_type": "clip"}, "found {'model_type': 'clip'}"),
+    ({"model_type": "siglip"}, "found {'model_type': 'siglip'}"),
     ({"family": "x"}, "found {'family': 'x'}"),
     ({"model_type": "chinese_clip", "vision_config": {"hidden_act": "gelu"}}, "quick_gelu"),
     ({"model": {"_class": "x.CNCLIPConfig"}}, "does not describe a Chinese-CLIP"),
