@@ -76,7 +76,7 @@ def test_tasks_are_changed_by_flags(micro):
   values(argv)
   task = holder.value.task
   assert task.tasks["vqa"].page == 3 and task.tasks["caption"].train == ("a.tsv", "b.tsv")
-  assert task.batch_sizes(8)["vqa"] == 20 and task.batch_sizes(4)["digits"] == 4
+  assert task.batch_sizes(8)["vqa"] == 40 and task.batch_sizes(4)["digits"] == 4
 
 
 @pytest.mark.slow  # six passes of an OFA to compile, 25 s; test_mixture.py trains smaller models

@@ -26,9 +26,10 @@ def infer(
 ) -> tuple[PatchCodecConfig, dict[str, Any]]:
   """Reads the sizes off the table; ValueError where it is none."""
   del options
-  table = rules.plain_names(tensors)["patches.weight"]
-  if table.ndim != 2:
-    raise ValueError(f"Expected a table of patches, found {table.shape}")
+  table = rules.plain_names(tensors).get("patches.weight")
+  if table is None or table.ndim != 2:
+    found = "none" if table is None else str(table.shape)
+    raise ValueError(f"Expected a table of patches, patches.weight, found {found}")
   side = round((table.shape[1] / COLOURS) ** 0.5)
   if side * side * COLOURS != table.shape[1]:
     raise ValueError(f"Expected square patches of {COLOURS} colours, found {table.shape}")

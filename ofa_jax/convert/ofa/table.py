@@ -25,7 +25,13 @@ from ofa_jax.convert.rules import (
 )
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.ofa.model import OFAConfig
-from ofa_jax.models.ofa.positions import MAX_TOKENS, code_cells, image_buckets, token_buckets
+from ofa_jax.models.ofa.positions import (
+  AFTER_CODES,
+  MAX_TOKENS,
+  code_cells,
+  image_buckets,
+  token_buckets,
+)
 
 WORDS = "encoder.embed_tokens.weight"  # the tied table
 
@@ -265,6 +271,7 @@ def buffers(config: OFAConfig) -> dict[str, np.ndarray]:
   codes = code_cells(
     config.code_window**2 + CODES_AFTER, config.code_window, config.image_bucket_size
   )
+  codes[config.code_window**2 + 1 :] = AFTER_CODES  # whatever the size, and then never looked up
   stored = {"decoder.image_position_idx": codes.astype(np.int64)}
   for side in ("encoder", "decoder"):
     stored[f"{side}.version"] = np.full(1, 3, np.float32)

@@ -150,8 +150,8 @@ def grid_cells(height: int, width: int, size: int) -> np.ndarray:
 def code_cells(length: int, window: int, size: int) -> np.ndarray:
   """Ids int32[length] of a sequence of image codes: its start, a window's cells, a filler.
 
-  The filler is a cell that the table of a small model has, too: beside longer texts of a batch,
-  what is there is masked, and has to be finite for the gradient.
+  The filler is the original's where the table has it. A smaller one has another: beside longer
+  texts of a batch, what is there is masked, and has to be finite for the gradient.
   """
   ids = np.full(max(length, window**2 + 1), min(AFTER_CODES, size**2), np.int32)
   ids[0] = 0
