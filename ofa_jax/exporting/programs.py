@@ -5,6 +5,7 @@ not depend on the inputs, such as the biases of positions, is computed now and b
 """
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +50,8 @@ def written_out(program: core.Jaxpr, consts: Sequence[Any], inputs: Sequence[Any
     name = eqn.primitive.name
     if name == "scan":
       found = _scan(eqn.params, given)
+    elif name == "reduce_window_max":
+      found = [_pooled(*given, eqn.params)]
     elif name in _CALLS:
       inner, constants = _inner(eqn.params)
       found = written_out(inner, constants, given)
@@ -90,6 +93,26 @@ def _scan(params: dict[str, Any], given: Sequence[Any]) -> list[Any]:
     carry, outputs[i] = found[:carried], found[carried:]
   stacked = [jnp.stack(column) for column in zip(*(outputs[i] for i in order), strict=True)]
   return [*carry, *stacked]
+
+
+def _pooled(x: jax.Array, params: dict[str, Any]) -> jax.Array:
+  """The maximum over windows, axis by axis: pooling that counts rows and channels among the axes of
+  a window is more than ONNX Runtime has."""
+  assert all(n == 1 for kind in ("base_dilation", "window_dilation") for n in params[kind])
+  assert all(
+    max(p) < n for n, p in zip(params["window_dimensions"], params["padding"], strict=True)
+  )
+  sides = zip(params["window_dimensions"], params["window_strides"], params["padding"], strict=True)
+  for axis, (size, stride, (low, high)) in enumerate(sides):
+    if size == stride == 1 and low == high == 0:
+      continue
+    # Windows over the border hold its row, so that it may stand there twice.
+    first, end = (jax.lax.slice_in_dim(x, i, i + 1, 1, axis) for i in (0, x.shape[axis] - 1))
+    x = jnp.concatenate([first] * low + [x] + [end] * high, axis)
+    last = x.shape[axis] - size  # where the last window may begin
+    parts = [jax.lax.slice_in_dim(x, i, last + i + 1, stride, axis) for i in range(size)]
+    x = functools.reduce(jnp.maximum, parts)
+  return x
 
 
 def _row(x: Any, i: int) -> Any:

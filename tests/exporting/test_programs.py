@@ -6,6 +6,7 @@ import numpy as np
 from jax import export
 
 from ofa_jax.exporting.programs import written_out
+from ofa_jax.models.resnet import max_pool
 
 WEIGHTS = np.random.default_rng(0).normal(size=(3, 4, 4)).astype(np.float32)
 
@@ -38,3 +39,12 @@ def test_loops_and_calls_are_gone():
   assert names.count("dot_general") == 3
   assert not {"scan", "remat2", "checkpoint", "custom_jvp_call"} & set(names)
   assert str(written.out_avals[1].shape) == "(3, N)"
+
+
+def test_pooling_is_maxima_of_slices():
+  x = np.random.default_rng(2).normal(size=(2, 9, 8, 3)).astype(np.float32)
+  program = jax.make_jaxpr(max_pool)(x)
+  (found,) = written_out(program.jaxpr, program.consts, [x])
+  np.testing.assert_array_equal(found, max_pool(x))
+  written = jax.make_jaxpr(lambda x: written_out(program.jaxpr, program.consts, [x]))(x)
+  assert "reduce_window_max" not in {eqn.primitive.name for eqn in written.eqns}
