@@ -199,8 +199,10 @@ def _check(plan, opened, *, pictures, references, stored, save):
       f"Expected one Inception v3 for statistics out of a file, which are of one, found "
       f"{' and '.join(inceptions)}"
     )
-  if save is not None and (references is None or len(inceptions) != 1):
-    raise ValueError("Expected real pictures and one Inception v3 for --save-statistics")
+  if save is not None and (references is None or len(inceptions) != 1 or "fid" not in plan.metrics):
+    raise ValueError(
+      "Expected real pictures, one Inception v3 and the metric fid for --save-statistics"
+    )
   if "is" in plan.metrics and number < plan.splits:
     raise ValueError(f"Expected at least {plan.splits} pictures for as many splits, found {number}")
 

@@ -162,6 +162,10 @@ def _tricks(target: str) -> Iterator[Hostile]:
     "a call of a text", b"\x80\x02X\x09\x00\x00\x00os.system" + _plain((target,)) + b"R."
   )
   yield Hostile("a call of a list", b"\x80\x02])R.")
+  callback = b"cpytorch_lightning.callbacks.os\nsystem\n"
+  yield Hostile("a callback that is called", b"\x80\x02" + callback + _plain((target,)) + b"R.")
+  yield Hostile("a callback that is made", b"\x80\x02" + callback + _plain((target,)) + b"\x81.")
+  yield Hostile("a state for a callback", b"\x80\x02" + callback + b"}b.")
   yield Hostile("nothing to take", b"\x80\x02R.")
   yield Hostile("nothing to close", b"\x80\x02tu.")
   yield Hostile("items for a tensor", b"\x80\x02ctorch\nfloat32\nK\x01K\x02s.")

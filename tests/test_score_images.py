@@ -270,6 +270,11 @@ def test_what_is_missing_is_told_before_anything_runs(tmp_path):
       {"fake": str(none), "real": real},
       "Expected pictures.*found none",
     ),
+    (
+      Plan(metrics=("is",), **inceptions),
+      {"real": real, "statistics": str(tmp_path / "new.npz")},
+      "the metric fid for --save-statistics",
+    ),
     (Plan(metrics=("is",), splits=7, **inceptions), {}, "at least 7 pictures for as many splits"),
     (Plan(metrics=("clipsim",), clip=clip), {}, r"found none for 6: .*--captions"),
     (

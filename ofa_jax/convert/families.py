@@ -38,8 +38,8 @@ def infer(path: pathlib.Path, *, ema: bool) -> tuple[Family, ModelConfig, dict[s
   tensors = torch_files.load_state_dict(path, ema=ema, verify=False)
   for family in FAMILIES:
     if family.wrote(tensors):
-      options = {} if family.beside is None else family.beside(path.parent)
-      options |= torch_files.load_options(path)
+      options = torch_files.load_options(path)
+      options |= {} if family.beside is None else family.beside(path.parent)
       return family, *explain(path, family.infer, tensors, options)
   raise ValueError(
     f"{path}: expected the tensors of {' or '.join(f.title for f in FAMILIES)}, found "

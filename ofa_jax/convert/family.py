@@ -77,8 +77,8 @@ class Family(Generic[C]):
     tokenizers: None: the family reads no text.
     complete: (tensors, sizes, seed=, say=) -> all tensors, for starting from a model that lacks
       some, of which `say` is told; None: it starts from the same model only.
-    beside: folder of a checkpoint -> options out of the files beside it, for `infer`; ValueError
-      for faulty ones. None: there are none.
+    beside: folder of a checkpoint -> options out of the files beside it, for `infer`, which count
+      before the checkpoint's own; ValueError for faulty ones. None: there are none.
     fitted: (source, sizes) -> a `hub.Source` for images or texts of other sizes, and a line on each
       change; None: its parameters do not depend on them.
   """

@@ -4,6 +4,7 @@ Which of them a file is shows in its last layer: TensorFlow's model has 1008 cla
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from ofa_jax.convert.params import Weights
 from ofa_jax.convert.rules import CONV, Rule, batch_norm_rules, linear_rules
 from ofa_jax.models.inception import SIZE, InceptionConfig
 
+TITLE = "an Inception v3"
 _TENSORFLOW = 1008  # classes
 
 _UNIT, _BRANCH = r"(\w+)", r"(\w+).(\w+)"
@@ -55,15 +57,6 @@ def infer(
   return limits.check(config), {}
 
 
-def from_json(described: Mapping[str, Any]) -> InceptionConfig:
-  """Makes a config of its own fields; ValueError where they are missing, unknown or impossible."""
-  names = [field.name for field in dataclasses.fields(InceptionConfig)]
-  try:
-    return limits.check(InceptionConfig(**{name: described[name] for name in names}))
-  except (KeyError, TypeError, ValueError) as error:
-    raise ValueError(f"config.json does not describe an Inception v3: {error}") from error
-
-
 def save_torch(
   path: pathlib.Path, config: InceptionConfig, weights: Weights, *, settings: Mapping[str, Any]
 ) -> None:
@@ -74,14 +67,14 @@ def save_torch(
 
 FAMILY = Family(
   name="inception",
-  title="an Inception v3",
+  title=TITLE,
   paper="arXiv 1512.00567",
   config=InceptionConfig,
   marks=(r"Conv2d_1a_3x3\.conv\.", r"Mixed_7c\.branch3x3dbl_3b\."),
   settings={},
   read_settings=lambda described: {},
   to_json=dataclasses.asdict,
-  from_json=from_json,
+  from_json=functools.partial(limits.from_json, InceptionConfig, title=TITLE),
   infer=infer,
   from_torch=from_torch,
   save_torch=save_torch,

@@ -8,8 +8,9 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+C = TypeVar("C")
 _LARGEST = 1 << 24
 MAXIMA = {
   **dict.fromkeys(("layers", "encoder_layers", "decoder_layers"), 1000),
@@ -43,6 +44,25 @@ def check(config: Any) -> Any:
   if problems:
     raise ValueError(f"expected the sizes of a model, found {'; '.join(problems[:10])}")
   return config
+
+
+def from_json(kind: type[C], described: Mapping[str, Any], *, title: str) -> C:
+  """Makes a config of its own fields, as `dataclasses.asdict` and JSON leave them.
+
+  Args:
+    kind: the class of the config, whose fields are numbers, texts and tuples of numbers.
+    described: the fields, among others.
+    title: of the model, for messages, with its article.
+
+  Raises:
+    ValueError: fields are missing or impossible.
+  """
+  try:
+    fields = {field.name: described[field.name] for field in dataclasses.fields(kind)}
+    fields = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
+    return check(kind(**fields))
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f"config.json does not describe {title}: {error}") from error
 
 
 def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Tables of patches for `hub`: a codec of small worlds, which no other program has."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from ofa_jax.convert.params import Weights
 from ofa_jax.convert.rules import SAME, Rule
 from ofa_jax.models.patches import COLOURS, PatchCodecConfig
 
+TITLE = "a table of patches"
 RULES: tuple[Rule, ...] = (("patches.weight", "patches/embedding", SAME),)
 
 
@@ -24,8 +26,13 @@ def from_torch(tensors: Mapping[str, np.ndarray], config: PatchCodecConfig) -> W
 def infer(
   tensors: Mapping[str, np.ndarray], options: Mapping[str, Any]
 ) -> tuple[PatchCodecConfig, dict[str, Any]]:
-  """Reads the sizes off the table; ValueError where it is none."""
-  del options
+  """Reads the sizes off the table, and the side of the pictures out of what is beside it.
+
+  A table that says nothing is for pictures of eight patches a side.
+
+  Raises:
+    ValueError: there is no table, or none of square patches.
+  """
   table = rules.plain_names(tensors).get("patches.weight")
   if table is None or table.ndim != 2:
     found = "none" if table is None else str(table.shape)
@@ -33,17 +40,9 @@ def infer(
   side = round((table.shape[1] / COLOURS) ** 0.5)
   if side * side * COLOURS != table.shape[1]:
     raise ValueError(f"Expected square patches of {COLOURS} colours, found {table.shape}")
-  config = PatchCodecConfig(image_size=8 * side, patch_size=side, num_codes=len(table))
+  image_size = torch_files.described(options).get("image_size", 8 * side)
+  config = PatchCodecConfig(image_size=image_size, patch_size=side, num_codes=len(table))
   return limits.check(config), {}
-
-
-def from_json(described: Mapping[str, Any]) -> PatchCodecConfig:
-  """Makes a config of its own fields; ValueError where they are missing, unknown or impossible."""
-  names = [field.name for field in dataclasses.fields(PatchCodecConfig)]
-  try:
-    return limits.check(PatchCodecConfig(**{name: described[name] for name in names}))
-  except (KeyError, TypeError, ValueError) as error:
-    raise ValueError(f"config.json does not describe a table of patches: {error}") from error
 
 
 def save_torch(
@@ -53,21 +52,22 @@ def save_torch(
   *,
   settings: Mapping[str, Any],
 ) -> None:
-  """Writes the table as a state dict."""
-  del config, settings
-  torch_files.save_state_dict(path, tables.to_torch(weights, table=RULES))
+  """Writes the table, with the side of the pictures beside."""
+  del settings
+  tensors, described = tables.to_torch(weights, table=RULES), {"image_size": config.image_size}
+  torch_files.save_state_dict(path, tensors, under="state_dict", described=described)
 
 
 FAMILY = Family(
   name="patches",
-  title="a table of patches",
+  title=TITLE,
   paper="the quickstart of this package",
   config=PatchCodecConfig,
   marks=(r"^patches\.weight$",),
   settings={},
   read_settings=lambda described: {},
   to_json=dataclasses.asdict,
-  from_json=from_json,
+  from_json=functools.partial(limits.from_json, PatchCodecConfig, title=TITLE),
   infer=infer,
   from_torch=from_torch,
   save_torch=save_torch,

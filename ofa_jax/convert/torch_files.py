@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ofa_jax.convert import file_kinds, safetensors_files
+from ofa_jax.convert import file_kinds, json_files, safetensors_files
 from ofa_jax.convert.torch_archive import Archive
 from ofa_jax.convert.torch_constructors import RefusedError, TensorView, Unsupported
 
@@ -76,7 +76,9 @@ def load_options(path: str | pathlib.Path) -> dict[str, Any]:
   """Reads the options that a fairseq checkpoint was trained with, by name.
 
   They are under "cfg", in sections of which the model's count most, or in an old `args`. Others
-  have none, but for what `save_checkpoint` was told: it is JSON under the name `DESCRIBED`.
+  have none, but for what `save_checkpoint` was told: it is JSON under the name `DESCRIBED`. What is
+  nested deeper than numbers and texts by name is left out: of two tuples in each other a file may
+  make one that no memory could show.
 
   Raises:
     ValueError: as `load_state_dict`.
@@ -91,7 +93,20 @@ def load_options(path: str | pathlib.Path) -> dict[str, Any]:
   for options in (sections.get("task"), sections.get("model"), content.get("args")):
     options = vars(options) if isinstance(options, argparse.Namespace) else options
     merged |= options if isinstance(options, Mapping) else {}
-  return merged | ({DESCRIBED: content[DESCRIBED]} if DESCRIBED in content else {})
+  merged |= {DESCRIBED: content[DESCRIBED]} if DESCRIBED in content else {}
+  return {name: value for name, value in merged.items() if _is_flat(value)}
+
+
+def described(options: Mapping[str, Any]) -> dict[str, Any]:
+  """What a file says of itself by `described=`, out of its options; {} where it says nothing.
+
+  Raises:
+    ValueError: it is no JSON object.
+  """
+  text = options.get(DESCRIBED, "{}")
+  if not isinstance(text, str):
+    raise ValueError(f"{type(text).__name__} in place of JSON")
+  return json_files.parse(text.encode("utf-8", "surrogatepass"))
 
 
 def holds_average(path: str | pathlib.Path) -> bool:
@@ -212,6 +227,14 @@ def _average_in(content: Any) -> dict[str, Any]:
     part = extra.get(key) if isinstance(extra, Mapping) else None
     average |= part if isinstance(part, Mapping) else {}
   return average
+
+
+def _is_flat(value: Any) -> bool:
+  """Whether a value is a number or a text, or holds such, so that showing it ends."""
+  if isinstance(value, Mapping):
+    value = [*value, *value.values()]
+  items = value if isinstance(value, list | tuple) else [value]
+  return not any(isinstance(x, list | tuple | set | Mapping | argparse.Namespace) for x in items)
 
 
 def _is_safetensors(path: pathlib.Path) -> bool:

@@ -6,6 +6,7 @@ it, with the rest of the sizes; where that file is not there, the released model
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,15 +14,16 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ofa_jax.convert import json_files, limits, rules, tables, torch_files
+from ofa_jax.convert import limits, rules, tables, torch_files
 from ofa_jax.convert.family import Family
 from ofa_jax.convert.params import Weights
 from ofa_jax.convert.rules import SAME, Rule, conv_rules, norm_rules, pointwise_rules
 from ofa_jax.models.vqgan import VQGANConfig
 
+TITLE = "a VQGAN"
 YAML = "model.yaml"
 RELEASED = VQGANConfig(name="vqgan_gumbel_f8")
-_MAX_YAML = 1 << 20
+_MAX_YAML = 1 << 16  # bytes; the released one has 2,000
 
 
 def _block_rules(torch: str, ours: str) -> tuple[Rule, ...]:
@@ -94,10 +96,8 @@ def infer(
     ValueError: tensors are missing, or `model.yaml` is of a VQGAN of other sizes; all of them.
   """
   config = infer_config(rules.plain_names(tensors))
-  described = options.get(torch_files.DESCRIBED)
-  if described is not None:
-    config.image_size = json_files.parse(str(described).encode()).get("image_size")
-  if YAML in options:
+  config.image_size = torch_files.described(options).get("image_size", config.image_size)
+  if options.get(YAML) is not None:
     config.image_size = _checked(config, options[YAML])
   if dataclasses.replace(config, name=RELEASED.name) == RELEASED:
     config.name = RELEASED.name
@@ -139,7 +139,7 @@ def infer_config(tensors: Mapping[str, np.ndarray]) -> VQGANConfig:
 
 
 def beside(folder: pathlib.Path) -> dict[str, Any]:
-  """The sizes in `model.yaml` of a checkpoint's folder: {"model.yaml": fields}; {} without one.
+  """The sizes in `model.yaml` of a checkpoint's folder: {"model.yaml": fields, None without one}.
 
   Nothing that the file names is made or imported.
 
@@ -148,13 +148,15 @@ def beside(folder: pathlib.Path) -> dict[str, Any]:
   """
   path = folder / YAML
   if not path.is_file():
-    return {}
+    return {YAML: None}
   try:
     if path.stat().st_size > _MAX_YAML:
       raise ValueError(f"{path.stat().st_size:,} bytes, more than any description")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    model = content["model"]
-    fields = model["params"]
+    text = path.read_text(encoding="utf-8")
+    # By references a few lines can be a value that no memory holds.
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+      raise ValueError("references (*name)")
+    fields = yaml.safe_load(text)["model"]["params"]
     if not isinstance(fields, dict) or not isinstance(fields["ddconfig"], dict):
       raise ValueError("no params with a ddconfig")
   except (ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
@@ -163,7 +165,7 @@ def beside(folder: pathlib.Path) -> dict[str, Any]:
       f"{path}: expected the sizes of a VQGAN under model.params, found {reason:.200}; take the "
       "file that belongs to the checkpoint, or move it away"
     ) from error
-  return {YAML: {**fields, "target": model.get("target")}}
+  return {YAML: fields}
 
 
 def _checked(config: VQGANConfig, fields: Mapping[str, Any]) -> int:
@@ -172,17 +174,19 @@ def _checked(config: VQGANConfig, fields: Mapping[str, Any]) -> int:
   side = sizes.get("resolution")
   if type(side) is not int or side < 1:
     raise ValueError(f"{YAML}: expected the resolution as a number of pixels, found {side!r:.40}")
+  resolutions = sizes.get("attn_resolutions")
+  resolutions = resolutions if isinstance(resolutions, list) else []
   levels = range(len(config.multipliers))
   expected = {
     "ddconfig.double_z": (sizes.get("double_z", True), False),
     "ddconfig.in_channels": (sizes.get("in_channels"), 3),
     "ddconfig.out_ch": (sizes.get("out_ch"), 3),
     "ddconfig.ch": (sizes.get("ch"), config.width),
-    "ddconfig.ch_mult": (_listed(sizes.get("ch_mult")), list(config.multipliers)),
+    "ddconfig.ch_mult": (sizes.get("ch_mult"), list(config.multipliers)),
     "ddconfig.num_res_blocks": (sizes.get("num_res_blocks"), config.blocks),
     "ddconfig.z_channels": (sizes.get("z_channels"), config.z_channels),
     "attention at the levels": (
-      [i for i in levels if side >> i in (_listed(sizes.get("attn_resolutions")) or ())],
+      [i for i in levels if side >> i in resolutions],
       list(config.attention),
     ),
     "embed_dim": (fields.get("embed_dim"), config.embed_dim),
@@ -202,26 +206,6 @@ def _checked(config: VQGANConfig, fields: Mapping[str, Any]) -> int:
   return side
 
 
-def _listed(value: Any) -> Any:
-  return list(value) if isinstance(value, list | tuple) else value
-
-
-def to_json(config: VQGANConfig) -> dict[str, Any]:
-  """Returns the config's own fields."""
-  return dataclasses.asdict(config)
-
-
-def from_json(described: Mapping[str, Any]) -> VQGANConfig:
-  """Makes a config of its own fields; ValueError where they are missing, unknown or impossible."""
-  names = [field.name for field in dataclasses.fields(VQGANConfig)]
-  try:
-    fields = {name: described[name] for name in names}
-    fields |= {name: tuple(fields[name]) for name in ("multipliers", "attention")}
-    return limits.check(VQGANConfig(**fields))
-  except (KeyError, TypeError, ValueError) as error:
-    raise ValueError(f"config.json does not describe a VQGAN: {error}") from error
-
-
 def save_torch(
   path: pathlib.Path, config: VQGANConfig, weights: Weights, *, settings: Mapping[str, Any]
 ) -> None:
@@ -233,14 +217,14 @@ def save_torch(
 
 FAMILY = Family(
   name="vqgan",
-  title="a VQGAN",
+  title=TITLE,
   paper="arXiv 2012.09841",
   config=VQGANConfig,
   marks=(r"quantize\.embed\.weight$", r"quantize\.proj\.", r"encoder\.down\.\d+\."),
   settings={},
   read_settings=lambda described: {},
-  to_json=to_json,
-  from_json=from_json,
+  to_json=dataclasses.asdict,
+  from_json=functools.partial(limits.from_json, VQGANConfig, title=TITLE),
   infer=infer,
   from_torch=from_torch,
   save_torch=save_torch,

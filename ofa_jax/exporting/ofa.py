@@ -167,9 +167,10 @@ def parts(
     lengths: from `sizes`.
 
   Raises:
-    ValueError: an unknown part.
+    ValueError: an unknown part, or a model without a tokenizer.
   """
   names = chosen(names, PARTS, default=PARTS)
+  described = _described(source, lengths)
   programs = _Programs(source, lengths)
   params, rest = source.load()
   exact = {"params": params, "rest": rest}
@@ -235,7 +236,7 @@ def parts(
     reference=lambda given: step(exact, _widened(given)),
   )
   made = [part for part in (encoder, decoder) if part.name in names]
-  return made, _described(source, lengths)
+  return made, described
 
 
 def _described(source: hub.Source, lengths: Sizes) -> dict[str, Any]:

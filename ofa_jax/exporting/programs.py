@@ -97,13 +97,17 @@ def _scan(params: dict[str, Any], given: Sequence[Any]) -> list[Any]:
 
 def _pooled(x: jax.Array, params: dict[str, Any]) -> jax.Array:
   """The maximum over windows, axis by axis: pooling that counts rows and channels among the axes of
-  a window is more than ONNX Runtime has."""
-  assert all(n == 1 for kind in ("base_dilation", "window_dilation") for n in params[kind])
-  assert all(
-    max(p) < n for n, p in zip(params["window_dimensions"], params["padding"], strict=True)
-  )
+  a window is more than ONNX Runtime has.
+
+  Raises:
+    NotImplementedError: windows have holes, or may lie in the padding alone.
+  """
+  if any(n != 1 for kind in ("base_dilation", "window_dilation") for n in params[kind]):
+    raise NotImplementedError("a maximum over windows with holes (dilation)")
   sides = zip(params["window_dimensions"], params["window_strides"], params["padding"], strict=True)
   for axis, (size, stride, (low, high)) in enumerate(sides):
+    if not (0 <= low < size and 0 <= high < size):
+      raise NotImplementedError(f"a maximum over {size} rows with a padding of {low} and {high}")
     if size == stride == 1 and low == high == 0:
       continue
     # Windows over the border hold its row, so that it may stand there twice.

@@ -14,7 +14,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from ofa_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from ofa_jax.models.layers import BatchNorm, Conv, Linear, shard_batch
+from ofa_jax.models.resnet import max_pool
 from ofa_jax.numerics import widened
 
 VARIANTS = ("torchvision", "pytorch_fid")
@@ -22,8 +24,6 @@ SIZE = 299  # side of the pictures in pixels
 WIDTH = 2048  # of the features
 DIMS = (64, 192, 768, WIDTH)  # of the features of each block
 EPS = 1e-3  # of BatchNorm
-
-_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, standard deviation
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -184,12 +184,12 @@ class Mixed(nnx.Module):
         y = getattr(self, name)(y)
       outputs += [getattr(self, name)(y) for name in side_by_side]
     if stride == 2:
-      outputs.append(_max_pool(x, stride=2, pad=0))
+      outputs.append(max_pool(x, stride=2, pad=0))
     return shard_batch(jnp.concatenate(outputs, -1))
 
   def _pooled(self, x: jax.Array) -> jax.Array:
     if self.maximum:
-      return _max_pool(x, stride=1, pad=1)
+      return max_pool(x, stride=1, pad=1)
     count = 9 if self.padded_mean else _sum_pool(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
     return _sum_pool(x) / count
 
@@ -252,7 +252,7 @@ class Inception(nnx.Module):
     """Pictures, as `features` takes them, as the network takes them: float32[B, 299, 299, 3]."""
     if self.variant == "pytorch_fid":
       return 2 * resize(_unit(image), size=SIZE, corners=False) - 1
-    mean, std = (jnp.asarray(x, jnp.float32) for x in _IMAGENET)
+    mean, std = (jnp.asarray(x, jnp.float32) for x in (IMAGENET_MEAN, IMAGENET_STD))
     return resize(_unit(image), size=SIZE, corners=True) * (std / 0.5) + (mean - 0.5) / 0.5
 
   def blocks(self, image: jax.Array) -> list[jax.Array]:
@@ -263,8 +263,8 @@ class Inception(nnx.Module):
     """
     x = shard_batch(image.astype(self.Conv2d_1a_3x3.conv.kernel.dtype))
     x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
-    first = _max_pool(x, stride=2, pad=0)
-    second = _max_pool(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(first)), stride=2, pad=0)
+    first = max_pool(x, stride=2, pad=0)
+    second = max_pool(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(first)), stride=2, pad=0)
     x = second
     for name in _BLOCKS:
       x = getattr(self, name)(x)
@@ -309,14 +309,6 @@ def _interpolation(old: int, new: int, *, corners: bool) -> np.ndarray:
 def _unit(image: jax.Array) -> jax.Array:
   """Pictures as float32 from 0 to 1."""
   return image.astype(jnp.float32) / 255.0 if image.dtype == jnp.uint8 else widened(image)
-
-
-def _max_pool(x: jax.Array, *, stride: int, pad: int) -> jax.Array:
-  """The maximum over windows of 3x3."""
-  sides = ((0, 0), (pad, pad), (pad, pad), (0, 0))
-  return jax.lax.reduce_window(
-    x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), sides
-  )
 
 
 def _sum_pool(x: jax.Array) -> jax.Array:

@@ -157,8 +157,9 @@ class ResNet(nnx.Module):
     return x
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-  """The maximum over windows of 3x3 with stride 2, padded by 1 on every side."""
+def max_pool(x: jax.Array, *, stride: int = 2, pad: int = 1) -> jax.Array:
+  """The maximum over windows of 3x3 of x [B, h, w, D], padded by `pad` on every side."""
+  sides = ((0, 0), (pad, pad), (pad, pad), (0, 0))
   return jax.lax.reduce_window(
-    x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+    x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), sides
   )

@@ -1,5 +1,6 @@
 """The tables of VQGAN, OpenAI's CLIP and Inception v3, and the files that these come in."""
 
+import dataclasses
 import sys
 import types
 
@@ -8,12 +9,13 @@ import pytest
 import yaml
 
 from ofa_jax import hub, trees
-from ofa_jax.convert import families, inception, rules, torch_files, vqgan
+from ofa_jax.convert import families, inception, patches, rules, torch_files, vqgan
 from ofa_jax.convert.cnclip import table as cnclip
 from ofa_jax.convert.openai_clip import family as openai_clip
 from ofa_jax.convert.openai_clip import table as clip
 from ofa_jax.models.abstract import abstract
 from ofa_jax.models.inception import InceptionConfig
+from ofa_jax.models.patches import PatchCodecConfig
 from tests import cnclip_golden
 from tests.frozen_golden import LISTS, golden_json, shapes_of, state_dict
 
@@ -89,6 +91,18 @@ def test_tensors_come_back_as_they_were(name, tmp_path):
   assert family.from_json(family.to_json(config)) == config
 
 
+def test_a_table_of_patches_comes_back_with_the_side_of_its_pictures(tmp_path):
+  config = PatchCodecConfig(image_size=16, patch_size=4, num_codes=3)
+  table = np.random.default_rng(0).normal(size=(3, 48)).astype(np.float32)
+  weights = {"patches": {"embedding": table}}, {}
+  patches.FAMILY.save_torch(tmp_path / "x.pt", config, weights, settings={})
+  source = hub.open_model(tmp_path / "x.pt")
+  assert (source.family.name, source.config) == ("patches", config)
+  np.testing.assert_array_equal(source.load()[0]["patches"]["embedding"], table)
+  torch.save({"patches.weight": torch.from_numpy(table)}, tmp_path / "bare.pt")
+  assert hub.open_model(tmp_path / "bare.pt").config.image_size == 32
+
+
 def test_a_clip_with_a_resnet_has_chinese_clips_tower():
   """The one of which Chinese-CLIP's tower is proven to be the original's."""
   tower = {
@@ -161,6 +175,7 @@ def test_lightnings_checkpoints_are_read_with_their_sizes(tmp_path, monkeypatch)
     ({"attn_resolutions": [8]}, r"attention at the levels: \[2\], the tensors \[3\]"),
     ({"resolution": "big"}, "resolution as a number of pixels, found 'big'"),
     ({"double_z": True}, "double_z: True, the tensors False"),
+    ({"attn_resolutions": 4}, r"attention at the levels: \[\], the tensors \[3\]"),
   ],
 )
 def test_sizes_of_another_vqgan_are_told(changes, message, tmp_path):
@@ -179,6 +194,7 @@ def test_sizes_of_another_vqgan_are_told(changes, message, tmp_path):
     "model: {params: {a: 1}}",
     "a: [",
     "!!python/object/apply:os.getcwd []",
+    "a: &a [1]\nmodel: {params: {ddconfig: {ch: *a}}}",
   ],
 )
 def test_other_yaml_is_told(text, tmp_path):
@@ -188,16 +204,16 @@ def test_other_yaml_is_told(text, tmp_path):
 
 
 def test_damaged_descriptions_are_told():
-  config = vqgan.to_json(vqgan.RELEASED)
+  config = dataclasses.asdict(vqgan.RELEASED)
   for changes, message in (
     ({"multipliers": []}, "expected 1 to 12 numbers"),
     ({"attention": [-1]}, "whole number from 0 to 100"),
     ({"width": 0}, "width 0, expected a whole number from 1"),
   ):
     with pytest.raises(ValueError, match=f"does not describe a VQGAN.*{message}"):
-      vqgan.from_json({**config, **changes})
+      vqgan.FAMILY.from_json({**config, **changes})
   with pytest.raises(ValueError, match=r"does not describe an Inception v3.*num_classes"):
-    inception.from_json({"variant": "torchvision", "num_classes": -1, "name": ""})
+    inception.FAMILY.from_json({"variant": "torchvision", "num_classes": -1, "name": ""})
   with pytest.raises(ValueError, match="does not describe an OpenAI CLIP"):
     clip.from_json({"vision": {"patch_size": 16}, "text": {}})
 

@@ -189,6 +189,17 @@ def test_all_tensors_are_those_of_torch_load(tmp_path, zipped):
   assert torch_files.load_options(tmp_path / "x.pt")["arch"] == "x"
 
 
+def test_options_that_cannot_be_shown_are_left_out(tmp_path):
+  endless = ()
+  for _ in range(60):
+    endless = (endless, endless)
+  options = {"arch": "x", "sizes": [1, 2], "eval_args": {"beam": 5}}
+  nested = {"a": endless, "b": {"c": endless}, "d": [[1]], "e": argparse.Namespace()}
+  content = {"model": {"x": torch.ones(1)}, "args": argparse.Namespace(**options, **nested)}
+  torch.save({**content, torch_files.DESCRIBED: endless}, tmp_path / "x.pt")
+  assert torch_files.load_options(tmp_path / "x.pt") == options
+
+
 def test_newer_pickle_protocols_are_read(tmp_path):
   tensors = {"a": torch.ones(2), "b": torch.zeros(3).bfloat16()}
   torch.save({**tensors, "lr": np.float64(1)}, tmp_path / "x.pt", pickle_protocol=4)

@@ -232,6 +232,12 @@ def test_options_that_do_not_fit_are_told(clips, ofa, tmp_path):
     (clip, {"max_length": 9}, "Expected an OFA with --max-length, found a Chinese-CLIP"),
     (whole, {"names": ["image"]}, "--parts out of encoder, decoder, found image"),
     (whole, {"max_length": 5000}, "--max-length from 2 to 1025, found 5000"),
+    # Before the weights are read.
+    (
+      dataclasses.replace(whole, files=None, load=None),
+      {},
+      "Expected the files of OFA's tokenizer",
+    ),
   ):
     with pytest.raises(ValueError, match=re.escape(text)):
       folder.write(source, tmp_path / "out", form="stablehlo", **options)

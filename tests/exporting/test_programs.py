@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import export
 
 from ofa_jax.exporting.programs import written_out
@@ -48,3 +49,17 @@ def test_pooling_is_maxima_of_slices():
   np.testing.assert_array_equal(found, max_pool(x))
   written = jax.make_jaxpr(lambda x: written_out(program.jaxpr, program.consts, [x]))(x)
   assert "reduce_window_max" not in {eqn.primitive.name for eqn in written.eqns}
+
+
+@pytest.mark.parametrize(
+  ("padding", "dilation", "message"),
+  [((0, 0), 2, "windows with holes"), ((2, 0), 1, "2 rows with a padding of 2 and 0")],
+)
+def test_other_pooling_is_told(padding, dilation, message):
+  def pool(x):
+    window = {"window_dimensions": (2,), "window_strides": (1,), "padding": [padding]}
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, **window, window_dilation=(dilation,))
+
+  program = jax.make_jaxpr(pool)(np.zeros(5, np.float32))
+  with pytest.raises(NotImplementedError, match=message):
+    written_out(program.jaxpr, program.consts, [np.zeros(5, np.float32)])

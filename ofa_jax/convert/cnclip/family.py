@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ofa_jax.convert import json_files, limits, torch_files
+from ofa_jax.convert import limits, torch_files
 from ofa_jax.convert.cnclip import huggingface, model_config, positions
 from ofa_jax.convert.cnclip import table as cnclip
 from ofa_jax.convert.family import Family, HuggingFace, Tokenizers
@@ -41,15 +41,15 @@ def infer(
 ) -> tuple[CNCLIPConfig, dict[str, Any]]:
   """Reads sizes and settings off a state dict; ValueError where they are not in it."""
   if torch_files.DESCRIBED in options:
-    described = _parsed(options[torch_files.DESCRIBED])
+    described = _described(options)
     return model_config.from_json(described), read_settings(described)
   return cnclip.infer_config(tensors), dict(SETTINGS)
 
 
-def _parsed(text: Any) -> dict[str, Any]:
+def _described(options: Mapping[str, Any]) -> dict[str, Any]:
   """What `save_torch` has written beside the tensors."""
   try:
-    return json_files.parse(str(text).encode("utf-8", "surrogatepass"))
+    return torch_files.described(options)
   except ValueError as error:
     raise ValueError(
       f"Expected the model's sizes as JSON under {torch_files.DESCRIBED!r}, found {error}; give "
