@@ -5,21 +5,20 @@ r"""A page in the browser for one's own pictures: what an OFA says of them, what
   python -m ofa_jax.demo --model=runs/shapes --model=runs/digits
 
 An OFA captions, answers, finds boxes, judges, classifies, and draws where it learnt to (--codec
-names the VQGAN, if its run does not); a Chinese-CLIP compares texts with a
-picture, shows what it attends to, and searches the pictures of --images, whose features are
-computed once. The page is for this machine alone unless --host says otherwise. It loads nothing
-from other places, tells nobody of its use, and shows no file of this machine but the pictures of
---images.
+names the VQGAN, if its run does not); a Chinese-CLIP compares texts with a picture, shows what it
+attends to, and searches the pictures of --images, whose features are computed once. The page is for
+this machine alone unless --host says otherwise. It loads nothing from other places, tells nobody of
+its use, and shows no file of this machine but the pictures of --images.
 """
 
 import sys
 
 from absl import flags
 
-from ofa_jax import api, cli
+from ofa_jax import api, cli, ports
 from ofa_jax.engine import log
 from ofa_jax.inference.ofa import OFAModel
-from ofa_jax.page import asking, layout, library, server
+from ofa_jax.page import layout, library, server
 from ofa_jax.page.words import LANGUAGES
 
 
@@ -57,7 +56,7 @@ def load(
     raise ValueError("Expected a Chinese-CLIP in --model to search --images with, found an OFA")
   if ofa is None and (codec or judge):
     raise ValueError("Expected an OFA in --model to draw with --codec and --judge, found none")
-  draws = ofa is not None and asking.can_draw(ofa, codec=codec, judge=judge)
+  draws = ofa is not None and ofa.can_draw(codec, judge)
   pictures = library.open_library(clip, images) if images else None
   drawing = {"draws": draws, "codec": codec, "judge": judge}
   return layout.Models(ofa=ofa, clip=clip, library=pictures, names=names, **drawing)
@@ -79,7 +78,7 @@ def main() -> None:
     "port", 7860, "Of the page; 0: any that is free.", lower_bound=0, upper_bound=65535
   )
   host = flags.DEFINE_string(
-    "host", server.LOCAL[0], "Address to bind to; 0.0.0.0: all who reach this machine may use it."
+    "host", "127.0.0.1", "Address to bind to; 0.0.0.0: all who reach this machine may use it."
   )
   language = flags.DEFINE_enum("language", "en", list(LANGUAGES), "Of the page.")
   precision = cli.define_precision()
@@ -87,7 +86,7 @@ def main() -> None:
   def command():
     log.quiet_libraries()
     words = LANGUAGES[language.value]
-    with server.closed_gradio(), server.listen(host.value, port.value) as opened:
+    with server.closed_gradio(), ports.listening(host.value, port.value) as opened:
       models = load(
         names.value,
         images=images.value,
@@ -95,13 +94,12 @@ def main() -> None:
         codec=codec.value,
         judge=judge.value,
       )
-      local = host.value in server.LOCAL
+      local = ports.is_local(opened)
       page = layout.build(models, words=words)
-      app = server.application(page, words=words, hosts=server.LOCAL if local else ("*",))
+      app = server.application(page, words=words, hosts=ports.LOCAL if local else ("*",))
       if not local:
         print(f"Everybody who reaches {host.value} may use the page", file=sys.stderr)
-      address = f"[{host.value}]" if ":" in host.value else host.value
-      print(f"The page is at http://{address}:{opened.getsockname()[1]} (Ctrl-C ends it)")
+      print(f"The page is at {ports.url(opened)} (Ctrl-C ends it)")
       sys.stdout.flush()
       server.serve(app, opened)
 

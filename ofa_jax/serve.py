@@ -13,13 +13,12 @@ SIGTERM or Ctrl-C: what is running is finished, new requests are refused, and th
 
 import contextlib
 import logging
-import socket
 import threading
 import warnings
 
 from absl import flags
 
-from ofa_jax import api, cli, cli_parsers
+from ofa_jax import api, cli, cli_parsers, ports
 from ofa_jax.engine import log, processes
 
 EXTRA = 'pip install -e ".[serve]"'
@@ -78,7 +77,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="Cut a text")
     values = {name: flag.value for name, flag in most_of.items()}
     bounds = limits.Limits(**values | {"body": values["body"] << 20})
-    sock = server.listening(host.value, port.value)  # before anything is loaded
+    sock = ports.listening(host.value, port.value)  # before anything is loaded
     files = {"image": image_feats.value, "text": text_feats.value}
     files = {kind: path for kind, path in files.items() if path}
     models = []
@@ -90,7 +89,7 @@ def main() -> None:
     if files and not any(isinstance(model, CLIP) for model in models):
       raise ValueError(f"Expected a Chinese-CLIP to search with in {', '.join(files.values())}")
     service = Service(models, limits=bounds, most=most.value, wait=wait.value / 1000)
-    only = app.LOCAL if sock.getsockname()[0] in app.LOCAL else None
+    only = ports.LOCAL if ports.is_local(sock) else None
     site = server.Server(
       app.application(service, hosts=only), service=service, host=host.value, port=port.value
     )
@@ -104,7 +103,8 @@ def main() -> None:
         faults.append(error)
         service.stop()
 
-    _say(f"Listening at {_url(sock)}, page {_url(sock)}/docs")
+    url = ports.url(sock)
+    _say(f"Listening at {url}, page {url}/docs")
     threading.Thread(target=make_ready, name="compile", daemon=True).start()
     site.run(sockets=[sock])
     if faults:
@@ -127,11 +127,6 @@ def _extra():
     raise ValueError(
       f"Expected the libraries of the extra serve, found no {error.name}: {EXTRA}"
     ) from error
-
-
-def _url(sock: socket.socket) -> str:
-  host, port = sock.getsockname()[:2]
-  return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _say(text: str) -> None:

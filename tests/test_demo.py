@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-import types
 import urllib.parse
 
 import jax
@@ -22,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ofa_jax import api, calibrations, demo, hub
+from ofa_jax import api, calibrations, demo, hub, ports
 from ofa_jax.calibrations import Calibration
 from ofa_jax.convert.cnclip import table as convert
 from ofa_jax.inference.cnclip import CNCLIPModel
@@ -94,7 +93,7 @@ def served(models, language):
   uvicorn = pytest.importorskip("uvicorn", reason="no gradio, which is of the extra [demo]")
   pytest.importorskip("gradio", reason="no gradio, which is of the extra [demo]")
   said = words.LANGUAGES[language]
-  with server.closed_gradio(), server.listen("127.0.0.1", 0) as opened:
+  with server.closed_gradio(), ports.listening("127.0.0.1", 0) as opened:
     app = server.application(layout.build(models, words=said), words=said)
     running = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [opened]}, daemon=True)
@@ -300,7 +299,7 @@ def test_the_command_serves_until_it_is_told_to_end(models, photos, tmp_path):
 
 def test_models_that_do_not_go_together(monkeypatch, tmp_path):
   ofa, clip = (object.__new__(kind) for kind in (OFAModel, CNCLIPModel))
-  ofa.config = types.SimpleNamespace(num_codes=0)
+  ofa.can_draw = lambda codec, judge: False
   known = {"ofa": ofa, "clip": clip}
   monkeypatch.setattr(api, "load_from_name", lambda name, *, precision: (known[name], None))
   found = demo.load(["clip", "ofa"], images=None, precision="fp32")

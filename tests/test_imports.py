@@ -12,7 +12,7 @@ PACKAGE = ROOT / "ofa_jax"
 NUMPY = {
   *("tokenizers", "data", "scoring"),
   *("files", "text_files", "checksums", "pictures", "fonts", "partial", "outputs", "shards"),
-  *("configs", "storage", "staging"),
+  *("configs", "storage", "staging", "ports"),
 }
 GROUND = {"config", "validation", "trees", "numerics"}
 PURE = {"losses", "losses_policy", "losses_vocabulary", "host_calls", "models", "decode"}

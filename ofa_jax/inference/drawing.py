@@ -265,6 +265,20 @@ class Drawing:
       )
     return self._painter(codec or named["codec"], judge or named.get("judge"))
 
+  def can_draw(self, codec: str | None = None, judge: str | None = None) -> bool:
+    """Whether there is what makes pictures of the model's codes, which is loaded here.
+
+    Raises:
+      ValueError: a codec or judge is given, and the model cannot draw with it.
+    """
+    try:
+      self.painter(codec, judge)
+    except (ValueError, OSError):  # OSError: what a run names is not there any more
+      if codec is None and judge is None:
+        return False
+      raise
+    return True
+
   def _make_painter(self, codec, judge):
     if self._num_models > 1:
       raise ValueError(f"Expected one model to draw with, found {self._num_models}")

@@ -67,6 +67,24 @@ class Options:
   seed: int = 0
 
 
+def options_of(
+  model: OFAModel,
+  task: str,
+  *,
+  candidates: Sequence[str] | None = None,
+  prompt_decoder: bool = True,
+) -> Options:
+  """With the model's own search for a task, and probabilities where it is calibrated for it."""
+  answering = TASKS[task]
+  options = Options(
+    search=model.searches.get(answering.searched_as, answering.search),
+    candidates=None if candidates is None else tuple(candidates),
+    prompt_decoder=prompt_decoder,
+  )
+  calibrated = calibration_of(model, task, options) is not None
+  return dataclasses.replace(options, probabilities=calibrated)
+
+
 def predict(
   model: OFAModel,
   task: str,

@@ -61,37 +61,9 @@ def tabs(model: OFAModel, *, draws: bool = False) -> tuple[str, ...]:
   return ("caption", "vqa", *boxes, "snli_ve", "classify", *(("image",) if draws else ()))
 
 
-def can_draw(model: OFAModel, *, codec: str | None, judge: str | None) -> bool:
-  """Whether there is what makes pictures of the model's codes, which is loaded here.
-
-  Args:
-    model: from `load_from_name`.
-    codec, judge: as for `OFAModel.draw`.
-
-  Raises:
-    ValueError: a codec or judge was asked for, and does not suit the model.
-  """
-  if not model.config.num_codes and codec is None and judge is None:
-    return False
-  try:
-    model.painter(codec, judge)
-  except ValueError:
-    if codec is None and judge is None:  # a model that draws, of which nobody has said with what
-      return False
-    raise
-  return True
-
-
-def is_calibrated(model: OFAModel, task: str, *, choosing: bool = False) -> bool:
-  """Whether answers of a task come with calibrated probabilities.
-
-  Args:
-    model: from `load_from_name`.
-    task: its name.
-    choosing: whether answers are chosen out of a person's own.
-  """
-  options = _options(model, task, ("any",) if choosing else None)
-  return predict.calibration_of(model, task, options) is not None
+def is_calibrated(model: OFAModel, task: str) -> bool:
+  """Whether free answers of a task come with calibrated probabilities."""
+  return predict.options_of(model, task).probabilities
 
 
 def caption(model: OFAModel, upload: str | None, *, words: Words) -> Answer:
@@ -146,10 +118,11 @@ def ground(
   """
   picture = given.picture(upload, words=words)
   phrase = given.text(phrase, called=words.phrase, words=words)
+  options = predict.options_of(model, "refcoco")
   options = dataclasses.replace(
-    _options(model, "refcoco"),
+    options,
     most_boxes=int(most),
-    min_probability=float(least) if is_calibrated(model, "refcoco") else None,
+    min_probability=float(least) if options.probabilities else None,
   )
   texts = {"text": [phrase]}
   (told,), _ = predict.predict(model, "refcoco", [picture], texts, options=options)
@@ -193,22 +166,13 @@ def _ask(
   choices: Sequence[str] | None = None,
 ) -> Answer:
   """The answer to one row of a task."""
-  options = _options(model, task, choices)
+  options = predict.options_of(model, task, candidates=choices)
   rows = {name: [text] for name, text in texts.items()}
-  known = predict.calibration_of(model, task, options) is not None
-  options = dataclasses.replace(options, probabilities=known)
   (told,), (score,), *more = predict.predict(model, task, [picture], rows, options=options)
-  if known:
+  if options.probabilities:
     return Answer(told, float(more[0][0]), calibrated=True)
   chosen = choices is not None or predict.TASKS[task].choices is not None
   return Answer(told, float(np.exp(score)) if chosen else None)
-
-
-def _options(model: OFAModel, task: str, choices: Sequence[str] | None = None) -> predict.Options:
-  """How a task is asked: the model's own search, and the choices."""
-  answering = predict.TASKS[task]
-  search = model.searches.get(answering.searched_as, answering.search)
-  return predict.Options(search=search, candidates=None if choices is None else tuple(choices))
 
 
 def _drawn(picture: Image.Image, boxes: np.ndarray) -> np.ndarray:

@@ -86,7 +86,7 @@ def told(function: Callable[..., str], *, words: Words) -> Callable[..., str]:
       return shown.fault(str(fault))
     except ValueError as error:  # of the API: what was given does not suit the model
       return shown.fault(words.refused.format(str(error).splitlines()[0]))
-    except Exception:
+    except Exception:  # a fault of the program: its words, with paths in them, are for the log only
       _log.exception("A tab of the page failed")
       return shown.fault(words.failed)
 

@@ -10,18 +10,18 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ofa_jax.page import shown
 from ofa_jax.page.words import Words
+from ofa_jax.ports import LOCAL
 
 if TYPE_CHECKING:
   import gradio
 
 MAX_UPLOAD = 32 << 20  # bytes of a picture's file
 MAX_BODY = 1 << 20  # bytes of any other request
-LOCAL = ("127.0.0.1", "localhost")
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Noto Sans CJK SC", "PingFang SC", "sans-serif")
 MONO = ("ui-monospace", "Consolas", "monospace")
 
@@ -100,32 +100,7 @@ def _check_gradio() -> None:
     ) from error
 
 
-def listen(host: str, port: int) -> socket.socket:
-  """A socket for the page.
-
-  Args:
-    host: of this machine.
-    port: 0 is any that is free.
-
-  Raises:
-    ValueError: the port cannot be had.
-  """
-  family = socket.AF_INET6 if ":" in host else socket.AF_INET
-  opened = socket.socket(family, socket.SOCK_STREAM)
-  opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-  try:
-    opened.bind((host, port))
-  except OSError as error:
-    opened.close()
-    raise ValueError(
-      f"Expected --host={host} and a free --port, found {port}: {error.strerror}. Give another, "
-      "or --port=0 for any that is free"
-    ) from error
-  opened.listen()
-  return opened
-
-
-def application(page: "gradio.Blocks", *, words: Words, hosts: tuple[str, ...] = LOCAL) -> Any:
+def application(page: "gradio.Blocks", *, words: Words, hosts: Sequence[str] = LOCAL) -> Any:
   """The page as an ASGI application.
 
   Args:

@@ -14,6 +14,7 @@ from fastapi import Request, Response
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import ofa_jax
+from ofa_jax.ports import LOCAL
 from ofa_jax.serving import bodies, measures, page
 from ofa_jax.serving.gate import Gate
 from ofa_jax.serving.limits import Refused
@@ -22,7 +23,6 @@ from ofa_jax.serving.service import Service, late
 from ofa_jax.text_files import shown
 
 NPY = "application/x-npy"
-LOCAL = ("localhost", "127.0.0.1", "::1", "[::1]")
 _log = logging.getLogger(__name__)
 
 

@@ -86,7 +86,7 @@ class Prompts(Body):
 
 
 class Drawings(Texts):
-  samples: int = Field(1, ge=1, description="pictures that are drawn for a text: 1, 2, 4, 8")
+  samples: int = Field(1, ge=1, description="pictures that are drawn for a text: 1, 2, 4, 8, 16")
   top: int = Field(1, ge=1, description="how many of them are told, the best first")
 
 

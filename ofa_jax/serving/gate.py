@@ -72,8 +72,8 @@ class Gate:
       service.measures.refused.labels("gone").inc()
     except TimeoutError:
       service.measures.refused.labels("unread").inc()
-    except Exception:
-      if not status:  # else it is answered, and in the log
+    except Exception:  # the application raises again what it has answered and logged as a fault
+      if not status:
         raise
     finally:
       service.held -= len(body)

@@ -19,7 +19,7 @@ from ofa_jax import retrieve
 from ofa_jax.api import CNCLIPModel, OFAModel, image_transform
 from ofa_jax.data.features import Features, read_features
 from ofa_jax.inference.inputs import resized
-from ofa_jax.inference.predict import TASKS, Options, calibration_of, predict
+from ofa_jax.inference.predict import TASKS, options_of, predict
 from ofa_jax.serving import uploads
 from ofa_jax.serving.limits import Limits
 
@@ -212,20 +212,7 @@ class Answers:
     self.name, self.model = name, model
     model.looks_once = True
     self._helpers = {k: v for k, v in (("codec", codec), ("judge", judge)) if v is not None}
-    self.draws = self._can_draw()
-
-  def _can_draw(self) -> bool:
-    """Whether it has what makes pictures of texts, which is loaded here."""
-    painter = getattr(self.model, "painter", None)
-    try:
-      if painter is None:
-        raise ValueError(f"Expected a model that draws, found {self.model!r}")
-      painter(**self._helpers)
-    except (ValueError, OSError):  # OSError: what a run names is not there any more
-      if self._helpers:
-        raise
-      return False
-    return True
+    self.draws = model.can_draw(**self._helpers)
 
   def picture(self, data: bytes, number: int, *, limits: Limits, what: str) -> Picture:
     """Makes a picture ready for a task; Refused as `uploads.ready`."""
@@ -244,7 +231,9 @@ class Answers:
     """Answers to rows (picture, texts in the order of the kind's names); or pictures of texts."""
     if kind.what == "draw":
       return self.model.draw(rows, **dict(kind.options), **self._helpers)
-    options = self._options(kind)
+    options = options_of(
+      self.model, kind.what, candidates=kind.candidates, prompt_decoder=kind.prompt_decoder
+    )
     pictures = [p.pixels for p, _ in rows] if kind.pictured else None
     columns = zip(*(texts for _, texts in rows), strict=True) if kind.texts else ()
     texts = dict(zip(kind.texts, map(list, columns), strict=True))
@@ -262,13 +251,6 @@ class Answers:
       for what in ("vqa", "refcoco", "snli_ve"):
         for words in LENGTHS:
           yield Kind(self.name, what, texts=("text",)), [(picture, ("a " * words,))] * number
-
-  def _options(self, kind: Kind) -> Options:
-    answering = TASKS[kind.what]
-    search = self.model.searches.get(answering.searched_as, answering.search)
-    options = Options(search=search, candidates=kind.candidates, prompt_decoder=kind.prompt_decoder)
-    known = calibration_of(self.model, kind.what, options)
-    return dataclasses.replace(options, probabilities=known is not None)
 
   def _in_file(self, box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     scale = np.divide(size, self.model.image_size).astype(np.float32)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ofa_jax.inference.predict import TASKS
 from ofa_jax.serving import bodies, uploads
 from ofa_jax.serving.bodies import Body
 from ofa_jax.serving.limits import Refused
@@ -123,7 +124,7 @@ async def _top_k(asked: Asked, body: bodies.TopK) -> Answer:
 
 
 def _asking(
-  what: str, name: str, *, tell: Callable[[Any], Any] = lambda answer: answer
+  what: str, name: str, *, tell: Callable[[Any], Any]
 ) -> Callable[[Asked, Any], Awaitable[Answer]]:
   """How a task is answered: `name` is what the answer is called."""
 
@@ -210,6 +211,28 @@ def _is_ofa(model: Served) -> bool:
   return isinstance(model, Answers)
 
 
+def _task(
+  path: str,
+  *,
+  summary: str,
+  body: type[Body],
+  what: str,
+  example: str,
+  name: str | None = None,
+  tell: Callable[[Any], Any] = lambda answer: answer,
+) -> Operation:
+  """A task of an OFA: `what` of `TASKS`; `name` is its answer's, by default that of its files."""
+  name = name or TASKS[what].result
+  return Operation(
+    path=path,
+    summary=summary,
+    body=body,
+    answers=_asking(what, name, tell=tell),
+    can=_is_ofa,
+    told=f'{{"results": [{{"{name}": {example}, "score": -0.12}}, ...]}}',
+  )
+
+
 OPERATIONS = (
   Operation(
     path="/v1/features/images",
@@ -243,61 +266,56 @@ OPERATIONS = (
     can=lambda model: _is_clip(model) and bool(model.indices),
     told='{"among": "image", "results": [{"ids": [7, 3], "scores": [0.41, 0.38]}, ...]}',
   ),
-  Operation(
-    path="/v1/caption",
+  _task(
+    "/v1/caption",
     summary="What is in images.",
     body=bodies.Images,
-    answers=_asking("caption", "caption"),
-    can=_is_ofa,
-    told='{"results": [{"caption": "a red square", "score": -0.12}, ...]}',
+    what="caption",
+    example='"a red square"',
   ),
-  Operation(
-    path="/v1/answer",
+  _task(
+    "/v1/answer",
     summary="Answers to questions about images.",
     body=bodies.Questions,
-    answers=_asking("vqa", "answer"),
-    can=_is_ofa,
-    told='{"results": [{"answer": "two", "score": -0.3}, ...]}',
+    what="vqa",
+    example='"two"',
   ),
-  Operation(
-    path="/v1/ground",
+  _task(
+    "/v1/ground",
     summary="Where in images what is described is: x0, y0, x1, y1 in pixels, null if nowhere.",
     body=bodies.Phrases,
-    answers=_asking("refcoco", "box", tell=_box),
-    can=_is_ofa,
-    told='{"results": [{"box": [12.0, 30.5, 80.0, 96.0], "score": -0.5}, ...]}',
+    what="refcoco",
+    example="[12.0, 30.5, 80.0, 96.0]",
+    tell=_box,
   ),
-  Operation(
-    path="/v1/entail",
+  _task(
+    "/v1/entail",
     summary="Whether images imply texts: entailment, neutral or contradiction.",
     body=bodies.Hypotheses,
-    answers=_asking("snli_ve", "label"),
-    can=_is_ofa,
-    told='{"results": [{"label": "entailment", "score": -0.1}, ...]}',
+    what="snli_ve",
+    example='"entailment"',
   ),
-  Operation(
-    path="/v1/classify",
+  _task(
+    "/v1/classify",
     summary="Which of your classes images belong to.",
     body=bodies.Classes,
-    answers=_asking("classify", "class"),
-    can=_is_ofa,
-    told='{"results": [{"class": "cat", "score": -0.2}, ...]}',
+    what="classify",
+    example='"cat"',
   ),
-  Operation(
-    path="/v1/read",
+  _task(
+    "/v1/read",
     summary="The texts in images.",
     body=bodies.Images,
-    answers=_asking("ocr", "text"),
-    can=_is_ofa,
-    told='{"results": [{"text": "...", "score": -0.2}, ...]}',
+    what="ocr",
+    name="text",  # "ocr" in the original's files
+    example='"..."',
   ),
-  Operation(
-    path="/v1/generate",
+  _task(
+    "/v1/generate",
     summary="What follows prompts in your own words, with or without an image.",
     body=bodies.Prompts,
-    answers=_asking("text", "text"),
-    can=_is_ofa,
-    told='{"results": [{"text": "...", "score": -0.2}, ...]}',
+    what="text",
+    example='"..."',
   ),
   Operation(
     path="/v1/draw",

@@ -5,7 +5,6 @@ the process ends with status 0. A second signal ends it at once.
 """
 
 import asyncio
-import socket
 from typing import Any
 
 import uvicorn
@@ -89,28 +88,3 @@ class Server(uvicorn.Server):
     if self._service.stopping and not self._service.active:
       self.should_exit = True
     return await super().on_tick(counter)
-
-
-def listening(host: str, port: int) -> socket.socket:
-  """A socket that is bound.
-
-  Raises:
-    ValueError: it cannot be, for instance as another process listens there.
-  """
-  try:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, protocol, _, address = found[0]
-    sock = socket.socket(family, kind, protocol)
-    try:
-      sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-      sock.bind(address)
-    except BaseException:
-      sock.close()
-      raise
-  except (OSError, OverflowError) as error:
-    reason = getattr(error, "strerror", None) or error
-    raise ValueError(
-      f"Expected a place to listen at in --host={host} --port={port}, found: {reason}. Another "
-      "--port may be free; --port=0 takes any."
-    ) from error
-  return sock

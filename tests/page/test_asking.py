@@ -51,10 +51,6 @@ class Model:
   def classify(self, images, classes, *, return_scores, return_probabilities=False):
     return self._answer(images=images, classes=classes, return_probabilities=return_probabilities)
 
-  def painter(self, codec, judge):
-    if codec != "vqgan":
-      raise ValueError("Expected codec")
-
   def draw(self, texts, *, samples, top, seed, codec, judge):
     self.asked = {"texts": texts, "samples": samples, "top": top, "seed": seed, "codec": codec}
     return [[Image.new("RGB", (32, 32), (i, 0, 0)) for i in range(top)]]
@@ -141,13 +137,6 @@ def test_a_phrase_is_absent_where_a_calibrated_model_is_not_sure_enough(upload):
 
 def test_pictures_are_drawn_where_there_is_a_codec():
   model = Model()
-  model.config.num_codes = 0
-  assert not asking.can_draw(model, codec=None, judge=None)
-  model.config.num_codes = 8
-  assert not asking.can_draw(model, codec=None, judge=None)  # nobody has said with what
-  assert asking.can_draw(model, codec="vqgan", judge=None)
-  with pytest.raises(ValueError, match="Expected codec"):
-    asking.can_draw(model, codec="another", judge=None)
   assert asking.tabs(model, draws=True)[-1] == "image"
   told = {"codec": "vqgan", "judge": None, "words": ENGLISH}
   found = asking.draw(model, " a boat ", 2, 4, 7, **told)

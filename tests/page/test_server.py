@@ -157,10 +157,3 @@ def test_what_is_too_large_or_not_of_the_page_is_refused(client, monkeypatch):
     assert client.get(path).status_code == 403, path
   answer = client.get("/", headers={"host": "evil.example"})
   assert answer.status_code == 400 and ENGLISH.title not in answer.text
-
-
-def test_a_port_that_is_taken_is_told():
-  with server.listen("127.0.0.1", 0) as opened:
-    port = opened.getsockname()[1]
-    with pytest.raises(ValueError, match=f"free --port, found {port}: .*--port=0"):
-      server.listen("127.0.0.1", port)

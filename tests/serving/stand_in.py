@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 
+from ofa_jax import ports
 from ofa_jax.serving import app, limits
 from ofa_jax.serving.models import CLIP
 from ofa_jax.serving.service import Service
@@ -74,7 +75,7 @@ def listening(made: Service):
   """Serves on a free port of this machine; gives the port."""
   from ofa_jax.serving import server
 
-  sock = server.listening("127.0.0.1", 0)
+  sock = ports.listening("127.0.0.1", 0)
   site = server.Server(app.application(made), service=made, host="127.0.0.1", port=0)
   thread = threading.Thread(target=site.run, kwargs={"sockets": [sock]}, daemon=True)
   thread.start()

@@ -17,6 +17,7 @@ import ofa_jax  # noqa: E402 (what is skipped for comes first)
 from ofa_jax import hub, retrieve  # noqa: E402
 from ofa_jax.convert.cnclip import table as convert  # noqa: E402
 from ofa_jax.data.features import FeatureWriter  # noqa: E402
+from ofa_jax.inference.drawing import Drawing  # noqa: E402
 from ofa_jax.serving.limits import Limits  # noqa: E402
 from ofa_jax.serving.models import LENGTHS, Answers, served  # noqa: E402
 from ofa_jax.serving.service import Service  # noqa: E402
@@ -256,19 +257,26 @@ def test_models_are_called_by_their_names(client):
 
 
 def test_a_model_that_draws_is_asked_for_pictures():
-  class Drawing:
-    def painter(self, *, codec=None):
-      if codec is None:
-        raise ValueError("Expected codec, found None")
+  class Model(Drawing):
+    def __init__(self, gone=False):
+      self.gone = gone
+
+    def painter(self, codec=None, judge=None):
+      if codec is None and self.gone:
+        raise FileNotFoundError("what the run names")
+      if codec != "vqgan":
+        raise ValueError(f"Expected codec, found {codec}")
 
     def draw(self, texts, *, samples, top, codec):
       assert codec == "vqgan"
       return [[np.full((4, 4, 3), samples * 10 + i, np.uint8) for i in range(top)] for _ in texts]
 
-  assert not Answers("ofa", Drawing()).draws
-  with pytest.raises(ValueError, match="a model that draws"):
-    Answers("ofa", _NoModel(), codec="vqgan")
-  model = Answers("ofa", Drawing(), codec="vqgan")
+  assert not Answers("ofa", Model()).draws and not Answers("ofa", Model(gone=True)).draws
+  with pytest.raises(ValueError, match="Expected codec, found other"):
+    Answers("ofa", Model(), codec="other")
+  with pytest.raises(ValueError, match="Expected codec, found None"):
+    Answers("ofa", Model(), judge="clip")
+  model = Answers("ofa", Model(), codec="vqgan")
   made = Service([model], limits=Limits(samples=4), most=2, wait=0)
   made.compile(now=False)
   with stand_in.listening(made) as port:
@@ -303,6 +311,9 @@ def test_all_kinds_are_compiled_at_the_start(clip, index):
 
 class _NoModel:
   image_size = 8
+
+  def can_draw(self):
+    return False
 
 
 def test_files_of_another_width_are_refused(clip, tmp_path):
