@@ -18,6 +18,7 @@ encoder's output. The memory's speed is the vendor's figure for the device (`BAN
 """
 
 import argparse
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -67,7 +68,9 @@ def main() -> None:
   jax.config.update("jax_default_matmul_precision", None if args.dtype == "bf16" else "highest")
   args.codes = 16 if args.quick else CODES
   config = ofa.config(args.size, code_image_size=PIXELS)
-  model = Model(config, dtype=DTYPES[args.dtype])
+  with phase(f"weights of OFA-{args.size}, {args.dtype}, on {args.platform}"):
+    model = Model(config, dtype=DTYPES[args.dtype])
+    jax.block_until_ready(model.weights)
   threads = len(os.sched_getaffinity(0))
   device = f"cpu-{threads}core" if args.platform == "cpu" else jax.devices()[0].device_kind
   report = {
@@ -81,9 +84,10 @@ def main() -> None:
     "samples": args.samples,
     "guidance": args.guidance,
     "pieces": args.pieces,
-    "gigaflop_a_picture": operations(config, model, args),
     "by_batch_size": {},
   }
+  with phase("operations, counted"):
+    report["gigaflop_a_picture"] = operations(config, model, args)
   print(json.dumps(report["gigaflop_a_picture"]), flush=True)
   for batch in args.batch:
     told = report["by_batch_size"][batch] = measured(config, model, batch, args, device=device)
@@ -159,12 +163,15 @@ def generating(model, batch, args):
 def measured(config, model, batch, args, *, device) -> dict:
   """Seconds a picture, and how near that is to what the memory's speed allows."""
   generate, *inputs = generating(model, batch, args)
+  pictures = batch * args.samples
+  size = f"{batch} x {args.samples} pictures of {args.codes} codes"
   begin = time.perf_counter()
-  compiled = jax.jit(generate).lower(model.weights, *inputs).compile()
+  with phase(f"compile {size}"):
+    compiled = jax.jit(generate).lower(model.weights, *inputs).compile()
   told = {"compile_seconds": round(time.perf_counter() - begin, 1)}
   run = functools.partial(compiled, model.weights, *inputs)
-  seconds = timed(run, args.repeats)
-  pictures = batch * args.samples
+  with phase(f"draw {size}, {1 + args.repeats} times"):
+    seconds = timed(run, args.repeats)
   told["seconds_a_picture"] = round(seconds / pictures, 4)
   told["milliseconds_a_step"] = round(1000 * seconds / (args.codes + 1), 3)
   speed = args.bandwidth or next((x for name, x in BANDWIDTHS.items() if name in device), None)
@@ -230,7 +237,8 @@ def uncached(config, model, args) -> dict:
       hidden = merged.hidden(merged.encode(source), tokens, code_mask=True)
       return merged.code_logits(hidden[:, -1])
 
-    seconds.append(timed(lambda: forward(model.weights, source, tokens), 2))  # noqa: B023
+    with phase(f"without a cache, {length} codes"):
+      seconds.append(timed(lambda: forward(model.weights, source, tokens), 2))  # noqa: B023
   steps = np.arange(1, args.codes + 2)
   return {
     "seconds_by_length": dict(zip(lengths, [round(x, 4) for x in seconds], strict=True)),
@@ -251,7 +259,17 @@ def codec_seconds(args) -> float:
   def decode(weights, tokens):
     return vqgan.decode_batches(nnx.merge(graph, *weights), tokens, batch_size=number)
 
-  return round(timed(lambda: decode(weights, tokens), 2) / number, 3)
+  with phase(f"the codec, {number} pictures"):
+    return round(timed(lambda: decode(weights, tokens), 2) / number, 3)
+
+
+@contextlib.contextmanager
+def phase(name: str):
+  """Says what begins, and how long it took: a run that is ended by a limit shows where it was."""
+  print(f"{name} ...", flush=True)
+  begin = time.perf_counter()
+  yield
+  print(f"{name}: {time.perf_counter() - begin:.1f} s", flush=True)
 
 
 def timed(function, repeats: int) -> float:

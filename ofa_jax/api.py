@@ -97,7 +97,8 @@ def load_from_name(
   strange = [source.family.title for source in sources if source.family not in _HERE]
   if strange:
     raise ValueError(
-      f"Expected a Chinese-CLIP or OFAs, found {strange[0]}, which draws or judges what others mean"
+      f"Expected a Chinese-CLIP or OFAs, found {strange[0]}. A codec or a judge of pictures is for "
+      "codec= or judge= of `draw`"
     )
   if len(sources) != 1 or image_size is not None:
     raise ValueError(

@@ -28,7 +28,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,6 +143,11 @@ def _calibration(model, task, options) -> dict[str, Any]:
   return {"calibration": dataclasses.asdict(calibration_of(model, task, options))}
 
 
+def _given(options: Mapping[str, flags.FlagHolder]) -> str:
+  """Which of some flags the command line has, for a message."""
+  return ", ".join(f"--{name}" for name, flag in options.items() if flag.present)
+
+
 def _id(answering, table, row) -> str | int:
   """As in the original's results; without ids, the row's number."""
   if "id" not in table.columns:
@@ -230,7 +235,18 @@ def main() -> None:
     ),
   }
 
+  # By which task reads them.
+  of_pictures = {"codec": codec, "judge": judge, "top": top, "guidance": guidance, "top-k": top_k}
+  of_boxes = {"min-probability": min_probability, "most-boxes": most_boxes}
+  of_texts = {
+    "image": image, "text2": text2, "premise": premise, "objects": objects, "shard": shard_,
+    "candidates": candidates, "prompt-decoder": prompt_decoder, "image-size": image_size,
+    **{name.replace("_", "-"): x for name, x in searched.items() if name != "temperature"},
+  }  # fmt: skip
+
   def draw():
+    if strange := _given(of_boxes | of_texts):
+      raise ValueError(f"Expected {strange} with another task, found --task={DRAWS}")
     options = {
       "samples": samples.value or image_gen.ANSWERING.search.num_beams,
       "top": top.value,
@@ -255,13 +271,14 @@ def main() -> None:
 
   def command():
     log.quiet_libraries()
-    of_boxes = {"min-probability": min_probability, "most-boxes": most_boxes, "samples": samples}
-    given = [f"--{name}" for name, flag in of_boxes.items() if flag.value is not None]
     if task.value == DRAWS:
       draw()
       return
-    if given and task.value != "refcoco":
-      raise ValueError(f"Expected {', '.join(given)} with --task=refcoco, found {task.value}")
+    if strange := _given(of_pictures):
+      raise ValueError(f"Expected {strange} with --task={DRAWS}, found {task.value}")
+    strange = _given(of_boxes | {"samples": samples})
+    if strange and task.value != "refcoco":
+      raise ValueError(f"Expected {strange} with --task=refcoco, found {task.value}")
     if samples.value and most_boxes.value is None:
       raise ValueError("Expected --most-boxes beside --samples, found none")
     if samples.value and searched["num_beams"].value is not None:

@@ -74,10 +74,12 @@ def write_lines(
       file.flush()
       advance(len(lines))
   written = left.read_bytes().splitlines(keepends=True)
-  if kept is not None:
-    with open(left, "wb") as file:
+  made = None
+  if kept is not None:  # beside what was left: with fewer lines in that, a row would be another's
+    made = left.with_name(f"{left.name}.kept")
+    with open(made, "wb") as file:
       file.writelines(filter(kept, written))
   if shard is not None:
     shards.note(output, work)
-  partial.finish(left, output)
+  partial.finish(left, output, made=made)
   return written

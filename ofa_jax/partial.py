@@ -103,15 +103,25 @@ def tidied(partial: pathlib.Path, *, header: int = 0) -> Iterator[None]:
     raise
 
 
-def finish(partial: pathlib.Path, output: str | os.PathLike) -> None:
-  """Gives what is whole now, and closed, its name."""
+def finish(
+  partial: pathlib.Path, output: str | os.PathLike, *, made: pathlib.Path | None = None
+) -> None:
+  """Gives what is whole now, and closed, its name.
+
+  Args:
+    partial: from `place_of`.
+    output: its name.
+    made: a file beside it that gets the name instead; until then `partial` stays as it is.
+  """
+  made = made or partial
   if storage.in_bucket(output):
-    storage.upload(partial, output)
-    partial.unlink()
+    storage.upload(made, output)
+    made.unlink()
   else:
-    with open(partial, "rb") as file:
+    with open(made, "rb") as file:
       os.fsync(file.fileno())  # else a power cut may leave the name without the bytes
-    os.replace(partial, output)
+    os.replace(made, output)
+  partial.unlink(missing_ok=True)
   _note_of(partial).unlink(missing_ok=True)
 
 

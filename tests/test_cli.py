@@ -126,6 +126,10 @@ CASES = {
     ["generate", "--model=M", "--task=caption", "--image=x.png", "--min-probability=0.5"],
     ("Expected --min-probability with --task=refcoco, found caption",),
   ),
+  "a beam for pictures": Case(
+    ["generate", "--model=M", "--task=image", "--text=x", "--output=w", "--num-beams=5"],
+    ("Expected --num-beams with another task, found --task=image",),
+  ),
   "nothing to calibrate": Case(
     ["calibrate", QUICK, "--checkpoint=w"],
     ("Expected a config with an evaluation of an OFA's answers, found Contrastive",),

@@ -6,6 +6,8 @@ import numpy as np
 
 from ofa_jax.text_files import shown
 
+_DIGITS = 18  # of numbers that int64 holds whatever they are
+
 
 def parse(text: str, *, count: int, num_codes: int) -> np.ndarray:
   """The codes int32[count] of a text.
@@ -21,7 +23,7 @@ def parse(text: str, *, count: int, num_codes: int) -> np.ndarray:
   try:
     codes = np.array(words, np.int64)
   except (ValueError, OverflowError):
-    other = next(word for word in words if not word.isascii() or not word.isdecimal())
+    other = next(x for x in words if not x.isascii() or not x.isdecimal() or len(x) > _DIGITS)
     raise ValueError(
       f"expected codes from 0 to {num_codes - 1}, found {shown(other, 20)}"
     ) from None

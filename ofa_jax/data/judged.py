@@ -38,6 +38,17 @@ def for_pytorch_fid(image: Image.Image) -> np.ndarray:
   return pixels
 
 
+FOR_FID: Mapping[str, Prepare] = {  # by the variant of Inception
+  "torchvision": for_ofa_fid,
+  "pytorch_fid": for_pytorch_fid,
+}
+
+
+def no_picture(variant: str) -> np.ndarray:
+  """An array as `FOR_FID` makes it, of nothing."""
+  return np.zeros((SIDE, SIDE, 3), np.uint8 if variant == "torchvision" else np.float32)
+
+
 class JudgedRows:
   """Pictures of any form of storage, made ready for several judges.
 

@@ -255,8 +255,13 @@ class Drawing:
     """The model with its codec and judge, which are loaded once.
 
     Raises:
-      ValueError: there is no codec; or as `Painter`.
+      ValueError: the model draws nothing; there is no codec; or as `Painter`.
     """
+    if not self.config.num_codes:
+      raise ValueError(
+        "Expected a model that writes image codes, found one without; OFA's that draw are "
+        "OFA-base-image_gen and OFA-large-image_gen, and what configs/ofa_image_gen.py trains"
+      )
     named = named_by_run(self._source)
     if codec is None and "codec" not in named:
       raise ValueError(

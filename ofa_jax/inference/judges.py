@@ -87,10 +87,7 @@ def preparation(config: Any) -> tuple[Callable[[Image.Image], np.ndarray], np.nd
     ValueError: another model.
   """
   if isinstance(config, InceptionConfig):
-    shape = (judged.SIDE, judged.SIDE, 3)
-    if config.variant == "torchvision":
-      return judged.for_ofa_fid, np.zeros(shape, np.uint8)
-    return judged.for_pytorch_fid, np.zeros(shape, np.float32)
+    return judged.FOR_FID[config.variant], judged.no_picture(config.variant)
   if isinstance(config, OpenAICLIPConfig):
     size = config.vision.image_size
     return functools.partial(images.cropped, size=size), np.zeros((size, size, 3), np.uint8)

@@ -17,12 +17,13 @@ from flax import nnx
 from ofa_jax import hub
 from ofa_jax.models import pillow, vqgan
 from ofa_jax.models.cnclip import CNCLIPConfig
+from ofa_jax.models.inception import SIZE as INCEPTION_SIDE
 from ofa_jax.models.openai_clip import OpenAICLIPConfig
 from ofa_jax.models.patches import PatchCodecConfig
 from ofa_jax.numerics import widened
 from ofa_jax.tasks.frozen import Frozen
 
-INCEPTION_SIZE = (299, 299)
+_INCEPTION_SIZE = (INCEPTION_SIDE, INCEPTION_SIDE)
 
 
 @functools.cache
@@ -51,6 +52,12 @@ def judge_length(name: str) -> int:
 def judge_size(name: str) -> int:
   """Side in pixels of what a judge sees."""
   return hub.config_of(name).vision.image_size
+
+
+@functools.cache
+def inception_variant(name: str) -> str:
+  """Which Inception a stored one is."""
+  return hub.config_of(name).variant
 
 
 def judge_tokens(name: str, texts: Sequence[str]) -> np.ndarray:
@@ -121,13 +128,13 @@ def pooled(inception: nnx.Module, images: jax.Array, *, variant: str) -> jax.Arr
   The original resizes as Pillow does before its Inception, torchvision's; pytorch-fid inside.
   """
   if variant == "torchvision":
-    images = pillow.resize(images, INCEPTION_SIZE, kind="bilinear")
+    images = pillow.resize(images, _INCEPTION_SIZE, kind="bilinear")
   return inception.features(images)
 
 
 def classes(inception: nnx.Module, images: jax.Array) -> jax.Array:
   """Pictures uint8[N, S, S, 3] to torchvision's Inception's logits float32[N, 1000]."""
-  return inception.logits(pillow.resize(images, INCEPTION_SIZE, kind="bilinear"))
+  return inception.logits(pillow.resize(images, _INCEPTION_SIZE, kind="bilinear"))
 
 
 def check_codec(name: str, config: hub.ModelConfig, *, codes: int | None = None) -> None:

@@ -14,11 +14,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from ofa_jax import hub, pictures
 from ofa_jax.data import codes as codes_lib
-from ofa_jax.data import prompts
+from ofa_jax.data import judged, prompts
 from ofa_jax.data.tsv import IMAGE, BadRow
 from ofa_jax.decode import answers, codes
 from ofa_jax.decode.beam import Hypotheses, Search
@@ -146,7 +145,8 @@ class ImageGen(Seq2Seq):
     if self.compared and self.judge is not None:
       example["reference"] = row.cropped(drawn.judge_size(self.judge))
     if self.compared and self.inception is not None:
-      example["real"] = np.asarray(row.image().resize(drawn.INCEPTION_SIZE, Image.BILINEAR))
+      prepare = judged.FOR_FID[drawn.inception_variant(self.inception)]
+      example["real"] = prepare(row.image())
     return example
 
   def prompt(self, caption: str) -> str:
@@ -162,7 +162,7 @@ class ImageGen(Seq2Seq):
       side = drawn.judge_size(self.judge)
       example["reference"] = np.zeros((side, side, 3), np.uint8)
     if self.compared and self.inception is not None:
-      example["real"] = np.zeros((*drawn.INCEPTION_SIZE, 3), np.uint8)
+      example["real"] = judged.no_picture(drawn.inception_variant(self.inception))
     return example
 
   def check(self, config):
@@ -240,11 +240,18 @@ class ImageGen(Seq2Seq):
     encode_key, decode_key = split_rngs(rngs, 2)
     encoded = model.encode(source, rngs=encode_key)
     hidden = model.hidden(encoded, previous, code_mask=True, rngs=decode_key)
-    # What the original's range leaves without a probability is not computed either.
-    logits = InBlocks(hidden, model.code_table, self.vocab_blocks)
+    return self.cost(self.code_logits(model, hidden), model.code_places(taught.targets), batch)
+
+  def code_logits(self, model: Any, hidden: jax.Array) -> jax.Array | InBlocks:
+    """The logits of what has a probability in the original's range; no other is computed.
+
+    Args:
+      model: an OFA.
+      hidden: float[..., D], of its decoder.
+    """
     if self.vocab_blocks == 1:
-      logits = model.code_logits(hidden)
-    return self.cost(logits, model.code_places(taught.targets), batch)
+      return model.code_logits(hidden)
+    return InBlocks(hidden, model.code_table, self.vocab_blocks)
 
   def draw(
     self, model: Any, batch: Mapping[str, jax.Array], *, rngs: jax.Array, search: Search
@@ -436,5 +443,5 @@ class ImageGen(Seq2Seq):
     """Nats a token of the codes that rows have, float32[B]."""
     hidden = model.hidden(model.encode(batch["source"]), batch["previous"], code_mask=True)
     places = model.code_places(batch["target"])
-    log_probs = token_log_probs(model.code_logits(hidden), places)
+    log_probs = token_log_probs(self.code_logits(model, hidden), places)
     return -jnp.mean(log_probs, axis=1)

@@ -18,7 +18,6 @@ from ofa_jax.decode import answers
 from ofa_jax.decode.beam import Search
 from ofa_jax.losses import mean
 from ofa_jax.losses_policy import policy_gradient, token_log_probs
-from ofa_jax.losses_vocabulary import InBlocks
 from ofa_jax.models.layers import split_rngs
 from ofa_jax.tasks import drawn, reward
 from ofa_jax.tasks.frozen import Frozen
@@ -156,7 +155,4 @@ class ImageReward(ImageGen):
     previous = reward.previous_of(tokens)
     hidden = model.hidden(encoded, previous, code_mask=True, rngs=decode_key)
     places = model.code_places(tokens.reshape(previous.shape))
-    logits = InBlocks(hidden, model.code_table, self.vocab_blocks)
-    if self.vocab_blocks == 1:
-      logits = model.code_logits(hidden)
-    return token_log_probs(logits, places)
+    return token_log_probs(self.code_logits(model, hidden), places)

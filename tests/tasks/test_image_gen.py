@@ -17,21 +17,27 @@ from PIL import Image
 from ofa_jax import hub
 from ofa_jax.convert import families
 from ofa_jax.convert.ofa import table
+from ofa_jax.data import judged as judged_pictures
 from ofa_jax.data.images import decode_cropped
 from ofa_jax.data.tsv import BadRow
 from ofa_jax.decode.beam import Search
+from ofa_jax.inference.drawing import Drawing
 from ofa_jax.losses_policy import policy_gradient, token_log_probs
 from ofa_jax.tasks import drawn
 from ofa_jax.tasks.image_gen import ImageGen
 from ofa_jax.tasks.image_reward import ImageReward
 from ofa_jax.tokenizers.special import EOS
-from tests import frozen_golden, image_gen_golden
+from tests import frozen_golden, image_gen_golden, tiny
 from tests.image_gen_golden import CONFIG, FIRST_CODE, FOLDER
 from tests.ofa_files import write_bpe
 from tests.ofa_golden import rule_state_dict
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 SEARCH = Search(num_beams=6, max_length=16, min_length=16, gen_code=True, sample=True, top_k=16)
+
+# What is added to all keys alike changes no weight of attention: its gradient is 0, and what the
+# original and we have of it is the rounding of sums of numbers up to 6 (found: 3e-8 and 4e-8).
+NOTHING, ROUNDING = "decoder.cross_pos_k_linear.bias", 2e-7
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,6 +119,20 @@ def test_rows_are_the_originals(words, tmp_path):
       assert np.array_equal(found.row(1).image(), Image.open(io.BytesIO(pictures[1])))
 
 
+@pytest.mark.parametrize("variant", judged_pictures.FOR_FID)
+def test_real_pictures_are_those_of_the_files(words, tmp_path, monkeypatch, variant):
+  """An evaluation compares with what the folders of an FID would have of the same pictures."""
+  monkeypatch.setattr(drawn, "inception_variant", lambda _: variant)
+  picture = (FOLDER / "ref_1.png").read_bytes()
+  rows = [["0", base64.urlsafe_b64encode(picture).decode(), "a dog", " ".join(["7"] * 16)]]
+  given = {"columns": (0, 1, 2, 3), "compared": True, "inception": variant}
+  task = small(words, valid=written(tmp_path, rows), **given)
+  found, blank = task.examples("valid").example(0, None)["real"], task.blank()["real"]
+  assert found.shape == blank.shape == (299, 299, 3) and found.dtype == blank.dtype
+  with Image.open(io.BytesIO(picture)) as image:
+    np.testing.assert_array_equal(found, judged_pictures.FOR_FID[variant](image))
+
+
 def test_faulty_rows_are_named(words, helpers, tmp_path):
   right = " ".join(map(str, range(16)))
   rows = [
@@ -121,8 +141,9 @@ def test_faulty_rows_are_named(words, helpers, tmp_path):
     ["2", "a dog", right.replace("15", "8192")],
     ["3", "a dog", right.replace("15", "-1")],
     ["4", "a dog", right.replace("15", "x")],
-    ["5", "the " * 60 + "city " * 16, right],
-    ["6", "a dog", right],
+    ["5", "a dog", right.replace("15", "9" * 20)],
+    ["6", "the " * 60 + "city " * 16, right],
+    ["7", "a dog", right],
   ]
   task = small(words, train=written(tmp_path, rows), **helpers)
   reasons = (
@@ -131,13 +152,14 @@ def test_faulty_rows_are_named(words, helpers, tmp_path):
     "expected codes from 0 to 8191, found 1 others, first 8192",
     "first -1",
     "expected codes from 0 to 8191, found x",
+    "expected codes from 0 to 8191, found 99999999999999999999",
     "the caption is too long for .*judge",
   )
   rows = dataclasses.replace(task, max_words=80).examples("train")
   for i, reason in enumerate(reasons):
     with pytest.raises(BadRow, match=f"rows.tsv:{i + 1} {i}: .*{reason}"):
       rows.example(i, None)
-  assert rows.example(6, None)["target"].tolist() == [*range(FIRST_CODE, FIRST_CODE + 16), EOS]
+  assert rows.example(7, None)["target"].tolist() == [*range(FIRST_CODE, FIRST_CODE + 16), EOS]
 
 
 def test_the_recipes_are_the_originals():
@@ -179,6 +201,13 @@ def test_what_does_not_fit_is_told_together(words, helpers):
     swapped.blank()
   with pytest.raises(ValueError, match=r"task\.image_size: expected 32"):
     small(words, image_size=64, **helpers).helper("codec")
+
+
+def test_a_model_that_cannot_draw_is_told():
+  model = Drawing()
+  model.config = dataclasses.replace(tiny.OFA, num_codes=0)
+  with pytest.raises(ValueError, match="Expected a model that writes image codes, found one with"):
+    model.draw(["a dog"])
 
 
 def test_the_loss_is_that_of_all_tokens_with_the_originals_range(words):
@@ -261,15 +290,15 @@ def test_samples_rewards_and_loss_are_the_originals(words, helpers):
   np.testing.assert_allclose(metrics["reward"].total, told["score_logged"], rtol=1e-5)
   tensors = table.to_torch(jax.device_get(grads), rest, image_gen_golden.config())
   names = [name.removeprefix("grad:") for name in given if name.startswith("grad:")]
-  assert len(names) == 13
+  assert len(names) == 13 and NOTHING in names
   for name in names:
     expected = given[f"grad:{name}"]
-    if np.abs(expected).max() < 1e-6:  # rounding: a shift of all keys changes no weight
-      assert np.abs(tensors[name]).max() < 1e-6, name
+    if name == NOTHING:
+      assert np.abs(tensors[name]).max() < ROUNDING and np.abs(expected).max() < ROUNDING
     else:
-      assert frozen_golden.error(tensors[name], expected) < 2e-5, name
+      assert frozen_golden.error(tensors[name], expected) < 1e-5, name
   rows = tensors["encoder.embed_tokens.weight"][given["grad_rows:ids"]]
-  assert frozen_golden.error(rows, given["grad_rows:encoder.embed_tokens.weight"]) < 2e-5
+  assert frozen_golden.error(rows, given["grad_rows:encoder.embed_tokens.weight"]) < 1e-5
 
 
 def test_the_function_is_the_originals():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ofa_jax import shards, tokenize_images
+from ofa_jax import partial, shards, tokenize_images
 from ofa_jax.data import codes
 from ofa_jax.data.quickstart import png
 from ofa_jax.data.tsv import IMAGE, Table
@@ -76,6 +76,24 @@ def test_what_is_written_is_what_training_reads(made, tmp_path, capsys):
   for wrong, part in (({"size": 60}, "multiple of 8"), ({"size": 4}, "multiple of 8")):
     with pytest.raises(ValueError, match=part):
       tokenize_images.tokenize_file(tokenizer, table(folder), output=output, **wrong)
+
+
+def test_a_run_that_is_killed_at_its_end_is_gone_on_with(made, tmp_path, monkeypatch):
+  """Lines of faulty rows are left out by then, which moves no other row's."""
+  folder, fields = made
+  tokenizer = tokenize_images.Tokenizer(fields["codec"])
+  given = {"output": tmp_path / "codes.tsv", "size": 64, "batch_size": 2, "max_bad_rate": 0.5}
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(partial, "finish", interrupted)
+    tokenize_images.tokenize_file(tokenizer, table(folder), **given)
+  assert tokenize_images.tokenize_file(tokenizer, table(folder), **given) == 4
+  rows = [line.split("\t")[0] for line in given["output"].read_text().splitlines()]
+  assert rows == ["p0", "p1", "p3", "p4"]
+  assert [path.name for path in tmp_path.iterdir()] == ["codes.tsv"]
+
+
+def interrupted(*_, **__):
+  raise KeyboardInterrupt
 
 
 def test_noise_is_of_the_row_alone(tmp_path):
