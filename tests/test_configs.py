@@ -270,11 +270,11 @@ def test_recipes_of_released_models_start_from_them(name, argument):
   drawn = []
   weights.from_scratch(config.model, seed=0, warn=drawn.append)
   if name == "quickstart.py":  # no one else has its models
-    assert not drawn and not (config.init or "runs/").partition("runs/")[0]
+    assert not drawn and (config.init is None or config.init.startswith("runs/"))
     return
   assert bool(drawn) == (config.init is not None)
   if "scst" in (argument or ""):  # its first stage is a run of the user's
-    assert config.init.startswith("runs/")
+    assert config.init.endswith("@best")
     return
   assert config.init in (None, *hub.RELEASES)
   assert all(f"--config.init={config.init} " in line for line in drawn)

@@ -16,11 +16,11 @@ NUMPY = {
 }
 GROUND = {"config", "validation", "trees", "numerics"}
 PURE = {"losses", "losses_policy", "losses_vocabulary", "host_calls", "models", "decode"}
-STORED = {"convert", "hub", "weights", "calibrations"}
+STORED = {"convert", "hub", "weights", "calibrations", "first_state"}
 INFERENCE = {"inference", "api"}
 COMMANDS = {
   *("train", "evaluate", "extract_features", "retrieve", "zeroshot", "compile_ahead"),
-  *("validate_data", "prepare_data", "calibrate", "first_state"),
+  *("validate_data", "prepare_data", "calibrate"),
   *("serve", "demo", "page", "score_images"),
   *("tokenize_images", "draw_files", "jobs"),
   *("generate", "cli", "cli_help", "cli_parsers", "__main__"),

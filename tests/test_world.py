@@ -25,11 +25,12 @@ from ofa_jax.tokenizers.special import EOS
 from ofa_jax.validation import validate
 
 ROOT = Path(__file__).parent.parent
-GOALS = {"vqa": 0.95, "refcoco": 0.85, "snli_ve": 0.95, "exact": 0.95, "digits": 0.95}
+# Some points below what a run of the recipe was seen to end with (docs/gallery.md).
+GOALS = {"vqa": 0.8, "refcoco": 0.82, "snli_ve": 0.9, "exact": 0.95, "digits": 0.95}
 
 
-def load() -> Config:
-  return runpy.run_path(str(ROOT / "configs" / "quickstart.py"))["get_config"]("world")
+def load(argument: str = "world") -> Config:
+  return runpy.run_path(str(ROOT / "configs" / "quickstart.py"))["get_config"](argument)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,13 @@ def test_evaluations_have_the_names_of_their_tasks(micro):
   ]
   sizes = micro.task.batch_sizes(16)
   assert sizes["caption"] == 16 and all(size % 8 == 0 for size in sizes.values())
+
+
+@pytest.mark.usefixtures("micro")  # its files
+def test_learning_from_rewards_begins_with_a_step_that_stays():
+  base, number = load(), int(load("world_scst").init.removeprefix("runs/world@"))
+  saved = range(base.save_every, base.steps + 1, base.save_every)
+  assert number in saved[-base.keep :]
 
 
 def test_tasks_are_changed_by_flags(micro):

@@ -39,7 +39,6 @@ from ofa_jax.tasks.pretrain_parts import (
   Texts,
   asked_apart,
 )
-from ofa_jax.tasks.words import check_tokenizer
 from ofa_jax.tokenizers.special import PAD
 
 PAIRS, TEXT, PICTURE, DETECTION = STREAMS = ("pairs", "text", "image", "detection")
@@ -239,12 +238,12 @@ class Pretrain(Task):
       faults.append(
         f"task.box_size: expected at least the {largest} pixels of a picture, found {self.box_size}"
       )
-    for name, part in self.parts.items():
-      told = [
-        f for f in Part.check(part, config) if f not in check_tokenizer(self.tokenizer, config)
-      ]
-      faults += [f"of the stream {name!r}: {fault}" for fault in told]
-    return [*faults, *check_tokenizer(self.tokenizer, config)]
+    found = {name: part.check(config) for name, part in self.parts.items()}
+    # What all streams have, such as the tokenizer, is told once.
+    shared = [fault for fault in found[PAIRS] if all(fault in told for told in found.values())]
+    for name, told in found.items():
+      faults += [f"of the stream {name!r}: {fault}" for fault in told if fault not in shared]
+    return faults + shared
 
   def groups(self) -> list[list[str]]:
     """The streams that go through the model together."""

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from ofa_jax.data.original_draws import epoch_of
 from ofa_jax.data.pipeline import (
   BadRows,
   Mixture,
@@ -106,6 +107,21 @@ def test_seed_changes_order_and_draws_which_differ_between_epochs():
   assert not np.array_equal(first[0]["row"], second[0]["row"])
   draws = np.concatenate([batch["draw"][:, 0] for batch in first + second])
   assert len(set(draws.tolist())) == 64
+
+
+class Epochs(Numbers):
+  """Rows that say in which epoch they are read."""
+
+  def example(self, i, rng):
+    return {**super().example(i, rng), "draw": np.full(2, epoch_of(rng), np.float32)}
+
+
+def test_a_rows_generator_tells_its_epoch():
+  rows = {"pairs": Epochs(4), "text": Epochs(2)}
+  batches = take(rows, 3, batch_size={"pairs": 4, "text": 4})
+  for i, batch in enumerate(batches):
+    assert batch["pairs"]["draw"][:, 0].tolist() == [i + 1] * 4
+    assert batch["text"]["draw"][:, 0].tolist() == [2 * i + 1] * 2 + [2 * i + 2] * 2
 
 
 def test_mixture_keeps_its_proportions_and_the_epochs_of_its_parts():

@@ -1,6 +1,7 @@
 """What a person sees of a run while it goes on."""
 
 import logging
+import math
 import re
 
 import pytest
@@ -64,6 +65,14 @@ def test_lines_elsewhere_are_as_they_are():
   assert log.for_terminal(LONG, console) == LONG
   wide = log.for_terminal("一只猫 " * 30, rich.console.Console(force_terminal=True, width=40))
   assert all(rich.cells.cell_len(line) <= 40 for line in wide.splitlines())
+
+
+def test_parts_that_a_batch_had_nothing_of_are_left_out(tmp_path):
+  nan = float("nan")
+  with log.Log(str(tmp_path), steps=6, start=0) as out:
+    out.metrics(1, {"train/loss": nan, "train/caption/loss": nan, "train/vqa/loss": 0.5})
+  (row,) = log.read_metrics(tmp_path)
+  assert math.isnan(row.pop("train/loss")) and row == {"step": 1, "train/vqa/loss": 0.5}
 
 
 def test_what_the_package_warns_of_is_in_the_log(tmp_path):

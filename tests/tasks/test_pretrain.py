@@ -273,6 +273,7 @@ def test_faults_are_told(task):
   assert "task.ratio: expected more than 0" in faults(ratio=0.0)
   assert "of the stream 'pairs': task.image_size: expected 1 to 672" in faults(image_size=1000)
   assert "task.box_size: expected at least the 64 pixels" in faults(box_size=32)
+  assert faults(smoothing=2.0) == "task.smoothing: expected a share from 0 to below 1, found 2.0"
   assert "task.code_image_size: expected the model's 128, found 32" in faults(
     model=ofa.config("tiny")
   )
