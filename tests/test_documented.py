@@ -35,8 +35,8 @@ def row_of(command):
 
 
 @functools.cache
-def tests_of(path):
-  """The tests of a file, and which of them are slow."""
+def names_in(path):
+  """What a test file defines."""
   tree = ast.parse(documents.text_of(ROOT / "tests" / path))
   return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
@@ -65,7 +65,7 @@ def test_the_tests_that_are_named_exist():
     assert [bool(told.tests), told.needs is not None, bool(told.stage)].count(True) == 1, pattern
     for test in (*told.tests, *told.like):
       path, _, name = test.partition("::")
-      assert name.startswith("test_") and name in tests_of(path), f"{pattern}: {test}"
+      assert name.startswith("test_") and name in names_in(path), f"{pattern}: {test}"
     assert told.stage in {"", *STAGES}, pattern
 
 
