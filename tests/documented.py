@@ -23,7 +23,7 @@ class Needs(enum.Enum):
   PROGRAM = "a program that is no part of the project"
   INDEX = "a package index; .ci/run makes the environment of the tests"
   TESTS = "nothing else: it is the tests, or the linter"
-  FIGURES = "minutes of a quiet machine; what it measured is in benchmarks/results"
+  FIGURES = "minutes, and what it makes is kept: figures in benchmarks/results, pictures in docs"
   FORM = "words in place of its capitals: it is the form of others"
 
 
@@ -88,7 +88,13 @@ TABLE: tuple[tuple[Told, str], ...] = (
     "python -m mkdocs build --strict",
   ),
   (ran("test_kills.py::test_killed_at_random_moments"), "python -m tests.kills JOB COUNT"),
-  (needs(Needs.FIGURES), "python benchmarks/**"),
+  (
+    needs(Needs.FIGURES),
+    """
+    python benchmarks/**
+    python -m tests.page.screenshots runs/world runs/digits docs/images
+    """,
+  ),
   (
     needs(Needs.PROGRAM),
     """
