@@ -191,9 +191,10 @@ def test_the_second_stage_learns_from_a_chinese_clip(fields, learnt, tmp_path):
 @pytest.mark.parametrize("stage", ["base", "base,clip"])
 def test_eight_devices_are_one(fields, stage):
   config = dataclasses.replace(drawing_files.config(fields, stage), evals=())
-  history, _ = test_step.run(config, steps=2, of=3)
-  eight, _ = test_step.run(config, steps=2, of=3, mesh=test_step.make_mesh(devices=8))
+  history, state = test_step.run(config, steps=2, of=3)
+  eight, other = test_step.run(config, steps=2, of=3, mesh=test_step.make_mesh(devices=8))
   np.testing.assert_allclose(eight, history, rtol=2e-5)
+  test_step.assert_trees_close(other.params, state.params, atol=1e-5)
 
 
 @pytest.mark.slow  # six processes compile their steps: minutes
