@@ -161,14 +161,14 @@ def asked_of(number, kwargs, draws):
 
 def test_other_seeds_are_drawn_alike(task, stored):
   """Wrong captions and answers of numbers that nothing was recorded of."""
-  seen = {number: set() for number in (0, 1, 3)}
+  words, seen = task.parts["pairs"].words, {number: set() for number in (0, 1, 3)}
   for seed in range(4, 40):
     for number, found in seen.items():
       asked, right = asked_of(number, stored["kwargs"], random.Random(seed))
       arrays = made(task, "pairs", Seeded(seed), number=number)
-      expected = [BOS, *task.words.encode(asked), EOS]
+      expected = [BOS, *words.encode(asked), EOS]
       assert arrays["source"][1].tolist() == filled(expected, arrays["source"].shape[1])
-      answer = task.words.encode(" yes" if right else " no")
+      answer = words.encode(" yes" if right else " no")
       assert arrays["target"][1].tolist()[:2] == [*answer, EOS]
       found.add(asked)
   assert {number: len(found) for number, found in seen.items()} == {0: 7, 1: 6, 3: 3}
