@@ -81,7 +81,7 @@ print({path.name: path.stat().st_size for path in sorted((WORK / "onnx").glob("*
 
 # %%
 sys.path.insert(0, str(WORK / "onnx"))
-from exported import Model  # noqa: E402
+from exported import Model
 
 exported = Model(WORK / "onnx")
 pictures = np.random.default_rng(0).standard_normal((3, 32, 32, 3)).astype(np.float32)

@@ -24,6 +24,7 @@ class Needs(enum.Enum):
   INDEX = "a package index; .ci/run makes the environment of the tests"
   TESTS = "nothing else: it is the tests, or the linter"
   FIGURES = "minutes, and what it makes is kept: figures in benchmarks/results, pictures in docs"
+  MINUTES = "minutes to draw its data alone; tests of the same draw less"
   FORM = "words in place of its capitals: it is the form of others"
 
 
@@ -138,8 +139,15 @@ TABLE: tuple[tuple[Told, str], ...] = (
     """
     python -m ofa_jax.train --config=configs/quickstart.py:ofa --workdir=*
     python -m ofa_jax.train --config=configs/quickstart.py:ofa --workdir=* --config.steps=200 **
-    python -m ofa_jax.train --config=configs/quickstart.py:draw --workdir=runs/draw
     """,
+  ),
+  (
+    needs(
+      Needs.MINUTES,
+      "test_image_gen_training.py::test_the_first_stage_is_learnt_and_drawn_from",
+      "data/test_quickstart_draw.py::test_a_mosaic_of_patches_shows_what_its_picture_does",
+    ),
+    "python -m ofa_jax.train --config=configs/quickstart.py:draw --workdir=runs/draw",
   ),
   (
     ran("test_world.py::test_the_world_is_learnt_and_every_way_to_ask_gives_the_same"),
@@ -148,7 +156,7 @@ TABLE: tuple[tuple[Told, str], ...] = (
     python -m ofa_jax.evaluate --config=configs/quickstart.py:world **
     """,
   ),
-  # One's own pictures, with stand-ins where the released models are kept.
+  # One's own pictures, with stand-ins for the released models.
   (
     here("own", *OWN),
     """
