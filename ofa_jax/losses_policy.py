@@ -20,6 +20,8 @@ def policy_gradient(
   tokens: jax.Array,
   advantages: jax.Array,
   *,
+  ignore_prefix: int = 0,
+  sentence_avg: bool = False,
   kl: float = 0.0,
   before: jax.Array | None = None,
 ) -> dict[str, Mean]:
@@ -30,15 +32,18 @@ def policy_gradient(
     tokens: int32[N, T]; padding costs nothing.
     advantages: float[N], how much better each is than what it is compared with; they carry no
       gradient.
+    ignore_prefix: positions at the front that cost nothing.
+    sentence_avg: the count of the loss is the sequences, not their tokens.
     kl: weight of the divergence from another model, that of the start.
     before: float[N, T], the other model's log-probability of each token, for `kl`.
 
   Returns:
-    "loss", whose count is the tokens of all sequences, as the original's sample size; with `kl`
-    also the divergence itself, by the estimator exp(r) - 1 - r of r = before - log_probs, which is
-    never negative and 0 where both agree.
+    "loss", whose count is the original's sample size: the tokens of all sequences that are not
+    ignored, or all sequences; with `kl` also the divergence itself, by the estimator
+    exp(r) - 1 - r of r = before - log_probs, which is never negative and 0 where both agree.
   """
-  keep = tokens != PAD
+  sequences = jnp.sum(tokens[:, 0] != PAD, dtype=jnp.float32)
+  keep = (tokens != PAD) & (np.arange(tokens.shape[1]) >= ignore_prefix)
   count = jnp.sum(keep, dtype=jnp.float32)
   cost = -log_probs * jax.lax.stop_gradient(widened(advantages))[:, None]
   metrics = {}
@@ -47,7 +52,8 @@ def policy_gradient(
     divergence = jnp.exp(ratio) - 1 - ratio
     cost += kl * divergence
     metrics["kl"] = Mean(jnp.sum(divergence), count)
-  return {"loss": Mean(jnp.sum(jnp.where(keep, cost, 0.0)), count), **metrics}
+  total = jnp.sum(jnp.where(keep, cost, 0.0))
+  return {"loss": Mean(total, sequences if sentence_avg else count), **metrics}
 
 
 def token_log_probs(

@@ -105,6 +105,14 @@ CASES: dict[str, Case] = {
 }
 
 CASES |= {
+  "snli_ve_alone": Case(
+    config=("ofa_snli_ve.py", "base"),
+    files=lambda *places: {**texts.snli_ve(*places), "premise": False},
+    metrics=("snli_score",),
+    result=("uniq_id", "answer", "label"),
+    generates="snli_ve",
+    columns={"id": 0, IMAGE: 2, "text": 3},
+  ),
   "snli_ve": Case(
     config=("ofa_snli_ve.py", "base"),
     files=texts.snli_ve,
@@ -137,6 +145,15 @@ CASES |= {
     )
     for part, known in PARTS.items()
   },
+  # The same tasks asked otherwise.
+  "ocr_document": dataclasses.replace(
+    CASES["ocr"], config=("ofa_ocr.py", "base,document"), generates="ocr_document"
+  ),
+  "custom": dataclasses.replace(CASES["caption"], config=("ofa_custom.py", "OFA-base")),
+  "vqa_any": dataclasses.replace(
+    CASES["vqa"],
+    files=lambda *places: {**pictures.vqa(*places), "answers": None, "inference": "beamsearch"},
+  ),
   # Other losses, and few parameters.
   **{
     f"caption_{loss}": dataclasses.replace(

@@ -19,6 +19,7 @@ from ofa_jax.models.inception import InceptionConfig
 from ofa_jax.train import train
 from tests import drawing_files
 from tests.engine import test_step
+from tests.test_lost_processes import free_port
 from tests.test_processes import finish, start, start_cluster
 from tests.test_train import assert_bit_equal, final_state
 
@@ -190,14 +191,15 @@ def test_the_second_stage_learns_from_a_chinese_clip(fields, learnt, tmp_path):
 @pytest.mark.parametrize("stage", ["base", "base,clip"])
 def test_eight_devices_are_one(fields, stage):
   config = dataclasses.replace(drawing_files.config(fields, stage), evals=())
-  history, _ = test_step.run(config, steps=2, of=3)
-  eight, _ = test_step.run(config, steps=2, of=3, mesh=test_step.make_mesh(devices=8))
+  history, state = test_step.run(config, steps=2, of=3)
+  eight, other = test_step.run(config, steps=2, of=3, mesh=test_step.make_mesh(devices=8))
   np.testing.assert_allclose(eight, history, rtol=2e-5)
+  test_step.assert_trees_close(other.params, state.params, atol=1e-5)
 
 
 @pytest.mark.slow  # six processes compile their steps: minutes
 @pytest.mark.parametrize("stage", ["base", "base,clip"])
-def test_two_processes_are_one(fields, tmp_path, port, stage):
+def test_two_processes_are_one(fields, tmp_path, stage):
   file, folder = tmp_path / "config.py", pathlib.Path(fields["codec"]).parent
   file.write_text(
     "import pathlib\nfrom tests import drawing_files\n\n\ndef get_config():\n"
@@ -205,7 +207,7 @@ def test_two_processes_are_one(fields, tmp_path, port, stage):
     f"  return drawing_files.config(fields, {stage!r})\n"
   )
   finish(start(folder, tmp_path / "one", config=str(file)))
-  both = start_cluster(folder, tmp_path / "two", port=port, num=2, config=str(file))
+  both = start_cluster(folder, tmp_path / "two", port=free_port(), num=2, config=str(file))
   for process in both:
     finish(process)
   one, two = (log.read_metrics(tmp_path / name) for name in ("one", "two"))

@@ -2,15 +2,9 @@
 
 import dataclasses
 import math
-import os
 import pathlib
 import runpy
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -21,10 +15,11 @@ from ofa_jax.engine import log
 from ofa_jax.tasks.pretrain import NAMES
 from tests import pretrain_files, test_streams
 from tests.engine import test_step
+from tests.test_lost_processes import free_port
+from tests.test_processes import finish, kill_at, start, start_cluster
 from tests.test_train import assert_bit_equal, final_state
 
-ROOT = pathlib.Path(__file__).parent.parent
-CONFIGS = ROOT / "configs"
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 pytestmark = pytest.mark.usefixtures("two_devices")
 
 
@@ -69,6 +64,18 @@ def test_one_device_is_two(run):
   stored = final_state(workdir)
   for path, x in trees.flatten(state.params).items():
     np.testing.assert_allclose(stored[f"model/params/{path}"], x, rtol=0, atol=1e-5, err_msg=path)
+
+
+@pytest.mark.slow  # two programs, as every stream needs a row for each device
+def test_eight_devices_are_one(files):
+  shape, steps = MeshShape(data=2, fsdp=2, tensor=2), 3
+  config = pretrain_files.config(files, fields={"multiple": 4})
+  history, state = test_step.run(config, steps=steps, of=steps)
+  meshed = dataclasses.replace(config, mesh=shape)
+  mesh = test_step.make_mesh(shape, 8)
+  eight, others = test_step.run(meshed, steps=steps, of=steps, mesh=mesh)
+  np.testing.assert_allclose(eight, history, rtol=1e-5)
+  test_step.assert_trees_close(others.params, state.params, atol=1e-5)
 
 
 @pytest.mark.slow  # two programs in float64
@@ -160,54 +167,43 @@ def test_the_zero_shot_recipes_evaluate_what_is_left(run, files, task):
   assert 0 <= told <= 1
 
 
-def command(files, workdir, *flags):
-  return [
-    *(sys.executable, "-m", "ofa_jax.train", f"--config=tests/pretrain_files.py:{files}"),
-    *(f"--workdir={workdir}", *flags),
-  ]
+def begin(files, workdir, *flags):
+  """The training command on the files."""
+  return start(files, workdir, *flags, config=f"tests/pretrain_files.py:{files}")
 
 
 @pytest.mark.slow  # two runs of twenty updates, each a process, one of them twice
 def test_killed_in_the_middle_it_ends_as_the_straight_run(files, tmp_path):
   flags = ("--config.steps=20", "--config.save_every=4")
-  subprocess.run(command(files, tmp_path / "straight", *flags), check=True, cwd=ROOT)
-  killed = subprocess.Popen(command(files, tmp_path / "killed", *flags), cwd=ROOT)
-  while not (tmp_path / "killed" / "checkpoints" / "8").exists():
-    assert killed.poll() is None
-    time.sleep(0.05)
-  killed.send_signal(signal.SIGKILL)
-  assert killed.wait() == -signal.SIGKILL
-  subprocess.run(command(files, tmp_path / "killed", *flags), check=True, cwd=ROOT)
+  finish(begin(files, tmp_path / "straight", *flags))
+  assert kill_at(begin(files, tmp_path / "killed", *flags), "Saving checkpoint at step 8")
+  finish(begin(files, tmp_path / "killed", *flags))
   assert "Restart 1 of this run" in (tmp_path / "killed" / "log.txt").read_text()
   assert_bit_equal(final_state(tmp_path / "straight"), final_state(tmp_path / "killed"))
 
 
-@pytest.mark.slow  # three processes
+@pytest.mark.slow  # three processes compile for themselves
 def test_two_processes_are_one(files, tmp_path):
-  flags = ("--config.steps=6", "--config.log_every=1")
-  one = {**os.environ, "JAX_PLATFORMS": "cpu"}
-  subprocess.run(command(files, tmp_path / "one", *flags), check=True, cwd=ROOT, env=one)
-  with socket.socket() as s:
-    s.bind(("localhost", 0))
-    where = {"JAX_COORDINATOR_ADDRESS": f"localhost:{s.getsockname()[1]}", "JAX_NUM_PROCESSES": "2"}
-  both = [
-    subprocess.Popen(
-      command(files, tmp_path / "two", *flags), cwd=ROOT, env={**one, **where, "JAX_PROCESS_ID": i}
-    )
-    for i in "01"
-  ]
-  assert [process.wait(timeout=600) for process in both] == [0, 0]
-  first, second = (log.read_metrics(tmp_path / name) for name in ("one", "two"))
-  assert [row["step"] for row in second] == [1, 2, 3, 4, 5, 6]
-  names = [key for key in first[0] if key.endswith("loss")]
-  for name in names:
-    values = [[row.get(name) for row in rows] for rows in (first, second)]
-    np.testing.assert_allclose(*np.array(values, float), rtol=2e-5, err_msg=name)
+  """Patches are drawn in both alike. In float64 a step of these convolutions takes a minute."""
+  flags = ("--config.steps=3", "--config.log_every=1", "--config.save_every=0")
+  flags += ("--config.batch_size=16",)
+  finish(begin(files, tmp_path / "one", *flags))
+  config = f"tests/pretrain_files.py:{files}"
+  both = start_cluster(files, tmp_path / "two", *flags, config=config, port=free_port(), num=2)
+  for process in both:
+    finish(process)
+  one, two = (log.read_metrics(tmp_path / name) for name in ("one", "two"))
+  assert [row["step"] for row in one] == [row["step"] for row in two] == [1, 2, 3]
+  assert {f"train/{name}/loss" for name in NAMES} <= {key for row in one for key in row}
+  for mine, others in zip(two, one, strict=True):
+    assert mine.keys() == others.keys()
+    for name in (key for key in others if key.endswith(("loss", "accuracy", "grad_norm"))):
+      np.testing.assert_allclose(mine[name], others[name], rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow  # 120 updates
 def test_all_losses_fall_in_one_picture(files, tmp_path):
-  subprocess.run(command(files, tmp_path), check=True, cwd=ROOT)
+  finish(begin(files, tmp_path))
   rows = log.read_metrics(tmp_path)
   for name in NAMES:
     values = [row[key] for row in rows if (key := f"train/{name}/loss") in row]

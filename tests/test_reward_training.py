@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from ofa_jax import hub
+from ofa_jax import hub, trees
 from ofa_jax.decode.beam import Search
 from ofa_jax.engine import log
 from ofa_jax.models.abstract import abstract
@@ -105,10 +105,14 @@ def test_one_device_with_whole_logits_is_two_with_blocks_of_them(config, trained
 @pytest.mark.slow  # a program that is in no cache, half a minute
 def test_eight_devices_are_two(config, trained):
   alone = dataclasses.replace(config, evals=())
-  eight, _ = test_step.run(alone, steps=STEPS, of=STEPS, mesh=test_step.make_mesh(devices=8))
+  mesh = test_step.make_mesh(devices=8)
+  eight, state = test_step.run(alone, steps=STEPS, of=STEPS, mesh=mesh)
   rows = [row for row in log.read_metrics(trained[0]) if "train/loss" in row]
   two = [[row["train/loss"], row["train/grad_norm"]] for row in rows]
   np.testing.assert_allclose(two, eight, rtol=1e-5)
+  stored = final_state(trained[0])
+  for path, x in trees.flatten(state.params).items():
+    np.testing.assert_allclose(stored[f"model/params/{path}"], x, rtol=0, atol=1e-5, err_msg=path)
 
 
 CONFIG = "tests/rewarded.py"

@@ -84,6 +84,8 @@ class ImageReward(ImageGen):
       self._log_probs(model, batch, rngs=rngs),
       tokens.reshape(-1, tokens.shape[2]),
       batch["advantage"].ravel(),
+      ignore_prefix=self.ignore_prefix,
+      sentence_avg=self.sentence_avg,
       kl=self.kl,
       before=batch.get("before"),
     )

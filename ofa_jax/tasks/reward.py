@@ -40,7 +40,9 @@ from ofa_jax.tasks.seq2seq import MAX_POSITIONS
 from ofa_jax.tokenizers.special import BOS, EOS, PAD
 
 _TOLD = ("score", "advantage", "words", "punctuated", "distinct")  # of each sample, by the host
-_UNUSED = ("smoothing", "drop_worst", "drop_best", "log_end", "rdrop", "num_patches")
+_UNUSED = (
+  "smoothing", "drop_worst", "drop_best", "log_end", "rdrop", "num_patches", "ignore_eos",
+)  # fmt: skip
 
 # Of what is logged, where a run is said to collapse: means of so many log steps.
 _ROWS = 3
@@ -125,13 +127,16 @@ class SelfCritical(Caption):
 
   def loss(self, model, batch, *, rngs, chunks=1):
     del chunks
-    tokens = batch["samples"]
+    real = batch["weight"][:, None, None] > 0
+    tokens = jnp.where(real, batch["samples"], PAD)
     there = (tokens[..., 0] != PAD).astype(jnp.float32)
     flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
     metrics = policy_gradient(
       self._log_probs(model, batch, rngs=rngs),
       flat(tokens),
       flat(batch["advantage"]),
+      ignore_prefix=self.ignore_prefix,
+      sentence_avg=self.sentence_avg,
       kl=self.kl,
       before=batch.get("before"),
     )
@@ -193,8 +198,8 @@ class SelfCritical(Caption):
   def _stored(self, references: Sequence[str]) -> np.ndarray:
     """uint8[reference_bytes]: as many captions as there is room for, "&&" between them."""
     stored = b""
-    for caption in references:
-      more = REFERENCES.encode() * bool(stored) + caption.encode()
+    for number, caption in enumerate(references):
+      more = REFERENCES.encode() * (number > 0) + caption.encode()
       if len(stored) + len(more) > self.reference_bytes:
         break
       stored += more
@@ -231,7 +236,8 @@ class SelfCritical(Caption):
   def _judge(self, tokens: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
     """On the host: what samples int32[B, M, T] are worth beside uint8[B, N] of captions."""
     begin = time.perf_counter()
-    there = tokens[..., 0] != PAD
+    # Where a bad row was left out nothing is judged.
+    there = (tokens[..., 0] != PAD) & references.any(axis=1, keepdims=True)
     raw = [read(self.words, ids) for ids in tokens[there]]
     texts = [self.answering.tell(text, None) for text in raw]
     groups = [bytes(row).rstrip(b"\0").decode().split(REFERENCES) for row in references]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import random
 import shutil
 
 import jax
@@ -20,7 +21,7 @@ from ofa_jax.data.tsv import BadRow
 from ofa_jax.models import ofa
 from ofa_jax.tasks import pretrain, pretrain_parts
 from ofa_jax.tasks.pretrain import Pretrain
-from ofa_jax.tokenizers.special import EOS, PAD
+from ofa_jax.tokenizers.special import BOS, EOS, PAD
 from tests.ofa_files import GOLDEN, write_bpe
 from tests.ofa_golden import golden, golden_json, inputs, micro_model
 
@@ -127,6 +128,50 @@ def test_every_row_is_the_originals(task, stored, run, replayed):
     (example,) = expected[stream]["examples"]
     own = {"pixels": pixels[f"s{run}.{name}"], **example}
     check(arrays, own, picture=seen(task, stream, arrays["image"]))
+
+
+def asked_of(number, kwargs, draws):
+  """What the second example of a row asks, and its answer, by the paper and Python's `random`."""
+  draws.choice(range(kwargs["patch_image_size"], 481))  # the size of the picture
+  if number == 1:
+    share = draws.random()
+    if share < 0.6 - 0.1:
+      kind = kwargs["type2ans_dict"]["how many"]
+      wrong = draws.choice(kind[:-1])
+      wrong = kind[-1] if wrong == "2" else wrong
+      if share > 0.5:
+        wrong = str(2 + draws.choice([-1, 1]))
+    else:
+      wrong = draws.choice(kwargs["type2ans_dict"]["other"][:-1])
+    right = draws.random() >= 0.5
+    question = ' what is the answer to question " how many much dogs ". is " {} "?'
+    return question.format("2" if right else wrong), right
+  caption, things = {
+    0: ("a man-made, cart on street.", ["man", "cart"]),
+    3: ("web alt text caption here", []),
+  }[number]
+  if draws.random() > 0.6 and things:
+    there = draws.choice(things)
+    wrong = caption.replace(there, draws.choice(kwargs["all_object_list"][:-1]))
+  else:
+    wrong = draws.choice(kwargs["all_caption_list"]).lower()
+  right = draws.random() >= 0.5
+  return f' does the image describe " {caption if right else wrong} "?'.replace("-", " "), right
+
+
+def test_other_seeds_are_drawn_alike(task, stored):
+  """Wrong captions and answers of numbers that nothing was recorded of."""
+  words, seen = task.parts["pairs"].words, {number: set() for number in (0, 1, 3)}
+  for seed in range(4, 40):
+    for number, found in seen.items():
+      asked, right = asked_of(number, stored["kwargs"], random.Random(seed))
+      arrays = made(task, "pairs", Seeded(seed), number=number)
+      expected = [BOS, *words.encode(asked), EOS]
+      assert arrays["source"][1].tolist() == filled(expected, arrays["source"].shape[1])
+      answer = words.encode(" yes" if right else " no")
+      assert arrays["target"][1].tolist()[:2] == [*answer, EOS]
+      found.add(asked)
+  assert {number: len(found) for number, found in seen.items()} == {0: 7, 1: 6, 3: 3}
 
 
 def test_a_picture_may_be_augmented_as_all_of_its_epoch(task):

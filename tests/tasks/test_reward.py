@@ -19,8 +19,10 @@ from ofa_jax.decode.beam import Search
 from ofa_jax.losses_policy import policy_gradient, token_log_probs
 from ofa_jax.scoring import rewards, rouge
 from ofa_jax.tasks.reward import SelfCritical
+from ofa_jax.tokenizers.special import EOS, PAD
 from tests.ofa_files import GOLDEN, write_bpe
 from tests.ofa_golden import micro_config, micro_model
+from tests.scoring.test_cider import plain_cider_d
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
@@ -114,6 +116,92 @@ def test_samples_rewards_and_losses_are_the_originals(tmp_path):
   assert metrics["scoring_s_per_row"].value > 0
 
 
+@dataclasses.dataclass(kw_only=True)
+class Given(Spoken):
+  """The task whose model is the logits of its samples, float[B * M, T, V]."""
+
+  def _log_probs(self, model, batch, *, rngs):
+    tokens = batch["samples"]
+    tokens = tokens.reshape(-1, tokens.shape[2])
+    return token_log_probs(model, tokens, allowed_range=self.allowed_range)
+
+
+def drawn(rng, *, rows, samples, length, vocab_size):
+  """(logits, samples, captions of each row), of all lengths and some alike."""
+  logits = rng.normal(size=(rows * samples, length, vocab_size)) * 2
+  tokens = rng.choice(list(WORDS), (rows, samples, length)).astype(np.int32)
+  tokens[:, 1] = tokens[:, 0]
+  ends = rng.integers(1, length, (rows, samples))
+  tokens[np.arange(length) == ends[..., None]] = EOS
+  tokens[np.arange(length) > ends[..., None]] = PAD
+  words = [word.strip() for word in WORDS.values()]
+  said = [
+    [" ".join(rng.choice(words, rng.integers(0, 6))) for _ in range(rng.integers(1, 4))]
+    for _ in range(rows)
+  ]
+  return logits, tokens, said
+
+
+OPTIONS = {
+  "plain": {},
+  "ranges": {"allowed_range": (4, 30)},
+  "sentences": {"sentence_avg": True},
+  "prefix": {"ignore_prefix": 2},
+  "all": {"allowed_range": (4, 30), "sentence_avg": True, "ignore_prefix": 1},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("kl", [0.0, 0.3])
+def test_every_option_is_its_definition(options, kl):
+  """In float64, from texts to the gradient; a row that could not be read changes nothing."""
+  logits, tokens, said = drawn(np.random.default_rng(3), rows=4, samples=3, length=6, vocab_size=40)
+  reward, others = rewards.CiderD(), [["as the and be"], ["be and"], ["the as"]]
+  reward.learn([*said, *others])
+  task = Given(tokenizer="", reward=reward, kl=kl, kl_model="a", **options)
+  references = np.stack([task._stored(group) for group in said])
+  references[3] = 0
+  weight = np.array([1, 1, 1, 0], np.float32)
+  told = task._judge(tokens, references)
+  before = np.log(np.full(tokens.reshape(12, 6).shape, 0.1))
+  batch = {"samples": tokens, "references": references, "weight": weight, "before": before, **told}
+
+  def loss(logits):
+    metrics = task.loss(logits, batch, rngs=None)
+    return metrics["loss"].value, metrics
+
+  (found, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(logits))
+
+  low, high = options.get("allowed_range", (4, 40))
+  inside = (np.arange(40) < 4) | ((np.arange(40) >= low) & (np.arange(40) < high))
+  total, number, expected, scores = 0.0, 0, np.zeros_like(logits), []
+  for row in range(3):
+    texts = ["".join(WORDS.get(i, "") for i in ids).strip() for ids in tokens[row].tolist()]
+    groups = [f"{text} <eos>" for text in said[row]]
+    own = [plain_cider_d(f"{text} <eos>", groups, reward.counted) for text in texts]
+    scores += own
+    for i, score in enumerate(own):
+      worth = score - (sum(own) - score) / 2
+      np.testing.assert_allclose(told["advantage"][row, i], worth, atol=1e-9)
+      at = 3 * row + i
+      for place, token in enumerate(tokens[row, i]):
+        if token == PAD or place < options.get("ignore_prefix", 0):
+          continue
+        shares = np.where(inside, np.exp(logits[at, place]), 0)
+        shares /= shares.sum()
+        cost, slope, ratio = -np.log(shares[token]), worth, 0.1 / shares[token]
+        total += worth * cost + kl * (ratio - 1 - np.log(ratio))
+        slope += kl * (ratio - 1)
+        expected[at, place] = slope * (shares - (np.arange(40) == token))
+        number += not options.get("sentence_avg")
+    number += 3 * options.get("sentence_avg", False)
+  assert metrics["loss"].count == number
+  np.testing.assert_allclose(found, total / number, rtol=1e-5)
+  expected /= number
+  np.testing.assert_allclose(gradient, expected, atol=1e-5 * np.abs(expected).max())
+  np.testing.assert_allclose(metrics["reward"].value, np.mean(scores), rtol=1e-5)
+
+
 def test_staying_near_the_start_costs_where_it_is_left():
   tokens = np.array([[5, 6, 2], [7, 2, 1]])
   log_probs = jnp.log(jnp.full((2, 3), 0.5))
@@ -197,6 +285,8 @@ def test_rows_have_all_captions(bpe, tmp_path):
     evaluated = rows.example(i, None)
     assert evaluated["target"].tolist()[: len(item["target"]["ids"])] == item["target"]["ids"]
     assert example.keys() == evaluated.keys() == rows.blank().keys()
+  # One that is nothing but punctuation counts among them, as in the original.
+  assert bytes(task._stored(["", "a", ""])).rstrip(b"\0") == b"&&a&&"
   small = dataclasses.replace(task, reference_bytes=50).examples("train")
   with pytest.warns(UserWarning, match="Left captions out: task.reference_bytes is 50"):
     example = small.example(0, np.random.default_rng(0))
@@ -249,10 +339,15 @@ def test_a_collapse_is_told():
 
 def test_faults_show_before_anything_is_read():
   task = SelfCritical(
-    tokenizer="", smoothing=0.1, sampling=Search(num_beams=1, max_length=16), kl=0.1
+    tokenizer="",
+    smoothing=0.1,
+    ignore_eos=True,
+    sampling=Search(num_beams=1, max_length=16),
+    kl=0.1,
   )
   found = "\n".join(task.check(Config(model=micro_config(), task=task, batch_size=8, steps=1)))
   assert "task.smoothing: expected 0.0, as rewards take the place of right answers" in found
+  assert "task.ignore_eos: expected False" in found
   assert "task.sampling.num_beams: expected at least 2" in found
   assert "task.kl_model: expected the model to stay near to, found None" in found
 

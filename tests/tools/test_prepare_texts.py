@@ -97,6 +97,7 @@ def test_a_test_row_of_glue_is_never_left_out(tmp_path):
   assert not list((tmp_path / "out").rglob("*.tsv"))
 
 
+@pytest.mark.parametrize("check", ["learnt"], indirect=True)
 def test_gigaword(tmp_path, check):
   source, out = tmp_path / "gigaword", tmp_path / "out"
   source.mkdir()
