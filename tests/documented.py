@@ -139,6 +139,14 @@ TABLE: tuple[tuple[Told, str], ...] = (
     python -m ofa_jax.train --config=configs/quickstart.py:ofa --workdir=*
     python -m ofa_jax.train --config=configs/quickstart.py:ofa --workdir=* --config.steps=200 **
     python -m ofa_jax.train --config=configs/quickstart.py:draw --workdir=runs/draw
+    python -m ofa_jax.train --config=configs/quickstart.py:judge --workdir=runs/judge
+    """,
+  ),
+  (
+    here("drawn"),
+    """
+    python -m ofa_jax.evaluate --config=configs/quickstart.py:draw --checkpoint=runs/draw **
+    python -m ofa_jax.generate --model=runs/draw --task=image **
     """,
   ),
   (
