@@ -139,15 +139,16 @@ TABLE: tuple[tuple[Told, str], ...] = (
     """
     python -m ofa_jax.train --config=configs/quickstart.py:ofa --workdir=*
     python -m ofa_jax.train --config=configs/quickstart.py:ofa --workdir=* --config.steps=200 **
+    python -m ofa_jax.train --config=configs/quickstart.py:draw --workdir=runs/draw
+    python -m ofa_jax.train --config=configs/quickstart.py:judge --workdir=runs/judge
     """,
   ),
   (
-    needs(
-      Needs.MINUTES,
-      "test_image_gen_training.py::test_the_first_stage_is_learnt_and_drawn_from",
-      "data/test_quickstart_draw.py::test_a_mosaic_of_patches_shows_what_its_picture_does",
-    ),
-    "python -m ofa_jax.train --config=configs/quickstart.py:draw --workdir=runs/draw",
+    here("drawn"),
+    """
+    python -m ofa_jax.evaluate --config=configs/quickstart.py:draw --checkpoint=runs/draw **
+    python -m ofa_jax.generate --model=runs/draw --task=image **
+    """,
   ),
   (
     ran("test_world.py::test_the_world_is_learnt_and_every_way_to_ask_gives_the_same"),
