@@ -8,6 +8,7 @@ r"""The embedded defaults: small models of both families learn from nothing, wit
   python -m ofa_jax.train --config=configs/quickstart.py:world --workdir=runs/world
   python -m ofa_jax.train --config=configs/quickstart.py:world_scst --workdir=runs/world_scst
   python -m ofa_jax.train --config=configs/quickstart.py:draw --workdir=runs/draw
+  python -m ofa_jax.train --config=configs/quickstart.py:judge --workdir=runs/judge
 
 `digits`: a Chinese-CLIP on real images (scikit-learn's 1,797 scanned digits) with Chinese captions,
 in Chinese-CLIP's own file formats. `ofa`: an OFA that captions drawn pictures of coloured shapes,
@@ -16,8 +17,9 @@ CIDEr-D of the captions that it writes itself. `world`: an OFA that learns capti
 boxes, entailment, digits and the filling in of texts at once, and is evaluated on each, also on
 pictures of combinations that it never saw. `world_scst`: its captions, as they were after 1000
 steps, go on with CIDEr-D. `draw`: an OFA that draws the pictures of that world from their captions,
-judged by what their pixels show. The data is made once under OFA_JAX_DATA, or the user's cache
-folder.
+judged by what their pixels show. `judge`: a Chinese-CLIP of the same pictures and captions, which
+tells how far the drawn ones are from them, and chooses among several. The data is made once under
+OFA_JAX_DATA, or the user's cache folder.
 """
 
 import dataclasses
@@ -62,6 +64,7 @@ def get_config(family: str = "digits") -> Config:
     "world": world,
     "world_scst": world_scst,
     "draw": draw,
+    "judge": judge,
   }
   if family not in families:
     raise ValueError(f"Expected a quickstart out of {', '.join(families)}, found {family!r}")
@@ -301,10 +304,11 @@ def world_scst(folder: str | Path) -> Config:
 
 
 def draw(folder: str | Path) -> Config:
-  """Captions to pictures: a mosaic of patches, one after the other."""
-  data = quickstart.make_once(
-    folder, f"draw-v{quickstart_draw.VERSION}", functools.partial(_write_draw, folder)
-  )
+  """Captions to pictures: a mosaic of patches, one after the other.
+
+  Further scores, of a judge: --config.evals[0].task.judge=runs/judge.
+  """
+  data = _drawn(folder)
   words, side = data / "tokenizer", quickstart_world.SIZE
   number = quickstart_draw.WIDTH**2
   task = ImageGen(
@@ -328,6 +332,7 @@ def draw(folder: str | Path) -> Config:
     scorer=quickstart_draw.Truth(),
     page=24,
   )
+  shown = dataclasses.replace(task, columns=(0, 1, 2, 3), compared=True)
   return Config(
     name="quickstart: pictures drawn from captions",
     model=OFAConfig(
@@ -347,26 +352,55 @@ def draw(folder: str | Path) -> Config:
       name="draw",
     ),
     task=task,
-    batch_size=32,
-    steps=2500,
+    # As in `world`: many updates of few rows.
+    batch_size=16,
+    steps=3000,
     log_every=50,
     save_every=500,
     optim=Optim(
-      lr=1e-3,
+      lr=7e-4,
       adam="fairseq",
       b2=0.98,
       weight_decay=0.01,
       schedule="polynomial",
-      warmup=100,
+      warmup=200,
       clip_norm=1.0,
       freeze=(r"^encoder/(image|image_proj|image_norm)/",),
     ),
     precision="fp32",  # what a CPU computes fastest
+    unroll=3,
     evals=(
-      Eval(name="valid", task=task, batch_size=128),
-      Eval(name="novel", task=task, split="test", batch_size=128),
+      Eval(name="valid", task=shown, batch_size=128),
+      Eval(name="novel", task=shown, split="test", batch_size=128),
     ),
   )
+
+
+def judge(folder: str | Path) -> Config:
+  """Contrastive learning of the pictures and captions that `draw` learns from."""
+  data, config = _drawn(folder), digits(folder)
+  task = Contrastive(
+    train=(PairData.of(data, "train"),),
+    valid=(PairData.of(data, "valid"),),
+    multi_positive=True,
+    image_size=quickstart_world.SIZE,
+    context_length=32,
+  )
+  vision = dataclasses.replace(config.model.vision, image_size=task.image_size, patch_size=16)
+  return dataclasses.replace(
+    config,
+    name="quickstart: a judge of drawn pictures",
+    model=dataclasses.replace(config.model, vision=vision),
+    task=task,
+    save_every=200,
+    evals=(Eval(name="valid", task=task, every=200),),
+  )
+
+
+def _drawn(folder: str | Path) -> Path:
+  """The data of `draw` and `judge`."""
+  name = f"draw-v{quickstart_draw.VERSION}-world-v{quickstart_world.VERSION}"
+  return quickstart.make_once(folder, name, functools.partial(_write_draw, folder))
 
 
 def _write_draw(folder: str | Path, path: Path) -> None:

@@ -1,5 +1,6 @@
 """A hook of MkDocs: pages that lie elsewhere in the repository, and the links to them."""
 
+import json
 import pathlib
 import re
 
@@ -12,14 +13,34 @@ ELSEWHERE = {
   "launch.md": ROOT / "launch" / "README.md",
   "contributing.md": ROOT / "CONTRIBUTING.md",
   "changelog.md": ROOT / "CHANGELOG.md",
+  **{f"{path.stem}.md": path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))},
 }
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
   """Adds the pages."""
   for name, path in ELSEWHERE.items():
-    files.append(File.generated(config, name, content=path.read_text(encoding="utf-8")))
+    text = path.read_text(encoding="utf-8")
+    text = notebook(text) if path.suffix == ".ipynb" else text
+    files.append(File.generated(config, name, content=text))
   return files
+
+
+def notebook(text: str) -> str:
+  """A notebook as a page: its texts, its code and what this was stored to have said."""
+  parts = []
+  for cell in json.loads(text)["cells"]:
+    source = "".join(cell["source"])
+    parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+    for output in cell.get("outputs", []):
+      shown = output.get("data", {})
+      if "image/png" in shown:
+        png = "".join(shown["image/png"]).replace("\n", "")
+        parts.append(f"![What the cell shows](data:image/png;base64,{png})")
+      else:
+        said = "".join(output.get("text") or shown["text/plain"]).rstrip("\n")
+        parts.append(f"```text\n{said}\n```")
+  return "\n\n".join(parts) + "\n"
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -24,8 +24,8 @@ def run(cases: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
   """Status and output of commands: a name of `ofa_jax` or a file of this repository, and flags.
 
   Args:
-    cases: with "command", and perhaps "environment", in which None takes a variable away, and
-      "largest_file" in bytes, beyond which writing fails as on a full disk.
+    cases: with "command", and perhaps "environment", in which None takes a variable away, "folder",
+      where it is run, and "largest_file" in bytes, beyond which writing fails as on a full disk.
   """
   result = subprocess.run(
     [sys.executable, "-m", "tests.forked", json.dumps(list(cases))],
@@ -50,6 +50,7 @@ def start(
   *,
   output: int,
   environment: Mapping[str, str | None] | None = None,
+  folder: str | None = None,
   largest_file: int | None = None,
 ) -> int:
   """Starts a command in a child of this process, which has called `load`; returns its number.
@@ -58,6 +59,7 @@ def start(
     command: a name or file, and flags.
     output: the file that its streams go to.
     environment: what differs.
+    folder: where it is run, if not here.
     largest_file: bytes.
   """
   child = os.fork()
@@ -69,6 +71,8 @@ def start(
     os.dup2(output, 2)
     for name, value in (environment or {}).items():
       os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+    if folder is not None:
+      os.chdir(folder)
     if largest_file is not None:  # Python ignores the signal, so that writing is an OSError
       resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     name, *sys.argv[1:] = command

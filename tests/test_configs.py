@@ -32,6 +32,8 @@ SIZES = {
   ("quickstart.py", "ofa"): 3_468_680,
   ("quickstart.py", "world"): 3_545_352,
   ("quickstart.py", "world_scst"): 3_545_352,
+  ("quickstart.py", "draw"): 3_800_220,
+  ("quickstart.py", "judge"): 4_020_225,
   ("ofa_custom.py", None): 182_238_536,
   ("ofa_custom.py", "OFA-tiny"): 33_488_336,
   ("ofa_caption.py", "tiny"): 33_488_336,

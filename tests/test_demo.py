@@ -75,8 +75,9 @@ def models(one_device, photos, tmp_path_factory):
   return loaded
 
 
-@pytest.fixture(scope="module")
-def browser():
+@contextlib.contextmanager
+def started():
+  """A browser without a screen."""
   path = next(filter(None, map(shutil.which, BROWSERS)), None)
   if path is None:
     pytest.skip(f"no browser on this machine: {', '.join(BROWSERS)}")
@@ -85,6 +86,12 @@ def browser():
     browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
     yield browser
     browser.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+  with started() as browser:
+    yield browser
 
 
 @contextlib.contextmanager
@@ -284,8 +291,8 @@ def test_the_command_serves_until_it_is_told_to_end(models, photos, tmp_path):
   places = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
   command = [sys.executable, "-m", "ofa_jax.demo", f"--model={models.names[1]}", "--port=0"]
   process = subprocess.Popen(
-    [*command, f"--images={photos}"], env=os.environ | QUICK | places, stdout=subprocess.PIPE,
-    text=True,
+    [*command, f"--images={photos}", "--language=zh"], env=os.environ | QUICK | places,
+    stdout=subprocess.PIPE, text=True,
   )  # fmt: skip
   try:
     lines = list(itertools.takewhile(lambda line: "The page is at" not in line, process.stdout))

@@ -6,16 +6,12 @@ import functools
 import importlib
 import itertools
 import re
-from pathlib import Path
 
 import pytest
 
 from ofa_jax.config import Config, Eval, MeshShape, Optim
+from tests.documents import PAGES, ROOT, codes_of, text_of
 
-ROOT = Path(__file__).parent.parent
-PAGES = sorted(
-  [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "launch").rglob("*.md")]
-)
 # What the functions of `cli` define.
 SHARED = {
   "define_stage": ("stage",),
@@ -26,23 +22,6 @@ SHARED = {
   "define_shard": ("shard",),
 }
 ANY = ("help", "helpfull")
-
-
-@functools.cache
-def text_of(page):
-  return page.read_text(encoding="utf-8")
-
-
-@functools.cache
-def codes_of(page):
-  """Fenced blocks, their continued lines joined, and spans between backticks."""
-  text = text_of(page)
-  fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-  spans = re.findall(
-    r"`([^`\n]+(?:\n[^`\n]+)?)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
-  )
-  lines = [line for block in fenced for line in block.replace("\\\n", " ").splitlines()]
-  return [*lines, *(" ".join(span.split()) for span in spans)]
 
 
 @functools.cache

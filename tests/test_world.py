@@ -159,7 +159,9 @@ def test_the_world_is_learnt_and_every_way_to_ask_gives_the_same(tmp_path):
   assert learnt["novel/vqa"] >= 0.75
 
   output = tmp_path / "metrics.json"
-  command("evaluate", config, f"--checkpoint={run}", f"--output={output}")
+  pages = f"--results={tmp_path / 'pages'}"
+  command("evaluate", config, f"--checkpoint={run}", f"--output={output}", pages)
+  assert (tmp_path / "pages" / "valid_vqa_page.png").is_file()
   repeated = json.loads(output.read_text())
   for name, value in repeated.items():
     assert value == pytest.approx(learnt[name], abs=1e-6), name

@@ -55,6 +55,8 @@ def make_once(
 ) -> pathlib.Path:
   """Returns the folder `name` under `directory`, made by `write` if it is not there.
 
+  `write` makes the folder that it is given, too.
+
   The folder appears whole or not at all, also when several processes make it at once; in a bucket
   it is whole where there is a file `whole.txt` in it.
   """
@@ -63,7 +65,6 @@ def make_once(
     if not storage.exists(place / _WHOLE):
       with tempfile.TemporaryDirectory(prefix="ofa_jax-") as folder:
         made = pathlib.Path(folder) / name
-        made.mkdir()
         write(made)
         storage.upload(made, place)
       storage.write_bytes(place / _WHOLE, b"")

@@ -1,25 +1,29 @@
 """The small world the other way round: its captions, and the codes of the pictures to draw.
 
-  {train,valid,novel}.tsv   id, caption, codes: the pictures of `data/quickstart_world.py`
+  train.tsv                 id, caption, codes: the pictures of `data/quickstart_world.py`
+  {valid,novel}.tsv         id, picture, caption, codes
+  {train,valid}_imgs.tsv, {train,valid}_texts.jsonl   the same pictures for a Chinese-CLIP
   patches.npy               float32[K, 8, 8, 3] from -1 to 1: what each code looks like
   tokenizer/                a small byte-level BPE of its own, with the codes
 
 A code is one of K patches of 8 x 8 pixels, the middles of clusters (k-means) of the patches of
 training pictures: nothing is learnt that a look at the table would not show, and pictures of codes
-are as right as such a mosaic can be (`reconstructed` in `tests/data/test_quickstart_draw.py`). A
-VQGAN trained on the same pictures for as many minutes would see less.
+are as right as such a mosaic can be (`tests/data/test_quickstart_draw.py`). A VQGAN trained on the
+same pictures for as many minutes would see less.
 
 Whether a drawn picture shows what its caption says is not a model's opinion: things have six
 colours, three shapes and four corners, and `seen` reads them off the pixels.
 """
 
 import base64
+import collections
 import dataclasses
 import io
+import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -30,7 +34,7 @@ from ofa_jax.data.quickstart_ofa import COLOURS, CORNERS, SHAPES
 from ofa_jax.data.quickstart_world import SIZE, Thing
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
-VERSION = 1  # a part of the folder's name: raise it with every change of what is written
+VERSION = 2  # a part of the folder's name: raise it with every change of what is written
 PATCH = 8  # pixels a side
 NUM_CODES = 512
 WIDTH = SIZE // PATCH  # codes a side
@@ -48,22 +52,26 @@ _STRAY = 0.25  # of the longest row or column of a thing: shorter ones are its e
 
 
 def write(path: pathlib.Path, world: pathlib.Path) -> None:
-  """Writes the data set into a folder that is there.
+  """Writes the data set.
 
   Args:
-    path: the folder.
+    path: the folder, which is made.
     world: what `quickstart_world.world` made.
   """
+  path.mkdir()
   rows = {split: _read(world / f"caption_{split}.tsv") for split in SPLITS}
-  patches = learn(np.stack([cut(image) for _, _, image in rows["train"][:_LEARNT]]))
+  patches = learn(np.stack([cut(row.image) for row in rows["train"][:_LEARNT]]))
   np.save(path / "patches.npy", patches)
   for split in SPLITS:
-    lines = [
-      f"{name}\t{said}\t{codes.written(encode(image, patches).ravel())}"
-      for name, said, image in rows[split]
-    ]
+    lines = []
+    for row in rows[split]:
+      shown = () if split == "train" else (row.png,)  # nothing compares with those of training
+      own = codes.written(encode(row.image, patches).ravel())
+      lines.append("\t".join((row.name, *shown, row.caption, own)))
     write_lines(path / f"{split}.tsv", lines)
-  texts = [prompts.picture(""), *(prompts.picture(said) for _, said, _ in rows["train"])]
+  for split in ("train", "valid"):
+    _write_pairs(path, split, rows[split])
+  texts = [prompts.picture(""), *(prompts.picture(row.caption) for row in rows["train"])]
   made = OFATokenizer.train(texts, vocab_size=_VOCABULARY + NUM_CODES, num_codes=NUM_CODES)
   made.save(path / "tokenizer")
 
@@ -141,14 +149,35 @@ class Truth:
     return dict(zip(names, map(float, shares), strict=True)) | {"whole": float(np.mean(whole))}
 
 
-def _read(path: pathlib.Path) -> list[tuple[str, str, np.ndarray]]:
-  """Name, caption and picture of each row of a caption file of the world."""
+class _Row(NamedTuple):
+  """A row of a caption file of the world: "png" is in base64, "image" uint8[64, 64, 3]."""
+
+  name: str
+  caption: str
+  png: str
+  image: np.ndarray
+
+
+def _read(path: pathlib.Path) -> list[_Row]:
   rows = []
   for line in path.read_text(encoding="utf-8").splitlines():
     name, _, said, _, picture = line.split("\t")
     image = Image.open(io.BytesIO(base64.urlsafe_b64decode(picture)))
-    rows.append((name, said, np.asarray(image.convert("RGB"))))
+    rows.append(_Row(name, said, picture, np.asarray(image.convert("RGB"))))
   return rows
+
+
+def _write_pairs(path: pathlib.Path, split: str, rows: Sequence[_Row]) -> None:
+  """Pictures and the captions that are told of one or more of them, as Chinese-CLIP has them."""
+  write_lines(path / f"{split}_imgs.tsv", (f"{i}\t{row.png}" for i, row in enumerate(rows)))
+  shown = collections.defaultdict(list)
+  for i, row in enumerate(rows):
+    shown[row.caption].append(i)
+  texts = (
+    {"text_id": i, "text": caption, "image_ids": images}
+    for i, (caption, images) in enumerate(shown.items())
+  )
+  write_lines(path / f"{split}_texts.jsonl", map(json.dumps, texts))
 
 
 def _clusters(points: np.ndarray, number: int) -> np.ndarray:

@@ -1,11 +1,17 @@
 """The world's pictures as codes, and what is read off pictures."""
 
+import pathlib
+import runpy
+
 import numpy as np
 import pytest
 
-from ofa_jax.data import quickstart_draw
+from ofa_jax import hub
+from ofa_jax.data import codes, quickstart_draw, quickstart_world
 from ofa_jax.data.quickstart_draw import Truth
 from ofa_jax.data.quickstart_world import Thing, caption, draw, scene
+
+RECIPE = pathlib.Path(__file__).parent.parent.parent / "configs" / "quickstart.py"
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +73,25 @@ def test_a_mosaic_of_patches_shows_what_its_picture_does(world):
 def test_few_patches_make_a_table_all_the_same():
   plain = np.zeros((3, 8, 8, 8, 8, 3), np.float32)
   assert quickstart_draw.learn(plain, number=16).shape == (16, 8, 8, 3)
+
+
+def test_both_recipes_read_what_is_written(tmp_path, monkeypatch):
+  monkeypatch.setattr(quickstart_world, "PICTURES", dict.fromkeys(quickstart_world.PICTURES, 12))
+  recipe = runpy.run_path(str(RECIPE))
+  task = recipe["draw"](tmp_path).task
+  first = task.examples("train").example(0, np.random.default_rng(0))
+  (folder,) = tmp_path.glob("draw-*")
+  patches = np.load(folder / "patches.npy")
+  assert hub.config_of(task.codec).num_codes == len(patches) == quickstart_draw.NUM_CODES
+  own = first["target"][:-1] - task.words.code_id(0)
+  assert quickstart_draw.decode(own.reshape(8, 8), patches).shape == (64, 64, 3)
+  for evaluation in recipe["draw"](tmp_path).evals:
+    (rows,) = evaluation.task.streams(evaluation.split).values()
+    assert len(rows) == 12
+    row = rows.row(3)
+    expected = quickstart_draw.encode(np.asarray(row.image()), patches).ravel()
+    found = codes.parse(row["codes"], count=64, num_codes=len(patches))
+    assert found.tolist() == expected.tolist()
+  judge = recipe["judge"](tmp_path).task
+  streams = judge.streams("valid")
+  assert len(streams["image"]) == 12 == sum(map(len, streams["text"].images_of))
