@@ -24,7 +24,6 @@ class Needs(enum.Enum):
   INDEX = "a package index; .ci/run makes the environment of the tests"
   TESTS = "nothing else: it is the tests, or the linter"
   FIGURES = "minutes, and what it makes is kept: figures in benchmarks/results, pictures in docs"
-  MINUTES = "minutes to draw its data alone; tests of the same draw less"
   FORM = "words in place of its capitals: it is the form of others"
 
 
