@@ -33,9 +33,10 @@ STEPS = int(os.environ.get("OFA_JAX_NOTEBOOK_STEPS", 150))
 
 def run(*command):
   """Runs python -m ..., and prints what it says."""
-  done = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True)
+  command = [sys.executable, "-m", *map(str, command)]
+  done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
   print(done.stdout, end="")
-  assert done.returncode == 0, done.stderr
+  assert done.returncode == 0
 
 
 # %% [markdown]
