@@ -185,7 +185,7 @@ def test_a_step_is_its_definition(given, case):
   mine, wanted = trees.flatten(gradient), trees.flatten(wanted)
   largest = max(float(jnp.abs(x).max()) for x in wanted.values())
   for path, x in wanted.items():
-    scale = max(float(jnp.abs(x).max()), 1e-3 * largest)
+    scale = max(float(jnp.abs(x).max()), 1e-2 * largest)  # some are nothing but rounding
     np.testing.assert_allclose(mine[path], x, rtol=0, atol=1e-5 * scale, err_msg=path)
 
 
