@@ -1,10 +1,11 @@
 """Seconds a picture: OFA draws 1,024 image codes of a caption, and a VQGAN decodes them.
 
     python benchmarks/image_gen.py [--platform=gpu] [--size=base] [--batch 1 4 16] [--dtype=fp32]
-      [--samples=1] [--guidance=1] [--repeats=1] [--quick]
+      [--samples=1] [--guidance=1] [--repeats=1] [--quick] [--add]
 
 All weights are random; drawing takes as long with any. A batch is so many captions of 16 tokens,
-each with `--samples` pictures of 256 pixels, top-k 256 as in the original's script.
+each with `--samples` pictures of 256 pixels, top-k 256 as in the original's script. `--add` puts
+further batches into the results of an earlier call.
 
 "without_cache" runs the whole prefix for every code. It is timed at a few lengths, and the time of
 all is worked out from them. The operations of the original's algorithm are worked out as well: it
@@ -56,12 +57,13 @@ def main() -> None:
   parser.add_argument("--dtype", choices=DTYPES, default="fp32")
   parser.add_argument("--guidance", type=float, default=1.0)
   parser.add_argument("--pieces", type=int, default=codes.PIECES, help="in which the cache grows")
-  parser.add_argument("--repeats", type=int, default=1)
+  parser.add_argument("--repeats", type=int, default=1, help="0: the first call counts")
   parser.add_argument("--bandwidth", type=float, help="of the device's memory, GB/s")
   parser.add_argument("--no-uncached", action="store_true", help="nothing without a cache")
   parser.add_argument("--no-codec", action="store_true", help="the codes alone, no pictures")
   parser.add_argument("--trace", type=pathlib.Path, help="folder for a profile of the last batch")
   parser.add_argument("--quick", action="store_true", help="few codes, and nothing is written")
+  parser.add_argument("--add", action="store_true", help="batches to the results that are there")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
   args = parser.parse_args()
   jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[args.platform])
@@ -90,7 +92,8 @@ def main() -> None:
     report["gigaflop_a_picture"] = operations(config, model, args)
   print(json.dumps(report["gigaflop_a_picture"]), flush=True)
   for batch in args.batch:
-    told = report["by_batch_size"][batch] = measured(config, model, batch, args, device=device)
+    told = measured(config, model, batch, args, device=device)
+    report["by_batch_size"][str(batch)] = {**told, "load_average": os.getloadavg()}
     print(f"batch {batch}: {json.dumps(told)}", flush=True)
   if not args.no_uncached:
     report["without_cache"] = uncached(config, model, args)
@@ -102,8 +105,18 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     name = f"{device}.{args.size}.{args.dtype}".replace(" ", "-").lower()
     path = args.out / f"image_gen.{name}.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    path.write_text(json.dumps(added(path, report) if args.add else report, indent=2) + "\n")
     print(path)
+
+
+def added(path: pathlib.Path, report: dict) -> dict:
+  """The results in a file with those of a report; ValueError where they are of something else."""
+  there = json.loads(path.read_text())
+  same = ("model", "precision", "codes", "samples", "guidance", "pieces", "versions")
+  if other := [name for name in same if there[name] != report[name]]:
+    raise ValueError(f"Expected the settings of {path}, found other {', '.join(other)}")
+  batches = {**there["by_batch_size"], **report["by_batch_size"]}
+  return {**there, **report, "by_batch_size": batches}
 
 
 class Model:
@@ -170,7 +183,7 @@ def measured(config, model, batch, args, *, device) -> dict:
     compiled = jax.jit(generate).lower(model.weights, *inputs).compile()
   told = {"compile_seconds": round(time.perf_counter() - begin, 1)}
   run = functools.partial(compiled, model.weights, *inputs)
-  with phase(f"draw {size}, {1 + args.repeats} times"):
+  with phase(f"draw {size}, times: {1 + args.repeats}"):
     seconds = timed(run, args.repeats)
   told["seconds_a_picture"] = round(seconds / pictures, 4)
   told["milliseconds_a_step"] = round(1000 * seconds / (args.codes + 1), 3)
@@ -273,9 +286,12 @@ def phase(name: str):
 
 
 def timed(function, repeats: int) -> float:
-  """The median of the seconds, after one call that is not counted."""
-  jax.block_until_ready(function())
+  """The median of the seconds, after one call that is not counted; of 0 those of that call."""
   seconds = []
+  begin = time.perf_counter()
+  jax.block_until_ready(function())
+  if not repeats:
+    return time.perf_counter() - begin
   for _ in range(repeats):
     begin = time.perf_counter()
     jax.block_until_ready(function())

@@ -392,6 +392,7 @@ def judge(folder: str | Path) -> Config:
     name="quickstart: a judge of drawn pictures",
     model=dataclasses.replace(config.model, vision=vision),
     task=task,
+    batch_size=64,
     save_every=200,
     evals=(Eval(name="valid", task=task, every=200),),
   )

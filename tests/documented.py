@@ -139,6 +139,14 @@ TABLE: tuple[tuple[Told, str], ...] = (
     python -m ofa_jax.train --config=configs/quickstart.py:ofa --workdir=*
     python -m ofa_jax.train --config=configs/quickstart.py:ofa --workdir=* --config.steps=200 **
     python -m ofa_jax.train --config=configs/quickstart.py:draw --workdir=runs/draw
+    python -m ofa_jax.train --config=configs/quickstart.py:judge --workdir=runs/judge
+    """,
+  ),
+  (
+    here("drawn"),
+    """
+    python -m ofa_jax.evaluate --config=configs/quickstart.py:draw --checkpoint=runs/draw **
+    python -m ofa_jax.generate --model=runs/draw --task=image **
     """,
   ),
   (
@@ -148,7 +156,7 @@ TABLE: tuple[tuple[Told, str], ...] = (
     python -m ofa_jax.evaluate --config=configs/quickstart.py:world **
     """,
   ),
-  # One's own pictures, with stand-ins where the released models are kept.
+  # One's own pictures, with stand-ins for the released models.
   (
     here("own", *OWN),
     """
