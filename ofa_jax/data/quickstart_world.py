@@ -33,7 +33,7 @@ from ofa_jax.data.text import REFERENCES
 from ofa_jax.scoring.vqa import CONFIDENCE
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
-VERSION = 2  # a part of the folder's name: raise it with every change of what is written
+VERSION = 3  # a part of the folder's name: raise it with every change of what is written
 SIZE = 64  # pixels
 PICTURES = {"train": 16_000, "valid": 500, "novel": 500}
 ROWS = {"vqa": 4, "refcoco": 2, "snli_ve": 2}  # of a picture to train on; else it has one a task

@@ -208,7 +208,7 @@ def test_a_change_of_the_recipe_needs_a_new_version(path):
         digest.update(Image.open(io.BytesIO(table.encoded(i))).tobytes())
   for name in ("answers.txt", "digits.txt", "infilling_train.tsv"):
     digest.update((path / name).read_bytes())
-  assert (quickstart_world.VERSION, digest.hexdigest()[:16]) == (2, "574aa1e0f0ae59eb")
+  assert (quickstart_world.VERSION, digest.hexdigest()[:16]) == (3, "574aa1e0f0ae59eb")
 
 
 def test_the_digits_are_those_of_the_other_quickstart(path, digits):
