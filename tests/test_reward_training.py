@@ -152,4 +152,6 @@ def test_a_reward_that_raises_in_one_process_ends_both_with_its_message(shapes, 
     assert last.startswith(f"error: process {process} of 2: ") and told in last
   assert told in (tmp_path / "log.txt").read_text()
   rows = [row for row in log.read_metrics(tmp_path) if "train/loss" in row]
-  assert len(rows) == rewarded.UPDATES and all(np.isfinite(row["train/loss"]) for row in rows)
+  # The step that ended it is not finite; process 0 may log it before it hears of the other's fault.
+  assert sum(np.isfinite(row["train/loss"]) for row in rows) == rewarded.UPDATES
+  assert len(rows) <= rewarded.UPDATES + 1
