@@ -129,12 +129,12 @@ def test_two_processes_are_one(shapes, tmp_path):
     finish(process)
   one, two = (log.read_metrics(tmp_path / name) for name in ("one", "two"))
   assert len(one) == len(two) == 5
-  # The norm is a float32, by which gradients are clipped; the loss is what is left of terms of
-  # both signs and of the order of one.
-  near = {"loss": {"atol": 1e-8}, "grad_norm": {"rtol": 1e-6}}
+  # Scores are float32, and so is the norm by which gradients are clipped; the loss is what is left
+  # of terms of both signs and of the order of one.
   for name in ("loss", "grad_norm", "reward", "words", "distinct"):
     values = [[row[f"train/{name}"] for row in rows] for rows in (two, one)]
-    np.testing.assert_allclose(*values, **{"rtol": 1e-9, **near.get(name, {})}, err_msg=name)
+    near = {"rtol": 1e-9, "atol": 1e-8} if name == "loss" else {"rtol": 1e-6}
+    np.testing.assert_allclose(*values, **near, err_msg=name)
   assert len({row["train/reward"] for row in one}) > 1
 
 
@@ -152,4 +152,6 @@ def test_a_reward_that_raises_in_one_process_ends_both_with_its_message(shapes, 
     assert last.startswith(f"error: process {process} of 2: ") and told in last
   assert told in (tmp_path / "log.txt").read_text()
   rows = [row for row in log.read_metrics(tmp_path) if "train/loss" in row]
-  assert len(rows) == rewarded.UPDATES and all(np.isfinite(row["train/loss"]) for row in rows)
+  # The step that ended it is not finite; process 0 may log it before it hears of the other's fault.
+  assert sum(np.isfinite(row["train/loss"]) for row in rows) == rewarded.UPDATES
+  assert len(rows) <= rewarded.UPDATES + 1

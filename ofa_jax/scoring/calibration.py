@@ -92,7 +92,8 @@ def fit(probabilities: np.ndarray, right: np.ndarray) -> Fit:
       f"Expected right and wrong answers to fit a temperature by, found all {len(right)} {said}. "
       "Take more rows, or others"
     )
-  halves = np.arange(len(right)) % 2 == 0
+  # Drawn: right and wrong, or present and absent, may take turns in a file.
+  halves = np.random.default_rng(0).permutation(len(right)) % 2 == 0
   crossed = np.empty(len(right))
   for half in (halves, ~halves):
     crossed[half] = probabilities[half, _best(probabilities[~half], right[~half])]
