@@ -69,6 +69,16 @@ class _Job:
         self.future.set_result(self.results)
 
 
+def worthwhile(there: int) -> int:
+  """How many of the rows that are there make a batch.
+
+  Batches are padded to powers of two, and a large model takes as long for padding as for rows: five
+  are better computed as four, and the fifth with those that come meanwhile.
+  """
+  floor = 1 << (there.bit_length() - 1)
+  return floor if 2 * there < 3 * floor else there
+
+
 class Batcher:
   """A queue of rows, and the thread that computes them.
 
@@ -154,7 +164,7 @@ class Batcher:
             return
           self._changed.wait(self._patience())
         queue = self._queues[key]
-        taken = [queue.popleft() for _ in range(min(self._most, len(queue)))]
+        taken = [queue.popleft() for _ in range(min(self._most, worthwhile(len(queue))))]
         if not queue:
           del self._queues[key]
         self.waiting -= len(taken)

@@ -6,7 +6,7 @@ from concurrent.futures import wait
 
 import pytest
 
-from ofa_jax.serving.batcher import Batcher, Closed, Full, Late
+from ofa_jax.serving.batcher import Batcher, Closed, Full, Late, worthwhile
 
 NEVER = float("inf")
 
@@ -65,6 +65,15 @@ def test_the_first_row_waits_for_others_and_not_longer():
   assert batcher.submit("a", [5], deadline=NEVER).result(20) == [10]
   assert time.monotonic() - begin >= 0.05
   assert [len(rows) for _, rows in run.batches] == [3, 1]
+
+
+def test_a_batch_is_not_mostly_padding(double):
+  assert [worthwhile(n) for n in range(1, 13)] == [1, 2, 3, 4, 4, 6, 7, 8, 8, 8, 8, 12]
+  batcher = blocked(double, most=16)
+  future = batcher.submit("a", list(range(9)), deadline=NEVER)
+  double.go.set()
+  assert future.result(20) == list(range(0, 18, 2))
+  assert [len(rows) for _, rows in double.batches] == [1, 8, 1]
 
 
 def test_the_kind_that_waits_longest_comes_first(double):
