@@ -261,10 +261,10 @@ def world(folder: str | Path) -> Config:
     ),
     # What relates a text to a picture is learnt by many updates, however few rows each has.
     batch_size=4,
-    steps=4500,
+    steps=4000,
     log_every=50,
     save_every=500,
-    keep=9,  # all of them: `world_scst` begins with the second
+    keep=8,  # all of them: `world_scst` begins with the second
     optim=Optim(
       lr=7e-4,
       lr_scale=((r"resnet|image", 0.5),),  # at a higher one it loses the colours

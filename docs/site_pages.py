@@ -13,7 +13,7 @@ ELSEWHERE = {
   "launch.md": ROOT / "launch" / "README.md",
   "contributing.md": ROOT / "CONTRIBUTING.md",
   "changelog.md": ROOT / "CHANGELOG.md",
-  **{f"{path.stem}.md": path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))},
+  **{f"notebook_{path.stem}.md": path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))},
 }
 
 

@@ -33,9 +33,10 @@ STEPS = int(os.environ.get("OFA_JAX_NOTEBOOK_STEPS", 150))
 
 def run(*command):
   """Runs python -m ..., and prints what it says."""
-  done = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True)
+  command = [sys.executable, "-m", *map(str, command)]
+  done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
   print(done.stdout, end="")
-  assert done.returncode == 0, done.stderr
+  assert done.returncode == 0
 
 
 # %% [markdown]
@@ -81,7 +82,7 @@ print({path.name: path.stat().st_size for path in sorted((WORK / "onnx").glob("*
 
 # %%
 sys.path.insert(0, str(WORK / "onnx"))
-from exported import Model  # noqa: E402
+from exported import Model
 
 exported = Model(WORK / "onnx")
 pictures = np.random.default_rng(0).standard_normal((3, 32, 32, 3)).astype(np.float32)

@@ -44,9 +44,10 @@ picture.resize((192, 192))
 # %% [markdown]
 # ## Captions and questions
 #
-# Questions are answered in the model's own words, or with the best of the candidates that are
-# given. Scores are log-probabilities; [a calibration](../docs/confidence.md) makes probabilities
-# of them that can be trusted.
+# Questions are answered with the best of the candidates that are given: this model was trained to
+# choose among the small world's answers. A model whose training was not kept to any, such as
+# `"OFA-base"`, answers in its own words without them. Scores are log-probabilities;
+# [a calibration](../docs/confidence.md) makes probabilities of them that can be trusted.
 
 # %%
 print(model.caption([picture]))
@@ -56,7 +57,8 @@ questions = [
   f"what is {thing.where}?",
   "how many things are there?",
 ]
-print(dict(zip(questions, model.answer([picture] * 3, questions), strict=True)))
+answers = model.answer([picture] * 3, questions, quickstart_world.answers())
+print(dict(zip(questions, answers, strict=True)))
 
 # %%
 chosen, scores = model.answer(
@@ -82,8 +84,9 @@ framed.resize((192, 192))
 # ## Does the picture imply a text?
 
 # %%
-texts = [f"there is a {thing.name}", "there is nothing"]
-print(dict(zip(texts, model.entail([picture] * 2, texts), strict=True)))
+for seed in range(4):
+  text, label = quickstart_world.hypothesis(scene, thing, np.random.default_rng(seed))
+  print(f"{text}: {model.entail([picture], [text])[0]}, drawn as {label}")
 
 # %% [markdown]
 # ## Classes

@@ -42,8 +42,8 @@ def run(config: Config, name: str, *, only: tuple[str, ...] = ()) -> dict[str, F
     What was fitted, by the names of the calibrations.
 
   Raises:
-    ValueError: no evaluation, or two of one kind of answers; a model that is a single file; or as
-      `calibration.fit`.
+    ValueError: no evaluation, or two of one kind of answers; a model that is a single file; or all
+      are as `calibration.fit` refuses them. Where it takes some, the others are told.
   """
   validate(config, devices=jax.device_count(), hosts=jax.process_count())
   chosen = _chosen(config, only)
@@ -59,10 +59,7 @@ def run(config: Config, name: str, *, only: tuple[str, ...] = ()) -> dict[str, F
   evals = tuple(evaluate.with_temperatures(e, TEMPERATURES) for e in chosen.values())
   config = dataclasses.replace(config, evals=evals)
   pending, loaded = evaluate.opened(config, name)
-  fits = {
-    known: evaluator.fit(loaded.params, loaded.rest)
-    for known, evaluator in zip(chosen, pending, strict=True)
-  }
+  fits, left_out = _fitted(dict(zip(chosen, pending, strict=True)), loaded)
   if jax.process_index() == 0:
     made = {known: _made(fits[known], chosen[known].task) for known in fits}
     with room_for(place):
@@ -70,6 +67,8 @@ def run(config: Config, name: str, *, only: tuple[str, ...] = ()) -> dict[str, F
     for known, fit in fits.items():
       for line in _lines(chosen[known].title, known, fit):
         print(line)
+    for fault in left_out:
+      print(f"not calibrated: {fault}")
     print(f"Stored in {stored}")
   return fits
 
@@ -98,6 +97,19 @@ def _chosen(config, only):
       f"{', '.join(type(e.task).__name__ for e in named) or 'none'}"
     )
   return chosen
+
+
+def _fitted(pending, loaded):
+  """The fits by name, and why others are not among them; ValueError where there is none."""
+  fits, faults = {}, []
+  for known, evaluator in pending.items():
+    try:
+      fits[known] = evaluator.fit(loaded.params, loaded.rest)
+    except ValueError as error:  # on all processes alike
+      faults.append(str(error))
+  if not fits:
+    raise ValueError("\n".join(faults))
+  return fits, faults
 
 
 def _made(fit, task):

@@ -13,6 +13,7 @@ D/README.md has ten lines that do so. The export is compared with the model on r
 and 8 rows, and D appears only if they agree. ONNX needs the extra: pip install -e ".[export]".
 """
 
+import logging
 import time
 
 import jax
@@ -72,6 +73,7 @@ def main() -> None:
 
   def command():
     log.quiet_libraries()
+    logging.getLogger().setLevel(logging.WARNING)  # jax2onnx tells what it does by the root logger
     folder.check_packages(form.value)
     # Files are made, and compared, on the CPU: what they hold does not depend on the machine.
     jax.config.update("jax_platforms", "cpu")

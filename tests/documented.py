@@ -156,7 +156,7 @@ TABLE: tuple[tuple[Told, str], ...] = (
     python -m ofa_jax.evaluate --config=configs/quickstart.py:world **
     """,
   ),
-  # One's own pictures, with stand-ins where the released models are kept.
+  # One's own pictures, with stand-ins for the released models.
   (
     here("own", *OWN),
     """

@@ -20,17 +20,18 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def run(cases: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
+def run(cases: Sequence[Mapping[str, Any]], *, timeout: int = 300) -> list[tuple[int, str]]:
   """Status and output of commands: a name of `ofa_jax` or a file of this repository, and flags.
 
   Args:
     cases: with "command", and perhaps "environment", in which None takes a variable away, "folder",
       where it is run, and "largest_file" in bytes, beyond which writing fails as on a full disk.
+    timeout: seconds, for all of them.
   """
   result = subprocess.run(
     [sys.executable, "-m", "tests.forked", json.dumps(list(cases))],
     env={**os.environ, "JAX_PLATFORMS": "cpu"}, cwd=ROOT, capture_output=True, text=True,
-    timeout=300,
+    timeout=timeout,
   )  # fmt: skip
   assert result.returncode == 0, result.stderr
   return [tuple(json.loads(line)) for line in result.stdout.splitlines()]

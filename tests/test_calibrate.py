@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -233,6 +234,24 @@ def test_probabilities_of_a_model_that_is_not_calibrated(name, model):
     limited = with_files(model.config, *model.task.valid, min_probability=0.5)
     with pytest.raises(ValueError, match=f"task.min_probability: {said}"):
       evaluate.run(limited, str(model.directory))
+
+
+def test_what_can_be_fitted_is_kept_beside_what_cannot():
+  class Evaluator:
+    def __init__(self, fit):
+      self.found = fit
+
+    def fit(self, params, rest):
+      if isinstance(self.found, Exception):
+        raise self.found
+      return self.found
+
+  loaded = types.SimpleNamespace(params=None, rest=None)
+  wrong = Evaluator(ValueError("evals[valid/digits]: all 8 wrong"))
+  fits, left_out = calibrate._fitted({"a/chosen": Evaluator(1.0), "b/chosen": wrong}, loaded)
+  assert fits == {"a/chosen": 1.0} and left_out == ["evals[valid/digits]: all 8 wrong"]
+  with pytest.raises(ValueError, match="all 8 wrong"):
+    calibrate._fitted({"b/chosen": wrong}, loaded)
 
 
 def test_what_cannot_be_calibrated(model):

@@ -129,9 +129,12 @@ def test_two_processes_are_one(shapes, tmp_path):
     finish(process)
   one, two = (log.read_metrics(tmp_path / name) for name in ("one", "two"))
   assert len(one) == len(two) == 5
+  # The norm is a float32, by which gradients are clipped; the loss is what is left of terms of
+  # both signs and of the order of one.
+  near = {"loss": {"atol": 1e-8}, "grad_norm": {"rtol": 1e-6}}
   for name in ("loss", "grad_norm", "reward", "words", "distinct"):
     values = [[row[f"train/{name}"] for row in rows] for rows in (two, one)]
-    np.testing.assert_allclose(*values, rtol=1e-9, err_msg=name)
+    np.testing.assert_allclose(*values, **{"rtol": 1e-9, **near.get(name, {})}, err_msg=name)
   assert len({row["train/reward"] for row in one}) > 1
 
 

@@ -28,6 +28,7 @@ def site(tmp_path_factory):
 
 def test_every_page_is_in_the_site(site):
   pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
+  pages |= {f"notebook_{path.stem}" for path in (ROOT / "notebooks").glob("*.ipynb")}
   assert {*pages, "launch", "contributing", "changelog"} <= {p.stem for p in site.glob("*.html")}
   assert not list(site.rglob("*.py"))
 

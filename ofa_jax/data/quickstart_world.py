@@ -3,7 +3,8 @@
 The pictures are generated, all of one seed, and drawn once for all tasks; scikit-learn's scanned
 digits are beside them. The files are in OFA's formats:
 
-  {caption,vqa,refcoco,snli_ve}_{train,valid,novel}.tsv   one row a picture, with its base64 PNG
+  {caption,vqa,refcoco,snli_ve}_{train,valid,novel}.tsv   a row has a picture as base64 PNG; those
+                                 of "train" have several questions, regions and texts
   digits_{train,valid}.tsv       image, number, word: the digits of `data/quickstart.py`
   infilling_{train,valid}.tsv    id, text: sentences that say a thing twice, the other way round
   answers.txt, digits.txt        the answers to choose from, the names of the digits
@@ -20,7 +21,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -32,9 +33,10 @@ from ofa_jax.data.text import REFERENCES
 from ofa_jax.scoring.vqa import CONFIDENCE
 from ofa_jax.tokenizers.ofa import OFATokenizer
 
-VERSION = 2  # a part of the folder's name: raise it with every change of what is written
+VERSION = 3  # a part of the folder's name: raise it with every change of what is written
 SIZE = 64  # pixels
 PICTURES = {"train": 16_000, "valid": 500, "novel": 500}
+ROWS = {"vqa": 4, "refcoco": 2, "snli_ve": 2}  # of a picture to train on; else it has one a task
 SENTENCES = {"train": 8000, "valid": 250}
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NUM_BINS = 512
@@ -204,7 +206,8 @@ def _write(path: pathlib.Path) -> None:
     rows = {task: [] for task in TASKS}
     for i in range(count):
       rng = np.random.default_rng((number, i))
-      for task, row in _rows(f"{split}{i}", rng, novel=split == "novel").items():
+      several = ROWS if split == "train" else {}
+      for task, row in _rows(f"{split}{i}", rng, several, novel=split == "novel"):
         rows[task].append(row)
     for task in TASKS:
       write_lines(path / f"{task}_{split}.tsv", rows[task])
@@ -225,24 +228,32 @@ def answers() -> list[str]:
   return ["yes", "no", "nothing", *DIGITS[:3], *COLOURS, *SHAPES, *CORNERS, *names]
 
 
-def _rows(name: str, rng: np.random.Generator, *, novel: bool) -> dict[str, str]:
-  """A row of each task about one picture."""
+def _rows(
+  name: str, rng: np.random.Generator, several: Mapping[str, int], *, novel: bool
+) -> Iterator[tuple[str, str]]:
+  """(task, row) of all rows about one picture; `several` of a task, or one."""
   shown = scene(rng, novel=novel)
-  about = next((t for t in shown if is_novel(t)), None) or _one(shown, rng)
   image, boxes = draw(shown, rng)
   picture = base64.urlsafe_b64encode(quickstart.png(image)).decode()
   said, objects = caption(shown), REFERENCES.join(thing.name for thing in shown)
-  asked, answer = question(shown, about, rng)
-  text, label = hypothesis(shown, about, rng)
-  box = ",".join(f"{side:.2f}" for side in boxes[shown.index(about)])
   file = f"{name}.png"
-  rows = {
-    "caption": (name, file, said, objects, picture),
-    "vqa": (name, file, asked, f"1.0{CONFIDENCE}{answer}", objects, picture),
-    "refcoco": (name, file, region(shown, about, rng), box, picture),
-    "snli_ve": (name, file, picture, text, said, label),
-  }
-  return {task: "\t".join(row) for task, row in rows.items()}
+  for task in TASKS:
+    for k in range(several.get(task, 1)):
+      about = next((t for t in shown if is_novel(t)), None) or _one(shown, rng)
+      row = f"{name}_{k}" if k else name
+      match task:
+        case "caption":
+          fields = (row, file, said, objects, picture)
+        case "vqa":
+          asked, answer = question(shown, about, rng)
+          fields = (row, file, asked, f"1.0{CONFIDENCE}{answer}", objects, picture)
+        case "refcoco":
+          box = ",".join(f"{side:.2f}" for side in boxes[shown.index(about)])
+          fields = (row, file, region(shown, about, rng), box, picture)
+        case "snli_ve":
+          text, label = hypothesis(shown, about, rng)
+          fields = (row, file, picture, text, said, label)
+      yield task, "\t".join(fields)
 
 
 def _texts(rng: np.random.Generator) -> Iterator[str]:

@@ -101,11 +101,15 @@ class Infilling(Seq2Seq):
     """The share of texts that come back word by word, and BLEU-4, of those that could be read."""
     rows, told = streams["examples"], self.texts(predictions)
     texts = {i: spelled(rows.row(i)["text"]) for i in told}
-    exact = [told[i] == text for i, text in texts.items()]
     return {
-      "exact": np.mean(exact),
+      "exact": np.mean(list(self.right(predictions, streams).values())),
       "bleu4": bleu([told[i] for i in texts], [[text] for text in texts.values()])[3],
     }
+
+  def right(self, predictions, streams):
+    rows = streams["examples"]
+    told = self.texts(predictions)
+    return {i: float(text == spelled(rows.row(i)["text"])) for i, text in told.items()}
 
   def results(self, predictions, streams):
     """`predict.json`: id, what the model was asked, and its text."""

@@ -12,6 +12,7 @@ from ofa_jax.data import prompts, quickstart_world
 from ofa_jax.data.boxes import read
 from ofa_jax.data.quickstart_ofa import COLOURS, CORNERS, SHAPES
 from ofa_jax.data.quickstart_world import (
+  ROWS,
   TASKS,
   Thing,
   answers,
@@ -155,9 +156,11 @@ def test_files_are_in_the_originals_formats(path):
     shown = {task: rows(path, task, split) for task in TASKS}
     for task in TASKS:
       table, texts = shown[task]
-      assert len(table) == count
-      assert [row["id"] for row in texts] == [f"{split}{i}" for i in range(count)]
-      assert table.encoded(3) == shown["caption"][0].encoded(3)  # drawn once for all tasks
+      of = ROWS.get(task, 1) if split == "train" else 1
+      assert len(table) == len({row["id"] for row in texts}) == count * of
+      assert [row["id"] for row in texts[::of]] == [f"{split}{i}" for i in range(count)]
+      for k in range(of):  # drawn once for all of them
+        assert table.encoded(3 * of + k) == shown["caption"][0].encoded(3)
     assert Image.open(io.BytesIO(shown["vqa"][0].encoded(0))).size == (64, 64)
     for row in shown["caption"][1]:
       assert target_caption(row["said"], max_words=20) == row["said"]
@@ -205,7 +208,7 @@ def test_a_change_of_the_recipe_needs_a_new_version(path):
         digest.update(Image.open(io.BytesIO(table.encoded(i))).tobytes())
   for name in ("answers.txt", "digits.txt", "infilling_train.tsv"):
     digest.update((path / name).read_bytes())
-  assert (quickstart_world.VERSION, digest.hexdigest()[:16]) == (2, "751f1e31de83701e")
+  assert (quickstart_world.VERSION, digest.hexdigest()[:16]) == (3, "574aa1e0f0ae59eb")
 
 
 def test_the_digits_are_those_of_the_other_quickstart(path, digits):

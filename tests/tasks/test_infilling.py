@@ -89,6 +89,7 @@ def test_what_comes_back_is_compared_with_the_text(task):
   predictions = {"examples": {"tokens": tokens, "valid": np.array([True, True, False])}}
   scores = task.score(predictions, streams)
   assert scores["exact"] == 0.5 and 0.5 < scores["bleu4"] < 1
+  assert sorted(task.right(predictions, streams).values()) == [0, 1]
   told = json.loads(task.results(predictions, streams)["predict.json"])
   assert [row["id"] for row in told] == ["0", "1"] and told[0]["text"] == TEXTS[0]
   assert "<mask>" in told[0]["asked"]
