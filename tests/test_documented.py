@@ -137,6 +137,7 @@ def asked_stage(folder, data):
   (folder / "runs" / "world").symlink_to("../M")
   picture = encode(photograph(60, 40), format="PNG")
   (folder / "F").write_bytes(picture)
+  (folder / "A").write_text("the dog\na cat\n")
   image = base64.b64encode(picture).decode()
   rows = "".join(f"{i}\t{i}\tthe dog\t1,2,30,40\t{image}\n" for i in range(3))
   for name in ("F.tsv", "refcoco_val.tsv"):
