@@ -114,6 +114,8 @@ def command(
   """
   if not output:
     raise ValueError("Expected --output, the folder of the pictures, found none")
+  if text is not None and not text.strip():
+    raise ValueError("Expected words in --text, the caption, found none")
   if bool(text) == bool(paths):
     raise ValueError("Expected --text or --input for --task=image, found " +
                      ("both" if text else "neither"))  # fmt: skip

@@ -368,8 +368,6 @@ def _open_table(paths: Sequence[str], *, task: str, columns: Sequence[str] | Non
   """
   places = TASKS[task].columns
   given = _columns(task, columns) if columns else {}
-  if not given and IMAGE not in places and not any(map(sources.is_table, paths)):
-    given = dict(places)  # two columns of texts, and not an id and a picture
   table = sources.open_rows(paths, columns=given, places=places)
   missing = [c for c in places if c in (IMAGE, "text", "text2") and c not in table.columns]
   if missing:

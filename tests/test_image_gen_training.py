@@ -146,9 +146,16 @@ def test_one_caption_is_drawn_by_the_command(learnt, tmp_path, capsys):
   told = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert told["files"] == ["000000_0.png", "000000_1.png"] and len(told["scores"]) == 2
   assert all((folder / name).is_file() for name in (*told["files"], "page.png"))
+  (tmp_path / "captions.tsv").write_text("c0\ta red dot top left\n")
+  more = {**given, "paths": [str(tmp_path / "captions.tsv")]}
+  draw_files.command(names, text=None, output=str(tmp_path / "two"), **more)
+  (line,) = (tmp_path / "two" / "drawn.jsonl").read_text().splitlines()
+  assert json.loads(line)["id"] == "c0"
+  assert json.loads(line)["scores"] == pytest.approx(told["scores"], abs=1e-5)
   for text, output, part in (
     ("a dot", None, "Expected --output, the folder"),
     (None, str(folder), "Expected --text or --input .* found neither"),
+    (" ", str(folder), "Expected words in --text"),
     ("a dot", str(folder / "page.png"), "Expected a folder that can be written to"),
   ):
     with pytest.raises(ValueError, match=part):

@@ -142,7 +142,7 @@ def open_rows(
       raise ValueError(
         f"Expected numbers of columns, from 0, in files without a header, found {', '.join(named)}"
       )
-    if _is_ofa(files, columns):
+    if _is_ofa(files, columns, places):
       return Table(files, columns=columns or places)
     if len(paths) > 1 or columns:
       raise ValueError(
@@ -160,11 +160,15 @@ def open_rows(
   return _named(tables, columns, texts=places)
 
 
-def _is_ofa(files: Sequence[str], columns: Mapping[str, int | str]) -> bool:
+def _is_ofa(
+  files: Sequence[str], columns: Mapping[str, int | str], places: Mapping[str, int]
+) -> bool:
   """TSV files in OFA's form: neither shards nor folders nor Chinese-CLIP's id and base64."""
   if not files or all(map(is_shard, files)):
     return False
   check_files(files)
+  if IMAGE not in places:
+    return True  # two columns of texts, and not an id and a picture
   with storage.opened(staging.staged(files[0])) as file:
     return bool(columns) or file.readline().count(b"\t") != 1
 

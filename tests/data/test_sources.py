@@ -154,3 +154,12 @@ def test_features_beside_the_data_are_no_captions(forms):
   assert data.texts == (str(forms / "x_texts.jsonl"),)
   assert data.images == (str(forms / "x_imgs.tsv"),)
   assert len(data.load()[1]) == 5
+
+
+def test_two_columns_of_texts_are_no_id_and_picture(tmp_path):
+  (tmp_path / "captions.tsv").write_text("a\ta red dot\nb\ta blue bar\n")
+  table = sources.open_rows(
+    [str(tmp_path / "captions.tsv")], columns={}, places={"id": 0, "text": 1}
+  )
+  assert [table.text(i, "text") for i in range(2)] == ["a red dot", "a blue bar"]
+  assert table.text(1, "id") == "b"
