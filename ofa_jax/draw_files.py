@@ -20,12 +20,12 @@ from PIL import Image, PngImagePlugin
 from ofa_jax import api, cli, files, jobs, outputs, partial, pictures
 from ofa_jax.data import codes, pipeline, sources
 from ofa_jax.data.bad_rows import Pass
+from ofa_jax.data.folder import DRAWN
 from ofa_jax.data.protocols import TextImages
 from ofa_jax.data.tsv import BadRow
 from ofa_jax.inference.ofa import OFAModel
 from ofa_jax.tasks import image_gen
 
-LIST = "drawn.jsonl"
 PAGE = 24  # captions on the page
 
 
@@ -70,7 +70,7 @@ def draw_file(
       yield [*_lines(model, painter, table, rows, folder=folder, options=options, bad=bad)]
 
   written = jobs.write_lines(
-    folder / LIST,
+    folder / DRAWN,
     batches,
     total=len(table),
     batch_size=batch_size,
@@ -132,7 +132,7 @@ def command(
   model, _ = api.load_from_name([*names], **given)
   if not isinstance(model, OFAModel):
     raise ValueError(f"Expected an OFA in --model, found {type(model.config).__name__}")
-  with cli.sole_writer(folder / LIST, inputs=[*(paths or ()), *names]):
+  with cli.sole_writer(folder / DRAWN, inputs=[*(paths or ()), *names]):
     if table is not None:
       limits = {"batch_size": batch_size, "max_bad_rate": max_bad_rate}
       count = draw_file(model, table, output=folder, options=options, **limits)

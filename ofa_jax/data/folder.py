@@ -1,5 +1,6 @@
 """Images that are files of their own; those of a folder of classes have labels."""
 
+import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from ofa_jax.data.tsv import BadRow
 # torchvision's list, so that the images counted are those of the original; the formats among them
 # that are not decoded here are reported as bad rows and not left out in silence.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# In a folder of drawn pictures: an object a caption, with the names of its files.
+DRAWN = "drawn.jsonl"
 
 
 class ImageFiles:
@@ -109,7 +112,15 @@ class FolderRows:
 
 
 def image_files(folder: pathlib.Path) -> list[str]:
-  """Files below a folder in torchvision's order: folder by folder, names sorted, links followed."""
+  """Files below a folder in torchvision's order: folder by folder, names sorted, links followed.
+
+  Of a folder that `ofa_jax.generate` drew, the pictures alone, without the page of them.
+  """
+  if storage.exists(folder / DRAWN):
+    lines = map(json.loads, storage.read_bytes(folder / DRAWN).splitlines())
+    names = [name for line in lines for name in line.get("files", ())]
+    # A list that came with a folder names nothing outside of it.
+    return [str(folder / name) for name in names if name == os.path.basename(name)]
   if storage.in_bucket(folder):
     names = [n for n in storage.files_below(folder) if n.lower().endswith(EXTENSIONS)]
     return [f"{folder}/{name}" for name in sorted(names, key=os.path.split)]

@@ -82,6 +82,15 @@ def test_a_folder_of_pictures_is_the_split_to_train_on(forms):
   assert len(PairData.of(forms / "photos", "valid").load()[0]) == 1
 
 
+def test_of_a_folder_of_drawn_pictures_the_page_is_none(tmp_path):
+  for name in ("000000_0.png", "000001_0.png", "page.png"):
+    (tmp_path / name).write_bytes(PICTURES["00"])
+  lines = ({"files": ["000000_0.png"]}, {"error": "x"}, {"files": ["../a.png", "000001_0.png"]})
+  (tmp_path / "drawn.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+  images = sources.open_images(tmp_path)
+  assert images.ids == [str(tmp_path / f"00000{i}_0.png") for i in range(2)]
+
+
 def test_pictures_without_captions_are_left_out_and_named(forms):
   (forms / "photos" / "02.txt").unlink()
   (forms / "photos" / "03.txt").write_text(" \n一\n二\n", encoding="utf-8-sig")
