@@ -54,6 +54,7 @@ def test_a_run_names_every_objective_and_goes_on_bit_for_bit(run, tmp_path):
   assert_bit_equal(final_state(workdir), final_state(broken))
 
 
+@pytest.mark.slow  # half a minute; what all tasks have of it is tested with the quick ones
 def test_one_device_is_two(run):
   config, workdir = run
   mesh = test_step.make_mesh(devices=1)
