@@ -74,17 +74,18 @@ def judged(fields):
   """The evaluations: with the original's FID and with that of papers."""
   folder = pathlib.Path(fields["codec"]).parent
   rows = {"valid": (str(folder / "four.tsv"),), "columns": (0, 1, 2, 3), "compared": True}
+  inceptions = {
+    name: drawing_files.save_random(folder / variant, InceptionConfig(variant=variant))
+    for name, variant in (("valid", "torchvision"), ("own", "pytorch_fid"))
+  }
 
-  def of(evaluation: Eval, name: str, variant: str) -> Eval:
-    inception = drawing_files.save_random(folder / variant, InceptionConfig(variant=variant))
-    task = dataclasses.replace(evaluation.task, **rows, inception=inception)
+  def of(evaluation: Eval, name: str) -> Eval:
+    task = dataclasses.replace(evaluation.task, **rows, inception=inceptions[name])
     return dataclasses.replace(evaluation, name=name, task=task)
 
   def evaluations(config):
     (given,) = config.evals
-    names = {"valid": "torchvision", "own": "pytorch_fid"}
-    evals = tuple(of(given, name, variant) for name, variant in names.items())
-    return dataclasses.replace(config, evals=evals)
+    return dataclasses.replace(config, evals=tuple(of(given, name) for name in inceptions))
 
   return evaluations
 

@@ -194,13 +194,18 @@ def test_the_second_stage_learns_from_a_chinese_clip(fields, learnt, tmp_path):
   assert_bit_equal(final_state(workdir), final_state(tmp_path / "broken"))
 
 
+# The second stage's loss: what samples are better and worse by cancels, and of terms of some 0.03 a
+# mean of 1e-4 is left, in float32 to 1e-7.
+CANCELLED = 2e-7
+
+
 @pytest.mark.slow  # four programs that are in no cache
 @pytest.mark.parametrize("stage", ["base", "base,clip"])
 def test_eight_devices_are_one(fields, stage):
   config = dataclasses.replace(drawing_files.config(fields, stage), evals=())
   history, state = test_step.run(config, steps=2, of=3)
   eight, other = test_step.run(config, steps=2, of=3, mesh=test_step.make_mesh(devices=8))
-  np.testing.assert_allclose(eight, history, rtol=2e-5)
+  np.testing.assert_allclose(eight, history, rtol=2e-5, atol=CANCELLED)
   test_step.assert_trees_close(other.params, state.params, atol=1e-5)
 
 
@@ -222,7 +227,7 @@ def test_two_processes_are_one(fields, tmp_path, stage):
   for a, b in zip(one, two, strict=True):
     assert a.keys() == b.keys()
     for name in a.keys() & {"train/loss", "train/reward", "valid/nll"}:
-      np.testing.assert_allclose(b[name], a[name], rtol=1e-4, err_msg=name)
+      np.testing.assert_allclose(b[name], a[name], rtol=1e-4, atol=CANCELLED, err_msg=name)
 
 
 @pytest.mark.slow  # Inception compiles for a minute
