@@ -117,10 +117,7 @@ def image_files(folder: pathlib.Path) -> list[str]:
   Of a folder that `ofa_jax.generate` drew, the pictures alone, without the page of them.
   """
   if storage.exists(folder / DRAWN):
-    lines = map(json.loads, storage.read_bytes(folder / DRAWN).splitlines())
-    names = [name for line in lines for name in line.get("files", ())]
-    # A list that came with a folder names nothing outside of it.
-    return [str(folder / name) for name in names if name == os.path.basename(name)]
+    return _drawn(folder / DRAWN)
   if storage.in_bucket(folder):
     names = [n for n in storage.files_below(folder) if n.lower().endswith(EXTENSIONS)]
     return [f"{folder}/{name}" for name in sorted(names, key=os.path.split)]
@@ -128,3 +125,16 @@ def image_files(folder: pathlib.Path) -> list[str]:
   for parent, _, names in sorted(os.walk(folder, followlinks=True)):
     files += [os.path.join(parent, n) for n in sorted(names) if n.lower().endswith(EXTENSIONS)]
   return files
+
+
+def _drawn(path: pathlib.Path) -> list[str]:
+  """The pictures that a list names, beside it: one that came with a folder names no others."""
+  try:
+    lines = [json.loads(line) for line in storage.read_bytes(path).splitlines()]
+    names = [os.fspath(name) for line in lines for name in line.get("files", ())]
+  except (ValueError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f"{path}: expected the list of a folder that ofa_jax.generate drew, found {error}. Remove it "
+      "to take all pictures of the folder"
+    ) from error
+  return [str(path.parent / name) for name in names if name == os.path.basename(name)]

@@ -100,14 +100,17 @@ def _pooled(x: jax.Array, params: dict[str, Any]) -> jax.Array:
   a window is more than ONNX Runtime has.
 
   Raises:
-    NotImplementedError: windows have holes, or may lie in the padding alone.
+    ValueError: windows have holes, or may lie in the padding alone.
   """
   if any(n != 1 for kind in ("base_dilation", "window_dilation") for n in params[kind]):
-    raise NotImplementedError("a maximum over windows with holes (dilation)")
+    raise ValueError("Expected pooling without dilation to export, found windows with holes")
   sides = zip(params["window_dimensions"], params["window_strides"], params["padding"], strict=True)
   for axis, (size, stride, (low, high)) in enumerate(sides):
     if not (0 <= low < size and 0 <= high < size):
-      raise NotImplementedError(f"a maximum over {size} rows with a padding of {low} and {high}")
+      raise ValueError(
+        f"Expected pooling whose padding is narrower than its windows to export, found {size} rows "
+        f"with a padding of {low} and {high}"
+      )
     if size == stride == 1 and low == high == 0:
       continue
     # Windows over the border hold its row, so that it may stand there twice.

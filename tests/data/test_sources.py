@@ -89,6 +89,10 @@ def test_of_a_folder_of_drawn_pictures_the_page_is_none(tmp_path):
   (tmp_path / "drawn.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
   images = sources.open_images(tmp_path)
   assert images.ids == [str(tmp_path / f"00000{i}_0.png") for i in range(2)]
+  for text in ("{", "[1]", '{"files": [1]}'):
+    (tmp_path / "drawn.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=r"drawn.jsonl: expected the list of a folder that"):
+      sources.open_images(tmp_path)
 
 
 def test_pictures_without_captions_are_left_out_and_named(forms):
