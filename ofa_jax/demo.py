@@ -85,6 +85,7 @@ def main() -> None:
 
   def command():
     log.quiet_libraries()
+    server.end_in_order()  # before there is anything to tidy
     words = LANGUAGES[language.value]
     with server.closed_gradio(), ports.listening(host.value, port.value) as opened:
       models = load(

@@ -141,13 +141,18 @@ def _font(gradio, name: str) -> Any:
   return gradio.themes.Font(name)
 
 
+def end_in_order() -> None:
+  """From here on SIGTERM ends the process with what it left behind tidied, status 0."""
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+
 def serve(app: Any, opened: socket.socket) -> None:
-  """Serves an application until the process is told to end; SIGTERM ends it in order."""
+  """Serves an application until the process is told to end, after `end_in_order`."""
   import uvicorn
 
   logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
   config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn passes it on when it has ended
+  # It passes a signal that ended it on to the handlers that were there before.
   uvicorn.Server(config).run(sockets=[opened])
 
 
