@@ -43,6 +43,9 @@ def test_objects_are_files(bucket):
   before = storage.stat(f"{bucket}/a/b.txt")
   storage.write_bytes(f"{bucket}/a/b.txt", b"012345678X")
   assert storage.stat(f"{bucket}/a/b.txt").stamp != before.stamp
+  for end in (b"\r", b"\n", b"\r\n", b"\n\r"):
+    storage.write_bytes(f"{bucket}/a/b.txt", b"\x00" + end)
+    assert storage.read_bytes(f"{bucket}/a/b.txt") == b"\x00" + end
   with pytest.raises(FileExistsError):
     storage.write_bytes(f"{bucket}/a/b.txt", b"", new=True)
   storage.move_folder(f"{bucket}/a", f"{bucket}/z")
