@@ -14,7 +14,8 @@ from flax import nnx
 from jax.nn.initializers import normal
 
 from ofa_jax.models.attention import attention
-from ofa_jax.models.layers import BatchNorm, Conv, Linear, shard_batch
+from ofa_jax.models.convolution import Conv
+from ofa_jax.models.layers import BatchNorm, Linear, shard_batch
 from ofa_jax.numerics import wide
 
 EXPANSION = 4  # output channels of a bottleneck per inner channel

@@ -15,8 +15,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from ofa_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
-from ofa_jax.models.layers import BatchNorm, Conv, Linear, shard_batch
-from ofa_jax.models.resnet import max_pool
+from ofa_jax.models.convolution import Conv, max_pool
+from ofa_jax.models.layers import BatchNorm, Linear, shard_batch
 from ofa_jax.numerics import widened
 
 VARIANTS = ("torchvision", "pytorch_fid")

@@ -93,49 +93,6 @@ class Linear(nnx.Module):
     return y if self.bias is None else y + self.bias[...]
 
 
-class Conv(nnx.Module):
-  """A 2-D convolution of NHWC images, padded by (size - 1) // 2 as PyTorch's are.
-
-  With stride 2 this is not XLA's "SAME", which pads the far side only.
-  """
-
-  def __init__(
-    self,
-    inputs: int,
-    outputs: int,
-    *,
-    size: int | tuple[int, int],
-    stride: int = 1,
-    padding: tuple[tuple[int, int], tuple[int, int]] | None = None,
-    bias: bool = False,
-    kernel_init: Initializer | None = None,
-    rngs: nnx.Rngs,
-  ):
-    """Makes kernel [*size, inputs, outputs]; the initialisers are PyTorch's by default.
-
-    `size` is of both sides or (height, width); `padding` is (above, below), (left, right).
-    """
-    sides = (size, size) if isinstance(size, int) else size
-    default = torch_default(math.prod(sides) * inputs)
-    self.size, self.stride = size, stride
-    self.padding = padding or tuple(((side - 1) // 2,) * 2 for side in sides)
-    shape = (*sides, inputs, outputs)
-    self.kernel = nnx.Param((kernel_init or default)(rngs.params(), shape, jnp.float32))
-    self.bias = nnx.Param(default(rngs.params(), (outputs,), jnp.float32)) if bias else None
-
-  @jax.named_scope("linear")
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps x [B, S, S, inputs] to [B, S / stride, S / stride, outputs]."""
-    y = jax.lax.conv_general_dilated(
-      x,
-      self.kernel[...],
-      window_strides=(self.stride, self.stride),
-      padding=self.padding,
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return y if self.bias is None else y + self.bias[...]
-
-
 class Embed(nnx.Module):
   """A table of vectors looked up by integer; unlike nnx.Embed it obeys a cast of its parameters."""
 

@@ -5,13 +5,12 @@ keep their own names, as in `clip_resnet`; rematerialisation does not reach them
 """
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import variance_scaling
 
+from ofa_jax.models.convolution import Conv, max_pool
 from ofa_jax.models.layers import (
   BatchNorm,
-  Conv,
   drop_path,
   drop_path_rates,
   shard_batch,
@@ -155,11 +154,3 @@ class ResNet(nnx.Module):
     ):
       x = layer(x, rngs=key)
     return x
-
-
-def max_pool(x: jax.Array, *, stride: int = 2, pad: int = 1) -> jax.Array:
-  """The maximum over windows of 3x3 of x [B, h, w, D], padded by `pad` on every side."""
-  sides = ((0, 0), (pad, pad), (pad, pad), (0, 0))
-  return jax.lax.reduce_window(
-    x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), sides
-  )

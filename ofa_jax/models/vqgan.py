@@ -14,7 +14,8 @@ from jax.nn.initializers import normal
 from jax.sharding import PartitionSpec as P
 
 from ofa_jax.models.attention import SelfAttention
-from ofa_jax.models.layers import Conv, Embed, Linear, shard_batch, torch_default
+from ofa_jax.models.convolution import Conv
+from ofa_jax.models.layers import Embed, Linear, shard_batch, torch_default
 from ofa_jax.numerics import widened
 from ofa_jax.trees import join_batch, split_batch
 

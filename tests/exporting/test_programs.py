@@ -7,7 +7,7 @@ import pytest
 from jax import export
 
 from ofa_jax.exporting.programs import written_out
-from ofa_jax.models.resnet import max_pool
+from ofa_jax.models.convolution import max_pool
 
 WEIGHTS = np.random.default_rng(0).normal(size=(3, 4, 4)).astype(np.float32)
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from ofa_jax.engine import sharding
 from ofa_jax.models import layers
-from ofa_jax.models.layers import BatchNorm, Conv, Embed, LayerNorm, Linear, Mlp, Scan
+from ofa_jax.models.layers import BatchNorm, Embed, LayerNorm, Linear, Mlp, Scan
 from tests.cnclip_golden import error
 
 
@@ -59,21 +59,6 @@ def test_batch_norm_is_torchs(offset):
   expected = theirs.eval()(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy()
   assert error(ours(x), expected.transpose(0, 2, 3, 1)) < 1e-5
   np.testing.assert_array_equal(ours.mean[...], before)
-
-
-@pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 1), (3, 2)])
-def test_convolution_is_torchs(size, stride):
-  torch = pytest.importorskip("torch")
-  conv = Conv(3, 5, size=size, stride=stride, rngs=nnx.Rngs(0))
-  x = np.asarray(_normal(0, 2, 8, 8, 3))
-  kernel = np.array(conv.kernel[...]).transpose(3, 2, 0, 1)
-  expected = torch.nn.functional.conv2d(
-    torch.from_numpy(x.transpose(0, 3, 1, 2).copy()),
-    torch.from_numpy(kernel.copy()),
-    stride=stride,
-    padding=(size - 1) // 2,
-  )
-  assert error(conv(x), expected.numpy().transpose(0, 2, 3, 1)) < 1e-6
 
 
 def test_activations_are_torchs():
