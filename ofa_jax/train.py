@@ -28,6 +28,7 @@ from ofa_jax.engine import (
   cluster,
   config_file,
   faults,
+  huge_pages,
   lock,
   log,
   overview,
@@ -402,4 +403,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  huge_pages.restart_with()
   main()

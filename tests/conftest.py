@@ -21,6 +21,8 @@ jax.config.update("jax_platforms", PLATFORM)
 if PLATFORM == "cpu":
   jax.config.update("jax_num_cpu_devices", 8)
   compile_quickly()
+# For xdist's workers and the commands that tests start, which need not start anew for it then.
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 # Tracing makes objects by the hundred thousand: Python's defaults look through them so often for
 # garbage that it takes a tenth of the time.
 gc.freeze()
