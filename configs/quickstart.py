@@ -261,10 +261,10 @@ def world(folder: str | Path) -> Config:
     ),
     # What relates a text to a picture is learnt by many updates, however few rows each has.
     batch_size=4,
-    steps=5000,
+    steps=4500,
     log_every=50,
     save_every=500,
-    keep=10,  # all of them: `world_scst` begins with the second
+    keep=9,  # all of them: `world_scst` begins with the second
     optim=Optim(
       lr=4e-4,  # at twice as much it is late to find a thing by its colour
       adam="fairseq",

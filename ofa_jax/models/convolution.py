@@ -51,8 +51,9 @@ class Conv(nnx.Module):
       (side + sum(pad) - size) // self.stride + 1
       for side, pad, size in zip(x.shape[1:3], self.padding, kernel.shape[:2], strict=True)
     )
-    if self.stride > 1 and max(height, width) < max(kernel.shape[:2]):
-      # XLA takes thirty times as long for the gradient of so small an image on a CPU.
+    longest = max(kernel.shape[:2])
+    if longest == 1 or (self.stride > 1 and max(height, width) < longest):
+      # On a CPU XLA is thirty times as slow with the gradient of a convolution of so small an image.
       y = self._by_product(x, height, width)
     else:
       y = jax.lax.conv_general_dilated(
@@ -90,6 +91,7 @@ def _reduced(x: jax.Array, stride: int, pad: int) -> jax.Array:
 
 def _compared(x: jax.Array, stride: int, pad: int) -> jax.Array:
   """The same as comparisons of slices: XLA is ten times as fast with their gradient on a CPU."""
+  x = jax.lax.optimization_barrier(x)  # or what made it is computed again for each slice
   sides = tuple((side + 2 * pad - 3) // stride + 1 for side in x.shape[1:3])
   x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=-jnp.inf)
   return functools.reduce(
