@@ -53,7 +53,7 @@ class Conv(nnx.Module):
     )
     longest = max(kernel.shape[:2])
     if longest == 1 or (self.stride > 1 and max(height, width) < longest):
-      # On a CPU XLA is thirty times as slow with the gradient of a convolution of so small an image.
+      # XLA on a CPU takes longer for the gradients of such convolutions, up to thirty times.
       y = self._by_product(x, height, width)
     else:
       y = jax.lax.conv_general_dilated(
