@@ -12,7 +12,7 @@
 # # What an OFA can be asked
 #
 # One model writes captions, answers questions, finds boxes, judges texts, names classes and fills
-# in words. This page asks the quickstart's small world, which two CPU cores learn in some twenty
+# in words. This page asks the quickstart's small world, which two CPU cores learn in some fifteen
 # minutes: `python -m ofa_jax.train --config=configs/quickstart.py:world --workdir=runs/world`. A
 # released model (`"OFA-base"`) is asked in the same way, about any picture.
 
