@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from ofa_jax.config import Config, Eval, MeshShape
 from ofa_jax.configs.ofa_finetune import finetune
+from ofa_jax.data.ocr import STRIP_WIDTH
 from ofa_jax.data.tsv import IMAGE
 from ofa_jax.tasks.gigaword import Gigaword
 from ofa_jax.tasks.glue import PARTS
@@ -147,7 +148,10 @@ CASES |= {
   },
   # The same tasks asked otherwise.
   "ocr_document": dataclasses.replace(
-    CASES["ocr"], config=("ofa_ocr.py", "base,document"), generates="ocr_document"
+    CASES["ocr"],
+    config=("ofa_ocr.py", "base,document"),
+    files=lambda *places: {**pictures.ocr(*places), "image_size": STRIP_WIDTH},
+    generates="ocr_document",
   ),
   "custom": dataclasses.replace(CASES["caption"], config=("ofa_custom.py", "OFA-base")),
   "vqa_any": dataclasses.replace(

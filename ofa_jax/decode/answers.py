@@ -48,7 +48,7 @@ def generate(
   Args:
     models: the probabilities of several are averaged.
     encoded: of each model, what its `encode` gave for the batch.
-    search: its `max_length` does not count the prompts.
+    search: its `max_length` is of each answer, behind a prompt of whatever length.
     prompts: int32[B, P], filled up with `PAD`: what the decoder reads before it answers, without
       bos. They are left out of what comes back, whose score is then the sum of the answer's
       log-probabilities, not divided by lengths.
@@ -58,10 +58,12 @@ def generate(
   Raises:
     ValueError: prompts and a prefix, too many positions for the model, or as `beam.generate`.
   """
+  limits = None
   if prompts is not None:
     if prefix_tokens is not None:
       raise ValueError("Expected prompts or prefix_tokens, found both")
     prefix_tokens = prompts
+    limits = search.max_length + jnp.sum(prompts != PAD, axis=1, dtype=jnp.int32)
     search = dataclasses.replace(search, max_length=search.max_length + prompts.shape[1])
   caches = tuple(
     model.start(
@@ -82,6 +84,7 @@ def generate(
     batch=batch,
     prefix_tokens=prefix_tokens,
     trie=trie,
+    limits=limits,
     active=active,
     rngs=rngs,
   )

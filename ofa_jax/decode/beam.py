@@ -135,6 +135,7 @@ class _State(NamedTuple):
   ended: jax.Array  # bool[B, M], hypotheses that only fill their place
   done: jax.Array  # bool[B]
   node: jax.Array  # int32[B, M], of the trie
+  limit: jax.Array  # int32[B], tokens before eos is forced
   hypotheses: Hypotheses  # in the order in which they ended
   count: jax.Array  # int32[B]
   cache: Any
@@ -149,6 +150,7 @@ def generate(
   batch: int,
   prefix_tokens: jax.Array | None = None,
   trie: Trie | None = None,
+  limits: jax.Array | None = None,
   active: jax.Array | None = None,
   rngs: jax.Array | None = None,
 ) -> Hypotheses:
@@ -165,6 +167,7 @@ def generate(
     prefix_tokens: int32[B, P], which every hypothesis begins with (after bos); shorter ones are
       padded with `PAD` on the right.
     trie: what may follow the prefix.
+    limits: int32[B], tokens of each input before eos is forced, up to `max_length`; None: that.
     active: bool[B], False for inputs that only fill the batch, which get no hypotheses.
     rngs: PRNG keys [B], one for each input, for sampling: so what is drawn for an input does not
       depend on those beside it, nor on the device that it is on.
@@ -211,6 +214,7 @@ def generate(
     ended=jnp.zeros((batch, beams), bool),
     done=jnp.zeros(batch, bool) if active is None else ~active,
     node=jnp.full((batch, beams), ROOT, jnp.int32),
+    limit=jnp.full(batch, length, jnp.int32) if limits is None else limits,
     hypotheses=Hypotheses(
       tokens=jnp.full((batch, beams, length + 1), PAD, jnp.int32),
       lengths=jnp.zeros((batch, beams), jnp.int32),
@@ -292,7 +296,7 @@ def _force_prefix(state, log_probs, prefix_tokens, search):
 def _apply_rules(log_probs, state, search, inside):
   """The original's edits of log-probabilities, which are not normalised again."""
   ids, step = jnp.arange(log_probs.shape[-1]), state.step
-  at_end = step >= search.max_length
+  at_end = (step >= state.limit)[:, None, None]
   log_probs = jnp.where(ids == UNK, log_probs - search.unk_penalty, log_probs)
   banned = (ids == PAD) | jnp.isnan(log_probs)
   # The original waives min_length while any input of the batch is inside its prefix.
@@ -381,7 +385,7 @@ def _collect(state, candidates, search):
   lengths = jnp.broadcast_to(step + 1, at.shape)
   hypotheses = Hypotheses(*map(store, hypotheses, (tokens, lengths, scores, positional)))
   count = state.count + jnp.sum(counted, axis=1, dtype=jnp.int32)
-  done = state.done | (count >= beams) | (step >= search.max_length)
+  done = state.done | (count >= beams) | (step >= state.limit)
   ends = ends.at[:, :beams].set(ends[:, :beams] | state.ended)
   return state._replace(hypotheses=hypotheses, count=count, done=done), ends
 

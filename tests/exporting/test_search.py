@@ -60,6 +60,7 @@ CASES = {
     None,
   ),
   "answers": ({"max_length": 4, "normalize_scores": False}, PROMPTS),
+  "long answers": ({"max_length": 6, "normalize_scores": False, "min_length": 6}, PROMPTS),
 }
 
 
@@ -93,3 +94,19 @@ def test_hypotheses_are_the_same(case):
       positional = expected.positional_scores[row, i, : lengths[i]]
       np.testing.assert_allclose(hypothesis["positional_scores"], positional, atol=1e-5)
       assert hypothesis["score"] == pytest.approx(float(expected.scores[row, i]), abs=1e-5)
+
+
+def test_an_answer_has_the_same_room_beside_longer_prompts():
+  """Two that go on until they are cut: the wider batch has no more tokens for the shorter one."""
+  search = Search(num_beams=2, max_length=4)
+  never = np.where(np.arange(VOCAB) == EOS, -50, INPUTS).astype(np.float32)
+
+  def lengths(prompts):
+    found = answers.generate(
+      [Model()], [never[: len(prompts)]], search=search, batch=len(prompts), prompts=prompts
+    )
+    return np.asarray(found.lengths)
+
+  wide = jnp.pad(jnp.asarray(PROMPTS), ((0, 0), (0, 5)), constant_values=PAD)
+  for prompts in (PROMPTS, wide, PROMPTS[1:2, :1]):
+    assert (lengths(jnp.asarray(prompts)) == 4 + 1).all()

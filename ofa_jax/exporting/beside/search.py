@@ -68,6 +68,9 @@ def generate(
   read = 0 if prompts is None else prompts.shape[1]
   search = dataclasses.replace(search, max_length=search.max_length + read)
   beams, length = search.num_beams, search.max_length
+  limit = np.full(batch, length)
+  if prompts is not None:
+    limit += (prompts != PAD).sum(axis=1) - read
   rows = np.arange(batch)[:, None]
   tokens = np.full((batch, beams, length + 2), PAD, np.int32)
   tokens[:, :, 0] = BOS
@@ -85,7 +88,7 @@ def generate(
     if prompts is not None:
       inside = position < (prompts != PAD).sum(axis=1)
       _force_prompt(log_probs, prompts, position, length)
-    _apply_rules(log_probs, tokens, position, inside, search)
+    _apply_rules(log_probs, tokens, position, inside, position >= limit, search)
     scores = (log_probs + total[..., None]).reshape(batch, -1)
     totals, at = _largest(scores, min(2 * beams, scores.shape[1] - 1))
     parents, words = at // log_probs.shape[-1], (at % log_probs.shape[-1]).astype(np.int32)
@@ -95,7 +98,7 @@ def generate(
     for i, j in np.argwhere(counted):
       if len(found[i]) < beams:
         found[i].append(_hypothesis(tokens, sums, i, parents[i, j], position, totals[i, j], search))
-    done |= np.array([len(x) >= beams for x in found]) | (position >= length)
+    done |= np.array([len(x) >= beams for x in found]) | (position >= limit)
     ends[:, :beams] |= ended
 
     chosen = np.argsort(ends, axis=1, kind="stable")[:, :beams]
@@ -156,17 +159,16 @@ def _force_prompt(log_probs, prompts, position, length):
       log_probs[row, :, token] = kept
 
 
-def _apply_rules(log_probs, tokens, position, inside, search):
+def _apply_rules(log_probs, tokens, position, inside, at_end, search):
   """Edits log-probabilities in place; they are not normalised again."""
   log_probs[..., UNK] -= np.float32(search.unk_penalty)
   log_probs[np.isnan(log_probs)] = -np.inf
   log_probs[..., PAD] = -np.inf
   if position < search.min_length:
     log_probs[~inside, :, EOS] = -np.inf
-  if position >= search.max_length:
-    end = log_probs[..., EOS].copy()
-    log_probs[:] = -np.inf
-    log_probs[..., EOS] = end
+  end = log_probs[at_end, :, EOS]
+  log_probs[at_end] = -np.inf
+  log_probs[at_end, :, EOS] = end
   size = search.no_repeat_ngram_size
   if size and position + 2 >= size:
     for row, beam in np.ndindex(tokens.shape[:2]):
