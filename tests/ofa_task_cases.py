@@ -207,6 +207,7 @@ def made_small(config: Config, fields: dict[str, object], mesh: MeshShape) -> Co
       num_codes=words.num_codes,
       num_bins=words.num_bins,
       freeze_resnet=True,
+      image_bucket_size=max(tiny.OFA.image_bucket_size, -(-fields.get("image_size", 0) // 16)),
       **{x: min(getattr(config.model, x), 4) for x in FEW},
     ),
     task=dataclasses.replace(config.task, **fields),

@@ -51,9 +51,8 @@ class Conv(nnx.Module):
       (side + sum(pad) - size) // self.stride + 1
       for side, pad, size in zip(x.shape[1:3], self.padding, kernel.shape[:2], strict=True)
     )
-    longest = max(kernel.shape[:2])
-    if longest == 1 or (self.stride > 1 and max(height, width) < longest):
-      # XLA on a CPU takes longer for the gradients of such convolutions, up to thirty times.
+    if self.stride > 1 and max(height, width) < max(kernel.shape[:2]):
+      # XLA on a CPU takes thirty times as long for the gradient of so small an image.
       y = self._by_product(x, height, width)
     else:
       y = jax.lax.conv_general_dilated(
