@@ -25,7 +25,7 @@ from ofa_jax.tokenizers.special import EOS
 from ofa_jax.validation import validate
 
 ROOT = Path(__file__).parent.parent
-# Some points below what a run of the recipe was seen to end with (docs/gallery.md).
+# What the recipe is to reach; docs/gallery.md has what a run did.
 GOALS = {"vqa": 0.95, "refcoco": 0.85, "snli_ve": 0.95, "exact": 0.95, "digits": 0.95}
 
 

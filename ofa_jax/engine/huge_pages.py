@@ -1,7 +1,7 @@
 """Memory in pages of 2 MiB, where Linux gives them to who asks.
 
 XLA takes the memory of a step from malloc anew in every step on a CPU. In pages of 4 KiB, which the
-kernel hands out and clears one by one, that was 30 % of the small world's time.
+kernel hands out and clears one by one, that was a quarter of the small world's time.
 """
 
 import os

@@ -90,7 +90,6 @@ def _reduced(x: jax.Array, stride: int, pad: int) -> jax.Array:
 
 def _compared(x: jax.Array, stride: int, pad: int) -> jax.Array:
   """The same as comparisons of slices: XLA is ten times as fast with their gradient on a CPU."""
-  x = jax.lax.optimization_barrier(x)  # or what made it is computed again for each slice
   sides = tuple((side + 2 * pad - 3) // stride + 1 for side in x.shape[1:3])
   x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=-jnp.inf)
   return functools.reduce(
