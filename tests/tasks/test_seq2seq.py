@@ -91,30 +91,32 @@ def test_answers_are_generated_behind_their_prompts(rows):
   batch |= {"weight": jnp.array([1.0, 1.0, 0.0]), "index": jnp.array([0, 1, -1])}
   asked = [[n for n in example["source"].tolist() if n > 2] for example in examples[:2]]
   assert len(asked[0]) != len(asked[1])
-  given = np.full((3, 15), 1, np.int32)
-  for row, prompt in zip(given, asked, strict=False):
-    row[: len(prompt)] = prompt
 
   @jax.jit
   def found(model, batch):
-    whole = answers.generate(
-      [model],
-      [model.encode(batch["source"])],
-      search=Search(num_beams=2, max_length=15 + 4),
-      batch=3,
-      prefix_tokens=given,
-      active=batch["weight"] > 0,
-    )
+    whole = [
+      answers.generate(
+        [model],
+        [model.encode(batch["source"][i : i + 1])],
+        search=Search(num_beams=2, max_length=len(prompt) + 4),
+        batch=1,
+        prefix_tokens=jnp.array([prompt], jnp.int32),
+      )
+      for i, prompt in enumerate(asked)
+    ]
     return whole, task.generate(model, batch), task.predict(model, batch, rngs=None, frozen=None)
 
   whole, behind, best = jax.device_get(found(model, batch))
   for i, prompt in enumerate(asked):
     begin = len(prompt)
-    assert whole.tokens[i, 0, :begin].tolist() == prompt
-    assert behind.tokens[i, 0].tolist() == whole.tokens[i, 0, begin:].tolist() + [1] * begin
-    assert behind.lengths[i, 0] == whole.lengths[i, 0] - begin
+    tokens, length = whole[i].tokens[0, 0], whole[i].lengths[0, 0]
+    assert tokens[:begin].tolist() == prompt
+    answer = tokens[begin:].tolist()
+    assert behind.tokens[i, 0, : len(answer)].tolist() == answer
+    assert set(behind.tokens[i, 0, len(answer) :].tolist()) <= {1}
+    assert behind.lengths[i, 0] == length - begin
     np.testing.assert_allclose(
-      behind.scores[i, 0], whole.positional_scores[i, 0, begin:].sum(), rtol=1e-6
+      behind.scores[i, 0], whole[i].positional_scores[0, 0, begin:].sum(), rtol=1e-5
     )
     assert best["tokens"][i].tolist() == behind.tokens[i, 0].tolist()
     assert 2 in best["tokens"][i].tolist()
