@@ -223,6 +223,13 @@ def main() -> None:
     "guidance", 1.0, "Above 1 captions weigh more (image); not the original's."
   )
   top_k = flags.DEFINE_integer("top-k", 256, "Likeliest codes to draw from (image).")
+  top_p = flags.DEFINE_float(
+    "top-p",
+    0.0,
+    "Share of the probability to draw codes from (image); above 0 it goes before --top-k.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+  )
   seed = flags.DEFINE_integer("seed", 0, "Of what is drawn.", lower_bound=0)
   searched = {
     "num_beams": flags.DEFINE_integer("num-beams", None, "Hypotheses; default: the task's."),
@@ -236,7 +243,10 @@ def main() -> None:
   }
 
   # By which task reads them.
-  of_pictures = {"codec": codec, "judge": judge, "top": top, "guidance": guidance, "top-k": top_k}
+  of_pictures = {
+    "codec": codec, "judge": judge, "top": top, "guidance": guidance, "top-k": top_k,
+    "top-p": top_p,
+  }  # fmt: skip
   of_boxes = {"min-probability": min_probability, "most-boxes": most_boxes}
   of_texts = {
     "image": image, "text2": text2, "premise": premise, "objects": objects, "shard": shard_,
@@ -255,6 +265,7 @@ def main() -> None:
       "guidance": guidance.value,
       "temperature": searched["temperature"].value or 1.0,
       "top_k": top_k.value,
+      "top_p": top_p.value,
       "seed": seed.value,
     }
     draw_files.command(

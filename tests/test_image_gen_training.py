@@ -6,6 +6,8 @@ import io
 import json
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -104,6 +106,14 @@ def test_the_first_stage_is_learnt_and_drawn_from(fields, learnt, tmp_path):
   assert draw_files.draw_file(model, table, output=broken, **given) == 3
   for path in whole.iterdir():
     assert path.read_bytes() == (broken / path.name).read_bytes(), path.name
+
+  # And its flags.
+  line = [sys.executable, "-m", "ofa_jax.generate", f"--model={workdir}", "--task=image"]
+  line += [f"--text={captions[0]}", "--samples=3", "--top-p=0.5", "--seed=2"]
+  subprocess.run([*line, f"--output={tmp_path / 'told'}"], check=True, cwd=tmp_path)
+  ((image,),) = model.draw(captions[:1], samples=3, top=1, top_p=0.5, seed=2)
+  (path,) = (tmp_path / "told").glob("*_0.png")
+  assert np.array_equal(np.asarray(Image.open(path)), np.asarray(image))
 
 
 def test_the_service_draws_what_the_api_draws(learnt):
