@@ -114,6 +114,8 @@ def test_the_first_stage_is_learnt_and_drawn_from(fields, learnt, tmp_path):
   ((image,),) = model.draw(captions[:1], samples=3, top=1, top_p=0.5, seed=2)
   (path,) = (tmp_path / "told").glob("*_0.png")
   assert np.array_equal(np.asarray(Image.open(path)), np.asarray(image))
+  ((other,),) = model.draw(captions[:1], samples=3, top=1, seed=2)
+  assert not np.array_equal(np.asarray(other), np.asarray(image))
 
 
 def test_the_service_draws_what_the_api_draws(learnt):

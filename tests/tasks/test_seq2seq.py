@@ -116,7 +116,7 @@ def test_answers_are_generated_behind_their_prompts(rows):
     assert set(behind.tokens[i, 0, len(answer) :].tolist()) <= {1}
     assert behind.lengths[i, 0] == length - begin
     np.testing.assert_allclose(
-      behind.scores[i, 0], whole[i].positional_scores[0, 0, begin:].sum(), rtol=1e-5
+      behind.scores[i, 0], whole[i].positional_scores[0, 0, begin:].sum(), rtol=1e-6
     )
     assert best["tokens"][i].tolist() == behind.tokens[i, 0].tolist()
     assert 2 in best["tokens"][i].tolist()
